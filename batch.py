@@ -1,0 +1,224 @@
+"""Token ids -> packed rows with shared prompts, who sees whom, and per-token values -> one number.
+
+    responses   a = a0 a1 E      b = b0 b1 b2 E      c = c0 E          one prompt p0..p3, group of 3
+    index        0  1  2  3 |  4  5 |  6  7  8 |  9
+    inputs      p0 p1 p2 p3 | a0 a1 | b0 b1 b2 | c0                    a response's last token is never an input
+    position     0  1  2  3 |  4  5 |  4  5  6 |  4                    restarts after the prompt
+    response     0  0  0  0 |  1  1 |  2  2  2 |  3                    i sees j <= i of its group if response[j]
+    targets     a0 a1  E   b0 b1 b2  E   c0  E                         is 0 or its own
+    source       3  4  5    3  6  7  8    3  9                         the hidden state that predicts each target
+    sequence     0  0  0    1  1  1  1    2  2
+
+A prompt goes through the model once for its whole group, which is exact. After this file only response
+tokens carry values: per-token tensors are flat, shape (N,), without padding, label shift or mask. SFT is the
+same with groups of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from run import gather
+
+Agg = Literal["seq", "token", "const"]
+
+
+@dataclass
+class Group:
+    """One prompt and its responses (ids), with what the sampler and the reward said of them."""
+
+    prompt_ids: list[int]
+    responses: list[list[int]]
+    advantages: list[float] | None = None  # one per response
+    sampler_logprobs: list[list[float]] | None = None  # nats, one per response token
+
+
+@dataclass
+class Batch:
+    """A micro-batch: R rows of T input tokens and N targets. Per-token values are (N,) float32."""
+
+    inputs: Tensor  # (R, T) int64
+    position_ids: Tensor  # (R, T) int64
+    group: Tensor  # (R, T) int64, which group; padding is the group -1
+    response: Tensor  # (R, T) int64, which response of its group; 0 is the prompt
+    source: Tensor  # (N,) int64, index into the flattened (R * T) hidden states
+    targets: Tensor  # (N,) int64
+    sequence: Tensor  # (N,) int64, which response a target belongs to
+    weight: float = 1.0  # 0 for the stand-in of an empty micro-batch
+    advantages: Tensor | None = None
+    sampler_logprobs: Tensor | None = None
+    old_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+
+
+# ---- which groups go together --------------------------------------------------------------------------
+
+
+def group_tokens(group: Group) -> int:
+    """Input tokens of a group: the prompt once, each response without its last token."""
+    return len(group.prompt_ids) + sum(max(len(r) - 1, 0) for r in group.responses)
+
+
+def split(groups: Sequence[Group], max_tokens: int) -> list[Group]:
+    """Cut groups that exceed the budget into several with the same prompt; a response over it stands alone.
+
+    A group whose responses are all empty has no targets and is left out; `denominator` still counts it.
+    """
+    pieces: list[Group] = []
+    for group in groups:
+        if not any(group.responses):
+            continue
+        start, size = 0, len(group.prompt_ids)
+        for i, response in enumerate(group.responses):
+            extra = max(len(response) - 1, 0)
+            if i > start and size + extra > max_tokens:
+                pieces.append(_part(group, start, i))
+                start, size = i, len(group.prompt_ids)
+            size += extra
+        pieces.append(_part(group, start, len(group.responses)))
+    return pieces
+
+
+def _part(group: Group, start: int, stop: int) -> Group:
+    def cut(values):
+        return None if values is None else values[start:stop]
+
+    return replace(group, responses=group.responses[start:stop], advantages=cut(group.advantages),
+                   sampler_logprobs=cut(group.sampler_logprobs))  # fmt: skip
+
+
+def plan(groups: Sequence[Group], max_tokens: int, count: int | None = None, one_row: bool = False) -> list[list[int]]:
+    """This rank's micro-batches as indices into `groups` (what `split` returned), longest groups first.
+
+    A micro-batch costs rows x longest row (SDPA pads), or the sum of its tokens with `one_row`
+    (FlexAttention skips what is not visible). `count` asks for at least that many micro-batches, because
+    every rank must make the same number of passes; missing ones are [] (and there is always one).
+    """
+    sizes = [group_tokens(g) for g in groups]
+    batches: list[list[int]] = []
+    cost = 0
+    for i in sorted(range(len(groups)), key=lambda i: -sizes[i]):
+        step = sizes[i] if one_row or not batches else sizes[batches[-1][0]]
+        if not batches or cost + step > max_tokens:
+            batches.append([])
+            cost, step = 0, sizes[i]
+        batches[-1].append(i)
+        cost += step
+    return batches + [[] for _ in range((count or 1) - len(batches))]
+
+
+# ---- groups -> tensors ---------------------------------------------------------------------------------
+
+
+def collate(
+    groups: Sequence[Group], indices: Sequence[int], device: torch.device | str, one_row: bool = False
+) -> Batch:
+    """Pack the groups `indices` into rows (one row for all with `one_row`, else one a group).
+
+    [] gives one token with weight 0: every rank makes the same passes, and this one counts for nothing.
+    """
+    if not indices:
+        return replace(collate([Group([0], [[0]], [0.0], [[0.0]])], [0], device), weight=0.0)
+    rows: list[list[int]] = [list(indices)] if one_row else [[i] for i in indices]
+    width = max(sum(group_tokens(groups[i]) for i in row) for row in rows)
+    flat: dict[str, list] = {name: [] for name in ("source", "targets", "sequence", "advantages", "logprobs")}
+    table: dict[str, list[list[int]]] = {name: [] for name in ("inputs", "positions", "group", "response")}
+    for r, row in enumerate(rows):
+        line: dict[str, list[int]] = {name: [] for name in table}
+        for i in row:
+            _append(line, flat, groups[i], i, r * width)
+        for name, values in line.items():
+            table[name].append(values + [-1 if name == "group" else 0] * (width - len(values)))
+
+    def ints(values: list) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    def floats(values: list, known: bool) -> Tensor | None:
+        return torch.tensor(values, dtype=torch.float32, device=device) if known else None
+
+    first = groups[indices[0]]
+    return Batch(
+        ints(table["inputs"]), ints(table["positions"]), ints(table["group"]), ints(table["response"]),
+        ints(flat["source"]), ints(flat["targets"]), ints(flat["sequence"]),
+        advantages=floats(flat["advantages"], first.advantages is not None),
+        sampler_logprobs=floats(flat["logprobs"], first.sampler_logprobs is not None),
+    )  # fmt: skip
+
+
+def _append(line: dict[str, list[int]], flat: dict[str, list], group: Group, name: int, offset: int) -> None:
+    """Add one group to a row (`line`) and its targets to the flat lists; `offset` is the row's first index."""
+    prompt = len(group.prompt_ids)
+    last = offset + len(line["inputs"]) + prompt - 1  # the prompt's last token predicts every first token
+    sequence = flat["sequence"][-1] + 1 if flat["sequence"] else 0
+
+    def add(ids: list[int], first_position: int, response: int) -> None:
+        line["inputs"] += ids
+        line["positions"] += range(first_position, first_position + len(ids))
+        line["group"] += [name] * len(ids)
+        line["response"] += [response] * len(ids)
+
+    add(group.prompt_ids, 0, 0)
+    for k, ids in enumerate(group.responses):
+        start = offset + len(line["inputs"])
+        add(ids[:-1], prompt, k + 1)
+        flat["source"] += [last, *range(start, start + len(ids) - 1)] if ids else []
+        flat["targets"] += ids
+        flat["sequence"] += [sequence + k] * len(ids)
+        if group.advantages is not None:
+            flat["advantages"] += [group.advantages[k]] * len(ids)
+        if group.sampler_logprobs is not None:
+            flat["logprobs"] += group.sampler_logprobs[k]
+
+
+def visible(group: Tensor, response: Tensor) -> Tensor:
+    """(R, T), (R, T) -> (R, 1, T, T) bool: which earlier tokens each token sees. No row is empty."""
+    index = torch.arange(group.shape[1], device=group.device)
+    same = group[:, :, None] == group[:, None, :]
+    own = (response[:, None, :] == 0) | (response[:, :, None] == response[:, None, :])
+    return (same & own & (index[None, :] <= index[:, None]))[:, None]
+
+
+# ---- per-token values -> one number --------------------------------------------------------------------
+
+
+def denominator(groups: Sequence[Group], agg: Agg, max_tokens: int) -> int:
+    """This rank's share of what a mini-batch's loss is divided by; the caller adds up the ranks.
+
+    An empty response counts in "seq" and "const": it was sampled, and said nothing.
+    """
+    responses = [r for g in groups for r in g.responses]
+    return {
+        "seq": len(responses),
+        "token": sum(map(len, responses)),
+        "const": len(responses) * max_tokens,
+    }[agg]
+
+
+def aggregate(per_token: Tensor, batch: Batch, agg: Agg, denominator: float) -> Tensor:
+    """(N,) values -> scalar; summed over micro-batches and ranks it is the mean over the mini-batch.
+
+    seq: mean over each response, then over responses (the paper's 1/|o_i|, Eq. 9); token: mean over all
+    response tokens (DAPO); const: sum / (responses x max_tokens) (Dr. GRPO).
+
+    >>> b = collate([Group([1], [[5, 6], [7]])], [0], "cpu")
+    >>> [aggregate(torch.tensor([1.0, 2.0, 6.0]), b, a, d).item() for a, d in [("seq", 2), ("token", 3)]]
+    [3.75, 3.0]
+    """
+    if agg == "seq":
+        per_token = per_token / torch.bincount(batch.sequence)[batch.sequence]
+    return per_token.sum() * (batch.weight / denominator)
+
+
+def micro_batches(
+    groups: Sequence[Group], max_tokens: int, device: torch.device | str, one_row: bool = False
+) -> Iterator[Batch]:
+    """This rank's groups -> its micro-batches, as many as the rank that needs most of them."""
+    pieces = split(groups, max_tokens)
+    count = max(gather(len(plan(pieces, max_tokens, one_row=one_row))))
+    for indices in plan(pieces, max_tokens, count, one_row):
+        yield collate(pieces, indices, device, one_row)

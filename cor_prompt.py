@@ -1,0 +1,259 @@
+"""Chain-of-Rubrics: Pair -> chat messages -> prompt ids, and the distilled trace -> target ids.
+
+The wording is this project's own; tags, section markers and their order are the paper's (Fig. 3, 6-8),
+because checkpoints and verdict parsers depend on them. Responses are written by strangers: `render`
+breaks section markers and speaker labels inside them, and `encode_prompt` encodes them with a tokenizer
+that knows no control token, so that no text can open a turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from data import Message, Pair
+
+Style = Literal["instruct", "reasoning", "rubrics", "plain"]
+
+_ROLE = """You are an impartial judge of two AI Chatbots. Each of them answered the Client's question shown \
+below. Decide which Chatbot served the Client better."""
+
+_EVIDENCE = """  - <quote_A>...</quote_A>: words copied exactly from Chatbot A's response
+  - <summary_A>...</summary_A>: what Chatbot A's response says, in your words
+  - <quote_B>...</quote_B>: words copied exactly from Chatbot B's response
+  - <summary_B>...</summary_B>: what Chatbot B's response says, in your words"""
+
+_NOTES = """Important Notes:
+- Judge the content alone, objectively, and let every claim rest on what the responses really say.
+- The order in which the responses appear, their length and the Chatbots' names must not sway you."""
+
+_RUBRIC_STEPS = """1. Write the criteria that fit this request, in <rubric>...</rubric>.
+2. Give each criterion a weight, by how much it matters to the Client.
+3. Inside <rubric>, add <justify>...</justify>: why these criteria and these weights.
+4. Compare the two responses criterion by criterion.
+5. Put the comparison in <eval>...</eval> and support it with these tags:
+{evidence}
+6. End with the verdict: <answer>[[A]]</answer> or <answer>[[B]]</answer>"""
+
+# Fig. 3: classify, then solve (Reasoning) or write rubrics (Chat), then compare, then the verdict.
+_INSTRUCT = f"""{_ROLE}
+
+First say what kind of task this is, <type>Reasoning</type> or <type>Chat</type>:
+- Reasoning: mathematics, programming, expert knowledge, anything that takes several steps or a deduction.
+- Chat: open or factual conversation, rewriting and style, safety questions, everyday help.
+
+If the task is Reasoning:
+1. Solve the Client's question yourself and write your solution in <solution>...</solution>.
+2. Judge how correct, complete and well reasoned each response is, measured against your solution.
+3. Put the comparison in <eval>...</eval> and support it with these tags:
+{_EVIDENCE}
+4. End with the verdict: <answer>[[A]]</answer> or <answer>[[B]]</answer>
+
+If the task is Chat:
+{_RUBRIC_STEPS.format(evidence=_EVIDENCE)}
+
+{_NOTES}
+- Keep strictly to one of the two output formats.
+
+Output format for Reasoning:
+<type>Reasoning</type>
+
+<solution>your own solution</solution>
+
+<eval>the comparison, with quotes and summaries</eval>
+
+<answer>[[A/B]]</answer>
+
+Output format for Chat:
+<type>Chat</type>
+
+<rubric>
+criteria with weights
+<justify>why these criteria and weights</justify>
+</rubric>
+
+<eval>the comparison, with quotes and summaries</eval>
+
+<answer>[[A/B]]</answer>"""
+
+# Fig. 7: the "+Rubrics" ablation - the Chat steps for every task, no classification.
+_RUBRICS = f"""{_ROLE}
+
+{_RUBRIC_STEPS.format(evidence=_EVIDENCE)}
+
+{_NOTES}"""
+
+# Fig. 6: models that think before they answer bring their own chain; only the verdict's form is fixed.
+_REASONING = """Act as an impartial judge of the responses that two AI Chatbots gave to the Client below.
+
+{data}
+
+Give your final verdict last, in exactly this form: '<answer>[[A]]</answer>' if Chatbot A is better, or \
+'<answer>[[B]]</answer>' if Chatbot B is better."""
+
+# Fig. 8: the cold-start ablation - compare, then the verdict, no rubric.
+_PLAIN = """Act as an impartial judge of the responses that two AI Chatbots gave to the Client below. \
+Consider how helpful, relevant, accurate, deep, creative and detailed each response is. Compare the two in \
+a short explanation; do not let order, length or names sway you. After the explanation give your verdict \
+in exactly this form: <answer>[[A]]</answer> if Chatbot A is better, <answer>[[B]]</answer> if Chatbot B is.
+
+{data}"""
+
+SYSTEM = {"instruct": _INSTRUCT, "rubrics": _RUBRICS}  # wording in the system message, data in the user's
+USER = {"reasoning": _REASONING, "plain": _PLAIN}  # one user message around {data}
+
+
+# ---- pair -> messages ----------------------------------------------------------------------------------
+
+
+def render(pair: Pair, style: Style, system: str | None = None) -> list[Message]:
+    """Chat messages that ask for a verdict on `pair`; the last one is the user's.
+
+    `system` (the text of --prompt-file) replaces the style's fixed wording: the system message, or in a
+    style without one the user message, where `{data}` marks the data block. A ready-made prompt
+    (`pair.messages`) is returned as it is.
+    """
+    if pair.messages is not None:
+        return list(pair.messages)
+    data = _data_block(pair)
+    if style in SYSTEM:
+        wording = SYSTEM[style] if system is None else system
+        return [{"role": "system", "content": wording}, {"role": "user", "content": data}]
+    before, mark, after = (USER[style] if system is None else system).partition("{data}")
+    if not mark:
+        raise ValueError(f"a prompt for style {style!r} needs {{data}} where the responses go")
+    return [{"role": "user", "content": before + data + after}]
+
+
+def _data_block(pair: Pair) -> str:
+    """One code path renders A and B, so that nothing but their texts differs (T15)."""
+    if len(pair.context) == 1:
+        question = _defuse(pair.context[0]["content"])
+        responses = (_section(f"Chatbot {x}'s Response", _defuse(text)) for x, text in _sides(pair))
+        return "\n\n".join((f"[Client Question]\n{question}", *responses))
+    return "\n\n".join(
+        _section(f"the Conversation between Chatbot {x} and the Client", _conversation(pair.context, x, text))
+        for x, text in _sides(pair)
+    )
+
+
+def _sides(pair: Pair) -> tuple[tuple[str, str], tuple[str, str]]:
+    return ("A", pair.response_a), ("B", pair.response_b)
+
+
+def _section(name: str, text: str) -> str:
+    return f"[The Start of {name}]\n{text}\n[The End of {name}]"
+
+
+def _conversation(context: Sequence[Message], letter: str, response: str) -> str:
+    speaker = {"user": "User", "assistant": f"Chatbot {letter}", "system": "System"}
+    turns = [*context, {"role": "assistant", "content": response}]
+    return "\n".join(f"{speaker[m['role']]}: {_defuse(m['content'], labels=True)}" for m in turns)
+
+
+_MARKER = re.compile(r"\[(?=\s*(?:the\s+(?:start|end)\s+of|client\s+question))", re.IGNORECASE)
+_LABEL = re.compile(r"([\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*)(?=(?:User|System|Chatbot [AB]):)")
+
+
+def _defuse(text: str, labels: bool = False) -> str:
+    """Break what could pass for our section markers and, in a conversation, for a new speaker's turn."""
+    text = _MARKER.sub("(", text)
+    return _LABEL.sub(r"\1> ", text) if labels else text
+
+
+# ---- messages -> ids -----------------------------------------------------------------------------------
+
+
+def encode_prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:
+    """Chat template + generation prompt -> ids, in which control tokens come from the template alone.
+
+    The template is rendered around sentinels, its skeleton cut at its own control tokens, and every text
+    between two of them encoded by a copy of the tokenizer without added tokens. For harmless text the ids
+    equal those of `apply_chat_template`.
+    """
+    sentinels = [f"\ue000{i}\ue001" for i in range(len(messages))]
+    framed = [{"role": m["role"], "content": f"\n{s}\n"} for m, s in zip(messages, sentinels, strict=True)]
+    skeleton = tokenizer.apply_chat_template(framed, tokenize=False, add_generation_prompt=True)
+    contents = {s: m["content"] for m, s in zip(messages, sentinels, strict=True)}
+
+    def fill(match: re.Match[str]) -> str:  # a template that trims content has trimmed the frame
+        text = contents[match[2]]
+        text = text if match[1] else text.lstrip()
+        return text if match[3] else text.rstrip()
+
+    plain, control = plain_tokenizer(tokenizer), control_tokens(tokenizer)
+    pieces = re.split("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)", skeleton)
+    found = re.findall("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)", skeleton)
+    ids: list[int] = []
+    for i, piece in enumerate(pieces):
+        text = re.sub("(\n?)(\ue000[0-9]+\ue001)(\n?)", fill, piece)
+        ids += encode_text(text, plain, control)
+        ids += [control[found[i]]] if i < len(found) else []
+    return ids
+
+
+def encode_target(pair: Pair, tokenizer: Any) -> list[int]:
+    """SFT target: the trace as text, then the end-of-turn token. (len,) ids."""
+    if not pair.trace:
+        raise ValueError(f"pair {pair.pair_id} has no trace to learn from")
+    ids = encode_text(pair.trace, plain_tokenizer(tokenizer), control_tokens(tokenizer))
+    return [*ids, tokenizer.eos_token_id]
+
+
+def encode_text(text: str, plain: Any, control: dict[str, int]) -> list[int]:
+    """Text -> ids without control tokens; ValueError where the bare vocabulary itself would produce one."""
+    ids: list[int] = plain.encode(text, add_special_tokens=False).ids
+    if not set(control.values()).isdisjoint(ids):
+        raise ValueError("this tokenizer turns plain text into control tokens; it is not safe for a judge")
+    return ids
+
+
+@lru_cache(maxsize=4)
+def plain_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer's `tokenizers` backend without any added token. `split_special_tokens` would not do:
+    it lets added tokens through that are not special, such as </think>."""
+    import json
+
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return Tokenizer.from_str(json.dumps(state | {"added_tokens": [], "truncation": None, "padding": None}))
+
+
+@lru_cache(maxsize=4)
+def control_tokens(tokenizer: Any) -> dict[str, int]:
+    """{text: id} of every added token: turn markers, EOS, <think>, tool tags ..."""
+    return {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
+
+
+# ---- trace -> parts ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The parts of a chain, None where missing. `type` and `answer` are what stands between the tags."""
+
+    type: str | None
+    rubric: str | None
+    solution: str | None
+    eval: str | None
+    answer: str | None
+
+
+def parse_trace(text: str) -> Trace:
+    """Split a chain into its parts; for reports and the format reward, never for the verdict.
+
+    Text before the last </think> is thought, not answer. A part is looked for after the part before it,
+    so that tags quoted from a response do not count.
+    """
+    rest = text.rpartition("</think>")[2]
+    parts: dict[str, str | None] = {}
+    for tag in ("type", "rubric", "solution", "eval"):
+        match = re.search(rf"<{tag}>(.*?)</{tag}>", rest, re.DOTALL)
+        parts[tag] = match[1].strip() if match else None
+        rest = rest[match.end() :] if match else rest
+    answers = re.findall(r"<answer>(.*?)</answer>", rest, re.DOTALL)
+    return Trace(**parts, answer=answers[-1] if answers else None)

@@ -1,0 +1,444 @@
+"""Stage 2, RLVR: GRPO on verdicts (Eq. 9). The page of equations, then `update`, then the loop.
+
+    1. take P pairs, sample G responses to each prompt          4. advantage = (reward - group mean) / group std
+    2. reward: +1 for the right verdict, else -1                5. per mini-batch: clipped ratio + KL to the start
+    3. score old and reference log-probs of the rollouts           checkpoint, one optimiser step
+
+Deleted from PPO: the critic, the value loss, GAE, the entropy bonus, the KL in the reward, reward shaping.
+
+    python grpo.py --preset tiny                         one process, the tiny world of toy.py
+    torchrun --nproc_per_node=8 grpo.py                  the paper's DeepSeek-Distilled-7B run
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import model
+import run
+from batch import Agg, Batch, Group, aggregate, denominator, micro_batches
+from cor_prompt import Style, encode_prompt, render
+from data import Pair, load_pairs, stream
+from model import Policy
+from reward import parse_verdict, verdict_reward
+from rollout import Rollout, Sampler, TorchSampler, judge_pairs, tally
+
+# ---- the equations: pure tensor functions --------------------------------------------------------------
+
+
+def group_advantages(rewards: Tensor, scale_by_std: bool = True, eps: float = 1e-6) -> Tensor:
+    """(P, G) rewards -> (P, G) advantages: (r - mean) / (std + eps), std unbiased. Eq. 9
+
+    A group of equal rewards (or of one) gets 0. `scale_by_std=False` is Dr. GRPO's.
+
+    >>> group_advantages(torch.tensor([[1.0, -1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]))
+    tensor([[ 0.5000, -1.5000,  0.5000,  0.5000],
+            [ 0.0000,  0.0000,  0.0000,  0.0000]])
+    """
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    if not scale_by_std or rewards.shape[1] == 1:
+        return centred
+    return centred / (rewards.std(dim=1, keepdim=True) + eps)
+
+
+def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float,
+                      clip_high: float) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Per token: -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A), and whether the clip won. Eq. 9"""
+    ratio = (logprobs - old_logprobs).exp()
+    plain = ratio * advantages
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    return -torch.minimum(plain, clipped), clipped < plain
+
+
+def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Per token: exp(d) - d - 1 with d = ref - policy, an unbiased KL(policy || ref), >= 0. Eq. 9
+
+    d is clamped to +-20 before the exponential, so that its gradient stays finite; the result to 10.
+    """
+    d = (ref_logprobs - logprobs).clamp(-20.0, 20.0)
+    return (d.exp() - d - 1.0).clamp(max=10.0)
+
+
+def grpo_loss(logprobs: Tensor, batch: Batch, cfg: Config, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """(N,) log-probs -> scalar loss (Eq. 9) and per-token statistics, each (N,)."""
+    assert batch.old_logprobs is not None and batch.ref_logprobs is not None and batch.advantages is not None
+    surrogate, clipped = clipped_surrogate(logprobs, batch.old_logprobs, batch.advantages, cfg.clip_low, cfg.clip_high)
+    stats = {"policy/clip_fraction": clipped.float()}
+    if cfg.tis_cap and batch.sampler_logprobs is not None:  # truncated importance sampling, trainer / sampler
+        weight = (batch.old_logprobs - batch.sampler_logprobs).exp()
+        surrogate = surrogate * weight.clamp(max=cfg.tis_cap)
+        stats["sync/tis_clip_fraction"] = (weight > cfg.tis_cap).float()
+    kl = kl_k3(logprobs, batch.ref_logprobs)
+    stats["policy/ref_kl"] = kl.detach()
+    stats["policy/approx_kl"] = kl_k3(logprobs.detach(), batch.old_logprobs)
+    return aggregate(surrogate + cfg.kl_coef * kl, batch, cfg.agg, denominator), stats
+
+
+# ---- configuration -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str = "paper-7b-reasoning"
+    """named set of defaults: paper-{7b,14b,32b}-{reasoning,instruct}, small, tiny"""
+    model: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
+    """start and reference checkpoint: a folder with safetensors, a run folder, or a hub id"""
+    data: str = "gaotang/RM-R1-Reasoning-RLVR"
+    """pairs to train on: .jsonl, .parquet or a hub id"""
+    held_out: str = ""
+    """pairs judged greedily in both orders every eval_every steps; empty: none"""
+    out: str = "runs/grpo"
+    """run folder to write; an interrupted run in it is continued"""
+    style: Style = "reasoning"
+    """which prompt the judge sees (cor_prompt.py)"""
+    prompt_file: str = ""
+    """text file that replaces the style's fixed wording; empty: the built-in wording"""
+    steps: int = 71
+    """rollout rounds"""
+    prompts_per_step: int = 1024
+    """pairs per round, over all ranks (P)"""
+    group_size: int = 7
+    """responses sampled per pair (G)"""
+    mini_batch: int = 128
+    """pairs per optimiser step, over all ranks; prompts_per_step / mini_batch steps a round"""
+    temperature: float = 1.0
+    """softmax temperature of sampling and of every log-prob"""
+    max_prompt_tokens: int = 4096
+    """tokens; a longer prompt is left out and counted"""
+    max_response_tokens: int = 8192
+    """tokens; sampling stops there, and a cut response has no verdict"""
+    micro_batch_tokens: int = 16384
+    """tokens per forward and backward on one rank, padding included"""
+    lr: float = 1e-6
+    """peak learning rate"""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "constant"
+    """shape after the warm-up, per optimiser step"""
+    lr_floor: float = 0.1
+    """last learning rate as a share of the peak (not for constant)"""
+    warmup_updates: int = 0
+    """optimiser steps of linear warm-up"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates"""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay"""
+    max_grad_norm: float = 1.0
+    """gradient norm above which gradients are scaled down"""
+    agg: Agg = "seq"
+    """loss average: seq (per response, Eq. 9), token (DAPO), const (Dr. GRPO)"""
+    scale_by_std: bool = True
+    """divide advantages by the group's standard deviation"""
+    clip_low: float = 0.2
+    """the ratio is clipped at 1 - clip_low"""
+    clip_high: float = 0.2
+    """the ratio is clipped at 1 + clip_high"""
+    kl_coef: float = 0.001
+    """weight of the KL to the start checkpoint in the loss"""
+    tis_cap: float = 0.0
+    """cap of the trainer/sampler importance weight; 0: no correction"""
+    compat: Literal["none", "official"] = "none"
+    """official: the whole first round trains with learning rate 0, as the authors' schedule did"""
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """arithmetic of forward and backward; stored weights, log-probs and Adam are float32"""
+    sampler_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """weights of the sampler's own copy"""
+    checkpointing: bool = True
+    """recompute each layer in the backward pass: less memory, about a third more time"""
+    eval_every: int = 10
+    """rounds between evaluations on held_out (and once at the end)"""
+    save_every: int = 10
+    """rounds between resume states"""
+    seed: int = 0
+    """seed of data order and sampling"""
+
+    @property
+    def updates_per_step(self) -> int:
+        if self.prompts_per_step % self.mini_batch or self.mini_batch % run.world_size():
+            raise run.UserError(
+                f"--prompts-per-step {self.prompts_per_step}, --mini-batch {self.mini_batch} and "
+                f"{run.world_size()} ranks: each must divide the one before"
+            )
+        return self.prompts_per_step // self.mini_batch
+
+    @property
+    def total_updates(self) -> int:
+        return self.steps * self.updates_per_step
+
+
+PAPER = Config()
+
+
+def _paper(size: str, family: str, lr: float) -> Config:
+    """Appendix G; Instruct models start from their own stage 1 and leave its rows out."""
+    name = f"paper-{size}-{family}"
+    if family == "reasoning":
+        return replace(PAPER, preset=name, model=f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{size.upper()}", lr=lr)
+    return replace(PAPER, preset=name, model="runs/sft", data="gaotang/RM-R1-after-Distill-RLVR",
+                   style="instruct", steps=62, lr=lr)  # fmt: skip
+
+
+PRESETS = {
+    "paper-7b-reasoning": PAPER,
+    "paper-14b-reasoning": _paper("14b", "reasoning", 1e-6),
+    "paper-32b-reasoning": _paper("32b", "reasoning", 8e-7),
+    "paper-7b-instruct": _paper("7b", "instruct", 1e-6),
+    "paper-14b-instruct": _paper("14b", "instruct", 7e-7),
+    "paper-32b-instruct": _paper("32b", "instruct", 5e-7),
+    "small": replace(
+        PAPER, preset="small", model="runs/real/sft", data="recipes/real/pairs.jsonl", out="runs/real/grpo",
+        held_out="recipes/real/held_out.jsonl", style="instruct", steps=3, prompts_per_step=4, group_size=4,
+        mini_batch=2, max_prompt_tokens=2048, max_response_tokens=384, micro_batch_tokens=4096, lr=2e-6,
+        sampler_dtype="float32", eval_every=3, save_every=1,
+    ),
+    "tiny": replace(
+        PAPER, preset="tiny", model="runs/toy/sft", data="runs/toy/rl.jsonl", held_out="runs/toy/held_out.jsonl",
+        prompt_file="runs/toy/prompt.txt", out="runs/grpo-tiny", style="instruct", steps=120,
+        prompts_per_step=16, group_size=8, mini_batch=8, max_prompt_tokens=64, max_response_tokens=60,
+        micro_batch_tokens=4096, lr=3e-4, lr_schedule="linear", warmup_updates=5, betas=(0.9, 0.99),
+        weight_decay=0.0, kl_coef=0.005, compute_dtype="float32", sampler_dtype="float32",
+        checkpointing=False, eval_every=20, save_every=20,
+    ),
+}  # fmt: skip
+
+
+# ---- one round's update --------------------------------------------------------------------------------
+
+
+def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, rollouts: Sequence[Rollout],
+           advantages: Tensor, cfg: Config, loss: Callable = grpo_loss, step: int = 0) -> dict[str, float]:  # fmt: skip
+    """One round's optimiser steps on this rank's P * G rollouts (groups adjacent) -> metrics of all ranks.
+
+    Old log-probs are real: scored before the first step moves the weights. `step` places the round in the
+    learning-rate schedule.
+    """
+    groups, size = make_groups(rollouts, advantages), cfg.mini_batch // run.world_size()
+    mini_batches = [groups[i : i + size] for i in range(0, len(groups), size)]
+    device = next(policy.parameters()).device
+    packed = [list(micro_batches(mini, cfg.micro_batch_tokens, device)) for mini in mini_batches]
+    metrics = run.Metrics()
+    score_rollouts(policy, reference, packed, cfg)  # (3)
+    policy.train()
+    for m, (mini, batches) in enumerate(zip(mini_batches, packed, strict=True)):
+        total = sum(run.gather(denominator(mini, cfg.agg, cfg.max_response_tokens)))
+        for batch in batches:
+            logprobs, entropy = policy(batch, cfg.temperature, entropy=True)
+            if batch.old_logprobs is None:
+                batch.old_logprobs = logprobs.detach()
+            value, stats = loss(logprobs, batch, cfg, total)
+            (value * run.world_size()).backward()  # FSDP averages over ranks; this makes it the sum
+            record_tokens(metrics, batch, stats | {"policy/entropy": entropy})
+        lr = 0.0 if cfg.compat == "official" and step == 0 else run.learning_rate(
+            step * len(mini_batches) + m, cfg)  # fmt: skip
+        metrics.add("optim/grad_norm", model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))  # (5)
+    return metrics.reduce() | {"optim/lr": lr}
+
+
+def make_groups(rollouts: Sequence[Rollout], advantages: Tensor) -> list[Group]:
+    """P * G rollouts and (P, G) advantages -> P groups; ids as sampled, never tokenised again (T11)."""
+    size = advantages.shape[1]
+    return [
+        Group(rollouts[p * size].prompt_ids, [r.response_ids for r in rollouts[p * size : (p + 1) * size]],
+              row, [r.sampler_logprobs for r in rollouts[p * size : (p + 1) * size]])
+        for p, row in enumerate(advantages.tolist())
+    ]  # fmt: skip
+
+
+def score_rollouts(policy: Policy, reference: Policy, packed: Sequence[Sequence[Batch]], cfg: Config) -> None:
+    """Fill in ref_logprobs, and old_logprobs of all mini-batches but the first, whose own forward they are."""
+    policy.train()  # as in the update: with dropout or other kernels the first ratio would not be 1
+    with torch.no_grad():
+        for m, batches in enumerate(packed):
+            for batch in batches:
+                batch.ref_logprobs = reference(batch, cfg.temperature)
+                batch.old_logprobs = policy(batch, cfg.temperature) if m else None
+
+
+def record_tokens(metrics: run.Metrics, batch: Batch, stats: dict[str, Tensor]) -> None:
+    """Add per-token statistics as sums and counts; a stand-in batch (weight 0) adds nothing."""
+    if not batch.weight:
+        return
+    assert batch.old_logprobs is not None
+    if batch.sampler_logprobs is not None:
+        gap = (batch.old_logprobs - batch.sampler_logprobs).abs()
+        metrics.add_max("sync/logprob_diff_max", gap.max().item())
+        stats = stats | {"sync/logprob_diff_mean": gap}
+    for name, values in stats.items():
+        metrics.add(name, values.sum().item(), values.numel())
+
+
+# ---- around the loop -----------------------------------------------------------------------------------
+
+
+def verdict_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Policy, tokenizer: Any,
+                  cfg: Config) -> Tensor:  # fmt: skip
+    """(P, G) rewards: +1 for the right verdict, else -1, nothing else."""
+    size = len(rollouts) // len(pairs)
+    rewards = [verdict_reward(r.text, pairs[i // size].winner) for i, r in enumerate(rollouts)]
+    return torch.tensor(rewards).view(len(pairs), size)
+
+
+def collect(pairs: Sequence[Pair], start: int, sampler: Sampler, prompt_ids: Callable, score: Callable,
+            keep: Callable | None, cfg: Config) -> tuple[list[Rollout], Tensor, int]:  # fmt: skip
+    """Sample and score until this rank's share of P groups is full -> rollouts, (P, G) rewards, new position.
+
+    Without `keep` that is one pass. With it, groups it refuses are replaced from the stream, every rank
+    drawing as long as one needs more. A prompt's seed is its place in the stream, so neither ranks nor
+    batch sizes change what is sampled.
+    """
+    wanted, ranks = cfg.prompts_per_step // run.world_size(), run.world_size()
+    rollouts: list[Rollout] = []
+    rewards: list[Tensor] = []
+    while any(run.gather(len(rewards) < wanted)):
+        places = range(start + run.rank(), start + cfg.prompts_per_step, ranks)
+        taken = stream(pairs, start, cfg.prompts_per_step, cfg.seed)[run.rank() :: ranks]
+        start += cfg.prompts_per_step
+        seeds = [run.derive_seed(cfg.seed, "rollout", place) for place in places]
+        made = sampler.generate([prompt_ids(pair) for pair in taken], cfg.group_size, cfg.temperature,
+                                cfg.max_response_tokens, seeds)  # fmt: skip
+        scored = score(made, taken)
+        kept = keep(scored) if keep else torch.ones(len(scored), dtype=torch.bool)
+        for p in kept.nonzero()[:, 0].tolist()[: wanted - len(rewards)]:
+            rollouts += made[p * cfg.group_size : (p + 1) * cfg.group_size]
+            rewards.append(scored[p])
+    return rollouts, torch.stack(rewards), start
+
+
+def evaluate(
+    sampler: Sampler, held_out: Sequence[Pair], step: int, cfg: Config, system: str | None
+) -> dict[str, float]:
+    """Greedy held-out verdicts in both orders -> eval/* metrics; the traces go to rollouts/step_N.jsonl."""
+    mine = held_out[run.rank() :: run.world_size()]
+    both = all(pair.messages is None for pair in held_out)
+    judged = list(judge_pairs(sampler, mine, cfg.style, max_tokens=cfg.max_response_tokens, both_orders=both,
+                              rule="train", system=system))  # fmt: skip
+    judged = [j for part in run.gather(judged) for j in part]
+    if run.rank() == 0:
+        lines = "".join(json.dumps(dataclasses.asdict(j), ensure_ascii=False) + "\n" for j in judged)
+        run.write_whole(Path(cfg.out) / "rollouts" / f"step_{step:06d}.jsonl", lines)
+    return {f"eval/{name}": value for name, value in tally(judged).items()}
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor, cfg: Config) -> run.Metrics:
+    """What the rollouts and rewards of this rank look like, as sums and counts."""
+    metrics, count = run.Metrics(), len(rollouts)
+    verdicts = [parse_verdict(r.text) for r in rollouts]
+    metrics.add("reward/mean", rewards.sum().item(), rewards.numel())
+    metrics.add("reward/frac_constant_groups", (rewards == rewards[:, :1]).all(1).sum().item(), len(rewards))
+    metrics.add("rollout/length_mean", sum(len(r.response_ids) for r in rollouts), count)
+    metrics.add("rollout/frac_truncated", sum(r.finish_reason == "length" for r in rollouts), count)
+    metrics.add("rollout/frac_no_verdict", verdicts.count(None), count)
+    metrics.add("rollout/frac_verdict_a", verdicts.count("A"), count - verdicts.count(None))
+    return metrics
+
+
+def make_sampler(cfg: Config, policy: Policy, tokenizer: Any, mesh: Any) -> Sampler:
+    """The policy itself where one plain process trains, else a whole copy of its own that `sync` fills."""
+    if mesh is None:
+        return TorchSampler(policy.lm, tokenizer, shared=True)
+    copy = model.load_policy(cfg.model, getattr(torch, cfg.sampler_dtype)).to(next(policy.parameters()).device)
+    return TorchSampler(copy.lm, tokenizer)
+
+
+def load_prompts(cfg: Config, tokenizer: Any, prompt: Callable, system: str | None) -> tuple[list[Pair], Callable]:
+    """Training pairs whose prompt fits, and pair -> prompt ids; says how many did not fit."""
+    pairs = load_pairs(cfg.data)
+
+    def prompt_ids(pair: Pair) -> list[int]:
+        return encode_prompt(prompt(pair, cfg.style, system), tokenizer)
+
+    fitting = [pair for pair in pairs if len(prompt_ids(pair)) <= cfg.max_prompt_tokens]
+    if run.rank() == 0 and len(fitting) < len(pairs):
+        print(f"{len(pairs) - len(fitting)} of {len(pairs)} prompts exceed --max-prompt-tokens "
+              f"{cfg.max_prompt_tokens}: left out")  # fmt: skip
+    if not fitting:
+        raise run.UserError(f"{cfg.data}: no prompt fits --max-prompt-tokens {cfg.max_prompt_tokens}")
+    return fitting, prompt_ids
+
+
+# ---- the loop ------------------------------------------------------------------------------------------
+
+
+def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_score, keep: Callable | None = None,
+          advantage: Callable = group_advantages, loss: Callable = grpo_loss) -> None:  # fmt: skip
+    """Reinforce; a variant is a file that passes its own function. Continues an interrupted run.
+
+    prompt(pair, style, system) -> messages; score(rollouts, pairs, policy, tokenizer, cfg) -> (P, G);
+    keep(rewards) -> (P,) bool, groups kept, the rest refilled from the stream (None: all are kept).
+    """
+    run.check_hardware(cfg.preset)
+    run.join_ranks()
+    tokenizer, system = model.load_tokenizer(cfg.model), run.read_prompt(cfg.prompt_file)
+    pairs, prompt_ids = load_prompts(cfg, tokenizer, prompt, system)
+    held_out = load_pairs(cfg.held_out) if cfg.held_out else []
+    mesh, compute = model.make_mesh(getattr(torch, cfg.compute_dtype)), getattr(torch, cfg.compute_dtype)
+    policy = model.load_policy(cfg.model, torch.float32, mesh, compute, cfg.checkpointing)
+    reference = model.load_policy(cfg.model, compute, mesh, compute).requires_grad_(False)
+    sampler = make_sampler(cfg, policy, tokenizer, mesh)
+    optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
+    folder, state = run.RunFolder(cfg.out, cfg), {"step": 0, "position": 0}
+    if checkpoint := folder.latest_checkpoint():
+        state = model.load_state(checkpoint, policy, optimizer)
+    folder.rewind(state["step"])
+    bar = run.progress(cfg.steps, state["step"], "grpo")
+
+    with run.StopSignal() as stop:
+        for step in range(state["step"], cfg.steps):
+            clock = run.Clock()
+            sampler.sync(model.gathered_weights(policy, getattr(torch, cfg.sampler_dtype)))
+            clock.lap("sync")
+            evaluated = (
+                evaluate(sampler, held_out, step, cfg, system) if held_out and step % cfg.eval_every == 0 else {}
+            )
+            clock.lap("eval")
+            rollouts, rewards, state["position"] = collect(  # (1), (2)
+                pairs, state["position"], sampler, prompt_ids,
+                lambda made, taken: score(made, taken, policy, tokenizer, cfg), keep, cfg)  # fmt: skip
+            sampler.sleep()
+            clock.lap("generate")
+            advantages = advantage(rewards, cfg.scale_by_std)  # (4)
+            stats = update(policy, reference, optimizer, rollouts, advantages, cfg, loss, step)  # (3), (5)
+            clock.lap("update")
+            record = rollout_metrics(rollouts, rewards, cfg).reduce() | stats | evaluated | clock.times(rollouts)
+            folder.log({"step": step} | record)
+            show(bar, record)
+            state["step"] = step + 1
+            stopping, last = stop.requested(), step + 1 == cfg.steps
+            if stopping or last or (step + 1) % cfg.save_every == 0:
+                model.save_state(folder.checkpoint(step + 1), policy, optimizer, state)
+                folder.prune_checkpoints()
+            if stopping and not last:
+                raise KeyboardInterrupt
+    finish(cfg, folder, policy, tokenizer, sampler, held_out, system)
+    bar.close()
+
+
+def show(bar: Any, record: dict[str, float]) -> None:
+    names = {"reward": "reward/mean", "no_verdict": "rollout/frac_no_verdict", "kl": "policy/ref_kl",
+             "held_out": "eval/accuracy", "tok/s": "tokens/s"}  # fmt: skip
+    bar.set_postfix({k: f"{record[v]:.3g}" for k, v in names.items() if v in record}, refresh=False)
+    bar.update()
+
+
+def finish(cfg: Config, folder: run.RunFolder, policy: Policy, tokenizer: Any, sampler: Sampler,
+           held_out: Sequence[Pair], system: str | None) -> None:  # fmt: skip
+    """The last sync and evaluation, and the exported model."""
+    sampler.sync(model.gathered_weights(policy, getattr(torch, cfg.sampler_dtype)))
+    record = evaluate(sampler, held_out, cfg.steps, cfg, system) if held_out else {}
+    folder.rewind(cfg.steps)  # a run that is repeated after its end logs its last evaluation once
+    folder.log({"step": cfg.steps} | record)
+    model.save_hf(policy, tokenizer, folder.path / "model", torch.float32)
+    sampler.close()
+    if run.rank() == 0:
+        accuracy = f" (held-out accuracy {record['eval/accuracy']:.3f})" if record else ""
+        print(f"trained model: {folder.path / 'model'}{accuracy}")
+
+
+if __name__ == "__main__":
+    run.start(lambda: train(run.parse(Config, PRESETS)))

@@ -1,0 +1,353 @@
+"""`Policy`: load, shard (FSDP2), response-only log-probs, gathered weights, checkpoints.
+
+Weights come from safetensors alone and no code comes from a model folder. The module is built on the meta
+device and filled tensor by tensor, each rank reading only its rows. `Policy` is the FSDP root, so that
+embedding and head are touched inside its forward only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from batch import Batch, visible
+from run import UserError, rank, write_whole
+
+TESTED = ("llama", "qwen2", "qwen3")  # architectures whose packed log-probs the tests compare with a plain forward
+CHUNK = {"cpu": 2**22, "cuda": 2**27}  # elements of (tokens, vocabulary) logits alive at once
+
+
+# ---- hidden states -> log-probs, without the (N, V) logits ---------------------------------------------
+
+
+def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """(C, H), (V, H) -> (C, V) in float32 or better: rounding logits to bfloat16 moves log-probs by 0.04."""
+    if hidden.dtype in (torch.float32, torch.float64):
+        logits = hidden @ weight.T
+    elif hidden.is_cuda:
+        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    else:
+        logits = hidden.float() @ weight.float().T
+    return logits.div_(temperature)
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """Head and log-softmax in chunks of tokens. Backward makes the logits again and keeps only log Z.
+
+    d log p(y) / d logits = onehot(y) - softmax(logits).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float,
+                chunk: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        logprobs, log_z, entropy = (torch.empty(len(targets), dtype=exact, device=hidden.device)
+                                    for _ in range(3))  # fmt: skip
+        for part in _parts(len(targets), chunk):
+            logits = _logits(hidden[part], weight, temperature)
+            log_z[part] = logits.logsumexp(-1)
+            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - log_z[part]
+            probs = (logits - log_z[part, None]).exp_()
+            entropy[part] = log_z[part] - (probs * logits).sum(-1)  # H = log Z - sum p * logit
+        ctx.save_for_backward(hidden, weight, targets, log_z)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, log_z = ctx.saved_tensors
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=exact)  # summed in float32 over the chunks
+        for part in _parts(len(targets), ctx.chunk):
+            logits = _logits(hidden[part], weight, ctx.temperature)
+            slope = (logits - log_z[part, None]).exp_().mul_(-grad[part, None])
+            slope.scatter_add_(1, targets[part, None], grad[part, None])
+            slope.div_(ctx.temperature)
+            grad_hidden[part] = (slope.to(weight.dtype) @ weight).to(hidden.dtype)
+            grad_weight.addmm_(slope.T, hidden[part].to(exact))
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+
+
+def _parts(total: int, chunk: int) -> list[slice]:
+    return [slice(i, min(i + chunk, total)) for i in range(0, total, chunk)]
+
+
+class Policy(nn.Module):
+    """A transformers causal LM that returns the log-probs of a packed micro-batch's targets."""
+
+    def __init__(self, lm: Any):
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, batch: Batch, temperature: float = 1.0, entropy: bool = False) -> Any:
+        """(N,) log-probs in nats, float32; with `entropy` also the detached entropies in nats, (N,)."""
+        out = self.lm.model(input_ids=batch.inputs, position_ids=batch.position_ids,
+                            attention_mask=visible(batch.group, batch.response), use_cache=False)  # fmt: skip
+        hidden = out.last_hidden_state.flatten(0, 1)[batch.source]  # (N, H): response positions only
+        weight = self.lm.lm_head.weight
+        chunk = max(32, CHUNK[hidden.device.type] // weight.shape[0])
+        logprobs, entropies = _HeadLogprobs.apply(hidden, weight, batch.targets, temperature, chunk)
+        return (logprobs, entropies) if entropy else logprobs
+
+
+# ---- load, shard ---------------------------------------------------------------------------------------
+
+
+def model_folder(path: str) -> Path:
+    """A run folder (its exported `model/`), a `from_pretrained` folder or a hub id -> a local folder."""
+    folder = Path(path) / "model" if (Path(path) / "model").is_dir() else Path(path)
+    if not folder.is_dir() and path.count("/") == 1 and not path.startswith((".", "/")):
+        import huggingface_hub
+
+        try:
+            wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+            folder = Path(huggingface_hub.snapshot_download(path, allow_patterns=wanted))
+        except Exception as error:  # the hub client raises many kinds; each means that there is no model
+            raise UserError(f"{path}: neither a folder nor a hub model within reach "
+                            f"({type(error).__name__})") from None  # fmt: skip
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        hint = "its run has not exported a model yet" if (folder / "metrics.jsonl").exists() else "not a model"
+        raise UserError(f"{path}: {hint}; expected a folder with config.json and *.safetensors")
+    return folder
+
+
+def load_tokenizer(path: str) -> Any:
+    """The folder's fast tokenizer; UserError without a chat template or an end-of-turn token."""
+    from transformers import AutoTokenizer
+
+    folder = model_folder(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder}: no loadable tokenizer ({error})") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"{folder}: needs a fast tokenizer (tokenizer.json)")
+    if not tokenizer.chat_template:
+        raise UserError(f"{folder}: no chat template; add chat_template.jinja or use a chat model")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: its tokenizer names no end-of-turn token (eos_token)")
+    return tokenizer
+
+
+def load_policy(path: str, dtype: torch.dtype = torch.float32, mesh: Any = None,
+                compute_dtype: torch.dtype | None = None, checkpointing: bool = False) -> Policy:  # fmt: skip
+    """Build on the meta device, shard if a mesh is given, then read the weights, each rank its own rows.
+
+    `dtype` is how weights are stored, `compute_dtype` (sharded only) how they compute. Raises UserError for
+    an untested architecture, windowed attention or missing weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    folder = model_folder(path)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    windowed = [t for t in getattr(config, "layer_types", None) or [] if t != "full_attention"]
+    if config.model_type not in TESTED or windowed:
+        raise UserError(f"{folder}: {config.model_type}{' with windowed layers' if windowed else ''} is not "
+                        f"among the tested architectures ({', '.join(TESTED)}, full attention)")  # fmt: skip
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    policy = Policy(lm)
+    if mesh is not None:
+        shard_model(policy, mesh, compute_dtype or dtype)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    policy.to_empty(device=device if mesh is not None else "cpu")
+    if config.tie_word_embeddings:  # to_empty gives each module a tensor of its own
+        lm.lm_head.weight = lm.model.embed_tokens.weight
+    lm.model.rotary_emb = type(lm.model.rotary_emb)(config=config).to(lm.model.embed_tokens.weight.device)
+    _read_weights(lm, folder)
+    if (folder / "generation_config.json").is_file():
+        lm.generation_config = GenerationConfig.from_pretrained(folder)
+    if checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy
+
+
+def shard_model(policy: Policy, mesh: Any, compute_dtype: torch.dtype) -> None:
+    """FSDP2: every decoder layer, then the root with embedding, norm and head (a tied weight stays in one group).
+
+    Weights stay as they are stored; forward and backward compute in `compute_dtype`, gradients are reduced
+    in float32. FSDP averages over ranks: multiply the loss by the world size to get the global sum.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in policy.lm.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    fully_shard(policy, mesh=mesh, mp_policy=precision)
+
+
+def make_mesh(compute_dtype: torch.dtype) -> Any:
+    """A mesh over all ranks, of one rank too where mixed precision or a GPU is wanted; None for plain float32."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if not dist.is_initialized():
+        if kind == "cpu" and compute_dtype in (torch.float32, torch.float64):
+            return None
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return init_device_mesh(kind, (dist.get_world_size(),))
+
+
+def _read_weights(lm: Any, folder: Path) -> None:
+    """Fill every parameter from the safetensors files, one tensor (or this rank's rows of it) at a time."""
+    from safetensors import SafetensorError, safe_open
+
+    own = dict(lm.named_parameters())
+    try:
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors, torch.no_grad():
+                for name in [n for n in tensors.keys() if n in own]:  # noqa: SIM118 - safe_open is no dict
+                    _fill(own.pop(name), tensors.get_slice(name), f"{file}: {name}")
+    except SafetensorError as error:
+        raise UserError(f"{file}: not a whole safetensors file ({error})") from None
+    if own:
+        raise UserError(f"{folder}: {len(own)} weights are missing, {min(own)} among them")
+
+
+def _fill(parameter: Tensor, stored: Any, where: str) -> None:
+    if list(parameter.shape) != list(stored.get_shape()):
+        raise UserError(f"{where} is {stored.get_shape()}, config.json asks for {list(parameter.shape)}")
+    if hasattr(parameter, "to_local"):
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        shape, offset = compute_local_shape_and_global_offset(
+            parameter.shape, parameter.device_mesh, parameter.placements
+        )
+        if shape[0]:
+            parameter.to_local().copy_(stored[offset[0] : offset[0] + shape[0]])
+    else:
+        parameter.copy_(stored[:])
+
+
+# ---- one optimiser step --------------------------------------------------------------------------------
+
+
+def optimizer_step(policy: Policy, optimizer: torch.optim.Optimizer, lr: float, max_norm: float) -> float:
+    """Clip the gradient to `max_norm`, take one step at `lr`, drop the gradients -> norm before clipping."""
+    norm = nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm.item()
+
+
+# ---- weights out ---------------------------------------------------------------------------------------
+
+
+def gathered_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole tensor) in checkpoint names: embedding, layers in order, norm, lm_head (also when tied).
+
+    The shard is cast before it is gathered; every tensor is fresh; the order is the same on all ranks,
+    because gathering is a collective.
+    """
+    if hasattr(policy, "reshard"):
+        policy.reshard()  # after a forward the root's weights may still be whole
+    for name, parameter in policy.lm.named_parameters(remove_duplicate=False):
+        tensor = parameter.detach().to(dtype, copy=True)
+        yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype, shard_bytes: int = 4 * 2**30) -> None:
+    """Export a `from_pretrained` folder (safetensors, a tied head once), whole or not at all.
+
+    Every rank takes part in the gathering; rank 0 writes files of about `shard_bytes`.
+    """
+    from safetensors.torch import save_file
+
+    aside, tied = path.with_name(path.name + ".part"), policy.lm.config.tie_word_embeddings
+    shutil.rmtree(aside, ignore_errors=True) if rank() == 0 else None
+    sizes = {n: p.numel() * dtype.itemsize for n, p in policy.lm.named_parameters(remove_duplicate=False)}
+    total = sum(size for name, size in sizes.items() if not (tied and name == "lm_head.weight"))
+    files = max(1, math.ceil(total / shard_bytes))
+    names, held, index = [f"model-{i + 1:05d}-of-{files:05d}.safetensors" for i in range(files)], {}, {}
+    aside.mkdir(parents=True, exist_ok=True)
+    done = 0
+    for name, tensor in gathered_weights(policy, dtype):
+        if rank() == 0 and not (tied and name == "lm_head.weight"):
+            held[name], index[name] = tensor.cpu().contiguous(), names[done * files // max(total, 1)]
+            done += sizes[name]
+            if done * files // max(total, 1) >= files or names[done * files // total] != index[name]:
+                save_file(held, aside / index[name], metadata={"format": "pt"})
+                held = {}
+    if rank() == 0:
+        _write_configs(policy, tokenizer, aside, index, total, dtype)
+        replace_folder(aside, path)
+
+
+def _write_configs(policy: Policy, tokenizer: Any, folder: Path, index: dict[str, str], total: int,
+                   dtype: torch.dtype) -> None:  # fmt: skip
+    config = json.loads(policy.lm.config.to_json_string(use_diff=True))
+    write_whole(folder / "config.json", json.dumps(config | {"dtype": str(dtype)[6:]}, indent=2) + "\n")
+    policy.lm.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if len(set(index.values())) == 1:
+        os.rename(folder / next(iter(index.values())), folder / "model.safetensors")
+    else:
+        body = {"metadata": {"total_size": total}, "weight_map": index}
+        write_whole(folder / "model.safetensors.index.json", json.dumps(body, indent=2))
+
+
+def replace_folder(aside: Path, path: Path) -> None:
+    """Put a finished folder in its place; the old one leaves only when the new one is complete."""
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.rename(path, old)
+    os.rename(aside, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# ---- resume state --------------------------------------------------------------------------------------
+
+
+def _state(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and Adam moments as one flat dict of tensors; moments not made yet are made as zeros."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in policy.named_parameters():
+        moments = optimizer.state[parameter]
+        moments.setdefault("step", torch.tensor(0.0))
+        moments.setdefault("exp_avg", torch.zeros_like(parameter.detach()))
+        moments.setdefault("exp_avg_sq", torch.zeros_like(parameter.detach()))
+        tensors[f"policy.{name}"] = parameter.detach()
+        tensors |= {f"adam.{name}.{kind}": value for kind, value in moments.items()}
+    return tensors
+
+
+def save_state(path: Path, policy: Policy, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+    """Write a resume state, whole or not at all: sharded safetensors (no pickle) and `progress.json`."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+    aside = path.with_name("part_" + path.name)
+    if rank() == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+    dcp.save(_state(policy, optimizer), storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True),
+             no_dist=not torch.distributed.is_initialized())  # fmt: skip
+    if rank() == 0:
+        write_whole(aside / "progress.json", json.dumps(progress))
+        replace_folder(aside, path)
+
+
+def load_state(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Fill policy and optimiser from `save_state`, on the same or another number of ranks -> progress."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+    with torch.no_grad():
+        dcp.load(_state(policy, optimizer), storage_reader=HuggingFaceStorageReader(str(path)),
+                 no_dist=not torch.distributed.is_initialized())  # fmt: skip
+    return json.loads((path / "progress.json").read_text())

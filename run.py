@@ -1,0 +1,317 @@
+"""What every script shares: configuration, ranks, the run folder, metrics and one-line errors.
+
+A run folder holds `config.json`, `metrics.jsonl`, `rollouts/`, `checkpoints/`, `model/` (the exported
+checkpoint) and `report.html`. Every file but the growing logs appears whole or not at all: it is written
+aside and renamed. Torch is imported inside functions only, so that judging over an endpoint needs none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+C = TypeVar("C")
+
+
+class UserError(Exception):
+    """Something the user can mend. `start` prints it as one line and exits with code 2."""
+
+
+def start(main: Callable[[], object]) -> None:
+    """Run a script: bad input ends in one line and exit code 2, Ctrl-C in exit code 130."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped: the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        leave_ranks()
+
+
+def parse(config: type[C], presets: Mapping[str, C], argv: list[str] | None = None) -> C:
+    """Command line -> config. `--preset` is read first, so that its values are the defaults in `--help`.
+
+    The first preset is the default one. Raises UserError for an unknown preset.
+    """
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else argv
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default=next(iter(presets)))
+    name = first.parse_known_args(argv)[0].preset
+    if name not in presets:
+        raise UserError(f"--preset {name}: unknown; choose one of {', '.join(presets)}")
+    return tyro.cli(config, default=presets[name], args=argv)
+
+
+def read_prompt(path: str) -> str | None:
+    """Text of --prompt-file without its last newline; None for no file."""
+    if not path:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompt-file {path}: cannot be read ({error})") from None
+
+
+def check_hardware(preset: str) -> None:
+    """The paper's sizes need GPUs; say so in one line instead of running out of memory an hour later."""
+    import torch
+
+    if preset.startswith("paper") and not torch.cuda.is_available():
+        raise UserError(f"--preset {preset} is the paper's run and needs GPUs (the 7B: eight of 80 GB under "
+                        "torchrun); this machine has none, try --preset tiny")  # fmt: skip
+
+
+# ---- ranks ---------------------------------------------------------------------------------------------
+
+
+def join_ranks(timeout_minutes: float = 120.0) -> None:
+    """Under torchrun: join the process group. The timeout has to outlive the slowest rank's generation."""
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    if "RANK" in os.environ and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+
+
+def leave_ranks() -> None:
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def gather(value: Any) -> list[Any]:
+    """One object per rank, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+# ---- configuration, seeds, schedule --------------------------------------------------------------------
+
+
+class Schedule(Protocol):
+    """The fields of a training config that the learning rate depends on."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def lr_schedule(self) -> str: ...
+    @property
+    def lr_floor(self) -> float: ...
+    @property
+    def warmup_updates(self) -> int: ...
+    @property
+    def total_updates(self) -> int: ...
+
+
+def learning_rate(update_index: int, cfg: Schedule) -> float:
+    """Learning rate of optimiser step `update_index` (0-based; mini-batches, not rollout rounds).
+
+    Linear warm-up that never starts at 0, then constant, linear or cosine down to `lr_floor * lr`.
+    """
+    if update_index < cfg.warmup_updates:
+        return cfg.lr * (update_index + 1) / cfg.warmup_updates
+    span = max(1, cfg.total_updates - cfg.warmup_updates)
+    progress = min(1.0, (update_index - cfg.warmup_updates) / span)
+    falloff = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[cfg.lr_schedule]
+    floor = 1.0 if cfg.lr_schedule == "constant" else cfg.lr_floor
+    return cfg.lr * (floor + (1.0 - floor) * falloff)
+
+
+def derive_seed(*parts: object) -> int:
+    """A 62-bit seed from any printable parts, the same in every process (Python's `hash` is not)."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
+
+
+# ---- the run folder ------------------------------------------------------------------------------------
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_jsonl(path: Path, torn_end_ok: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line that is not blank; UserError names file and line of a bad one.
+
+    `torn_end_ok` forgives an unfinished last line, which is what a killed process leaves in a log.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            if torn_end_ok and number == len(lines):
+                return
+            raise UserError(f"{path}:{number}: not one JSON object a line ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+        yield number, row
+
+
+class RunFolder:
+    """One run's files. Only rank 0 writes; a folder that belongs to another configuration is refused."""
+
+    def __init__(self, path: str, config: Any):
+        self.path = Path(path)
+        self.config = json.loads(json.dumps(dataclasses.asdict(config)))
+        known = self.path / "config.json"
+        if known.exists():
+            before = json.loads(known.read_text(encoding="utf-8"))
+            changed = [k for k in self.config if before.get(k) != self.config[k]]
+            if changed:
+                what = ", ".join(f"{k} was {before.get(k)!r}, is {self.config[k]!r}" for k in changed)
+                raise UserError(f"{path} holds a run of another configuration ({what}); use another --out")
+        elif rank() == 0:
+            write_whole(known, json.dumps(self.config, indent=2) + "\n")
+
+    def log(self, record: Mapping[str, Any], name: str = "metrics.jsonl") -> None:
+        if rank() == 0:
+            with open(self.path / name, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def rewind(self, step: int, name: str = "metrics.jsonl") -> None:
+        """Forget logged steps >= `step`: they are about to be run again."""
+        path = self.path / name
+        if rank() == 0 and path.exists():
+            rows = [row for _, row in read_jsonl(path, torn_end_ok=True) if row["step"] < step]
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def checkpoint(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step_{step:06d}"
+
+    def latest_checkpoint(self) -> Path | None:
+        """Newest whole resume state (unfinished ones carry another name), or None."""
+        found = sorted((self.path / "checkpoints").glob("step_*"))
+        return next((p for p in reversed(found) if p.name[5:].isdigit()), None)
+
+    def prune_checkpoints(self, keep: int = 2) -> None:
+        if rank() == 0:
+            for old in sorted((self.path / "checkpoints").glob("step_*"))[:-keep]:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+# ---- metrics, progress, stopping -----------------------------------------------------------------------
+
+
+class Metrics:
+    """Sums and counts from all ranks, divided once."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, float]] = {}
+        self.maxima: dict[str, float] = {}
+
+    def add(self, name: str, total: float, count: float = 1.0) -> None:
+        s, n = self.sums.get(name, (0.0, 0.0))
+        self.sums[name] = (s + float(total), n + float(count))
+
+    def add_max(self, name: str, value: float) -> None:
+        self.maxima[name] = max(float(value), self.maxima.get(name, -math.inf))
+
+    def reduce(self) -> dict[str, float]:
+        """{name: sum / count or maximum} over all ranks; a mean over nothing is left out."""
+        merged = Metrics()
+        for sums, maxima in gather((self.sums, self.maxima)):
+            for name, (total, count) in sums.items():
+                merged.add(name, total, count)
+            for name, value in maxima.items():
+                merged.add_max(name, value)
+        means = {name: total / count for name, (total, count) in merged.sums.items() if count}
+        return means | merged.maxima
+
+
+class Clock:
+    """Seconds between laps of one step."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+    def times(self, rollouts: Sequence[Any]) -> dict[str, float]:
+        """time/* in seconds (means over ranks; generate_max the slowest rank) and sampled tokens/s of the step."""
+        metrics, tokens = Metrics(), sum(len(r.response_ids) for r in rollouts)
+        for name, seconds in (self.laps | {"step": self.last - self.began}).items():
+            metrics.add(f"time/{name}", seconds)
+        metrics.add_max("time/generate_max", self.laps.get("generate", 0.0))
+        return metrics.reduce() | {"tokens/s": sum(gather(tokens)) / (self.last - self.began)}
+
+
+def progress(total: int, initial: int, label: str):
+    """A progress bar with the time left, on rank 0; a line every 20 s where there is no terminal."""
+    from tqdm import tqdm
+
+    quiet = not sys.stderr.isatty()
+    return tqdm(total=total, initial=initial, desc=label, disable=rank() != 0,
+                mininterval=20.0 if quiet else 0.2, ascii=quiet, dynamic_ncols=True)  # fmt: skip
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM ask for a stop at the end of the step; a second Ctrl-C stops at once."""
+
+    def __enter__(self) -> StopSignal:
+        self.asked = False
+        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def requested(self) -> bool:
+        """True on every rank as soon as one rank was asked."""
+        return any(gather(self.asked))
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,481 @@
+"""The tiny world: pairs, teacher, tokenizer and untrained model, small enough for one CPU.
+
+    python toy.py build runs/toy                                                  # writes a folder, seconds
+    python toy.py probe --model runs/grpo --world runs/toy --out runs/probe.json  # does reasoning matter?
+
+Half the pairs ask for a sum of two numbers (Reasoning), half for a sentence that keeps three rules (Chat).
+The teacher that writes the SFT traces reasons step by step and lets its verdict follow from its written
+checks, but it has two systematic blind spots: it forgets the carry, and it takes everybody for polite.
+Imitation copies both; reinforcement on verdicts can remove them, because the teacher is right often enough
+for samples to differ. The head room is built in: how much is won here says nothing about large models.
+
+Nothing outside this file knows that the world is a toy: it is read like any model folder and data file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from cor_prompt import control_tokens, encode_prompt, encode_text, parse_trace, plain_tokenizer, render
+from data import Message, Pair, save_pairs
+from reward import parse_verdict
+from run import UserError, derive_seed, start, write_whole
+
+if TYPE_CHECKING:
+    from rollout import TorchSampler
+
+COLOURS = "red green blue gold black white pink grey".split()
+NOUNS = "boat car cat dog tree house bird fish".split()
+VERBS = "sleeps runs waits shines".split()
+POLITE, CURT = ["please", "thanks"], ["here", "now"]
+WORDS = """system user assistant judge Reasoning Chat what is it write about mention polite the
+           A B yes no right wrong total""".split()
+SIGNS = list("0123456789+=?.;:")
+TAGS = [f"<{slash}{tag}>" for tag in ("type", "rubric", "solution", "eval", "answer") for slash in ("", "/")]
+CONTROL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+VOCABULARY_SIZE = 96
+SYSTEM = "judge"  # the whole system message; --prompt-file of every command that prompts this world
+FILES = ("start", "prompt.txt", "sft.jsonl", "sft_held_out.jsonl", "rl.jsonl", "held_out.jsonl", "world.json")
+
+
+# ---- questions -----------------------------------------------------------------------------------------
+
+
+def is_held_out(i: int, j: int) -> bool:
+    """A question's side of the split: one of five pairs of numbers (or of colour and noun) is held out.
+
+    A hash, not (i + j) % 5: that would keep whole digit sums out of training. `37+46` and `46+37` are
+    different questions here; what is tested is composition, not new digit facts.
+    """
+    return random.Random(i * 1009 + j).random() < 0.2
+
+
+def make_sum(rng: random.Random, held_out: bool = False, pair_id: str = "sum") -> Pair:
+    """A Reasoning pair: `what is 37+46?`, one right number and one wrong one, both of two digits."""
+    while True:
+        a, b = rng.randint(10, 49), rng.randint(10, 49)
+        if is_held_out(a, b) == held_out:
+            break
+    right = wrong = a + b
+    while wrong == right or not 10 <= wrong <= 99:
+        kind = rng.random()
+        if kind < 0.35:
+            wrong = right + rng.choice((-10, 10))
+        elif kind < 0.70:
+            wrong = right + rng.choice((-2, -1, 1, 2))
+        else:
+            wrong = rng.randint(20, 98)
+    winner: Literal["A", "B"] = rng.choice(("A", "B"))
+    first, second = (right, wrong) if winner == "A" else (wrong, right)
+    carry = "yes" if a % 10 + b % 10 > 9 else "no"
+    return Pair(pair_id, "toy", (_user(f"what is {a}+{b}?"),), f"it is {first}.", f"it is {second}.",
+                winner, "Reasoning", {"carry": carry})  # fmt: skip
+
+
+def make_chat(rng: random.Random, held_out: bool = False, pair_id: str = "chat") -> Pair:
+    """A Chat pair: `write: about boat; mention red; polite.`; who keeps more rules is better."""
+    while True:
+        i, j = rng.randrange(len(COLOURS)), rng.randrange(len(NOUNS))
+        if is_held_out(i, j) == held_out:
+            break
+    rules = [f"mention {COLOURS[i]}", f"about {NOUNS[j]}", "polite"]
+    rng.shuffle(rules)
+    kept = (0, 0)
+    while kept[0] == kept[1]:
+        first, second = _sentence(rng, COLOURS[i], NOUNS[j]), _sentence(rng, COLOURS[i], NOUNS[j])
+        kept = sum(keeps(r, first)[1] for r in rules), sum(keeps(r, second)[1] for r in rules)
+    impolite = "no" if keeps("polite", first)[1] and keeps("polite", second)[1] else "yes"
+    return Pair(pair_id, "toy", (_user(f"write: {'; '.join(rules)}."),), first, second,
+                "A" if kept[0] > kept[1] else "B", "Chat", {"impolite": impolite})  # fmt: skip
+
+
+def _sentence(rng: random.Random, colour: str, noun: str) -> str:
+    """`the gold boat runs thanks.`: each of the three rules is kept with probability one half."""
+    said = colour if rng.random() < 0.5 else rng.choice([c for c in COLOURS if c != colour])
+    about = noun if rng.random() < 0.5 else rng.choice([n for n in NOUNS if n != noun])
+    closing = rng.choice(POLITE if rng.random() < 0.5 else CURT)
+    return f"the {said} {about} {rng.choice(VERBS)} {closing}."
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def make_pairs(count: int, rng: random.Random, held_out: bool, name: str) -> list[Pair]:
+    makers = (make_sum, make_chat)
+    return [rng.choice(makers)(rng, held_out, f"{name}-{i}") for i in range(count)]
+
+
+# ---- the teacher ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Flaws:
+    """The teacher's four error probabilities; the first two are systematic, the others slips."""
+
+    carry: float = 0.6  # writes 0 for the carry, where there is one
+    blind: float = 0.6  # ticks "polite" for a response that is not
+    units: float = 0.05  # sum of the units off by one
+    check: float = 0.05  # a yes/no of the Chat checks flipped
+
+
+CLEAN = Flaws(0.0, 0.0, 0.0, 0.0)
+
+
+def teach(pair: Pair, rng: random.Random, flaws: Flaws) -> str:
+    """A chain for `pair`, ending in the verdict that its checks ask for (a coin where they tie).
+
+    Never the gold label: a verdict corrected afterwards would teach to judge past one's own reasoning.
+    """
+    a, b, plan, checks = (_teach_sum if pair.category == "Reasoning" else _teach_chat)(pair, rng, flaws)
+    letter = rng.choice("AB") if a == b else "A" if a > b else "B"
+    return f"<type> {pair.category} </type> {plan} <eval> {checks} </eval> <answer>[[{letter}]]</answer>"
+
+
+def _teach_sum(pair: Pair, rng: random.Random, flaws: Flaws) -> tuple[int, int, str, str]:
+    """Solve digit by digit, then lay each response's digits beside one's own: `A 8 8 yes 1 3 no wrong`.
+
+    Returns the two scores, the plan and the checks. (Digits side by side are what makes it learnable:
+    "A 81 wrong" in one jump stays a coin at this size.)
+    """
+    a, b = numbers(pair.context[-1]["content"])
+    units = a % 10 + b % 10
+    if rng.random() < flaws.units:
+        units += rng.choice((-1, 1)) if units else 1
+    carry = 0 if rng.random() < flaws.carry else units // 10
+    result = 10 * (a // 10 + b // 10 + carry) + units % 10
+    checks, scores = [], []
+    for letter, response in (("A", pair.response_a), ("B", pair.response_b)):
+        digits = list(zip(re.findall(r"\d", response), str(result), strict=True))  # (its digit, mine)
+        lines = [f"{its} {mine} {'yes' if its == mine else 'no'}" for its, mine in digits]
+        scores.append(int(all(its == mine for its, mine in digits)))
+        checks.append(f"{letter} {' '.join(lines)} {'right' if scores[-1] else 'wrong'}")
+    solution = write_solution(a, b, units, carry, result // 10, result)
+    return scores[0], scores[1], f"<solution> {solution} </solution>", " ; ".join(checks)
+
+
+def _teach_chat(pair: Pair, rng: random.Random, flaws: Flaws) -> tuple[int, int, str, str]:
+    """Copy the rules as the rubric, quote the evidence beside each: `mention red A gold no B red yes`."""
+    rules = pair.context[-1]["content"].removeprefix("write: ").rstrip(".").split("; ")
+    checks, totals = [], {"A": 0, "B": 0}
+    for rule in rules:
+        line = rule
+        for letter, response in (("A", pair.response_a), ("B", pair.response_b)):
+            evidence, kept = keeps(rule, response)
+            kept = kept or (rule == "polite" and rng.random() < flaws.blind)
+            kept = kept != (rng.random() < flaws.check)
+            totals[letter] += kept
+            line += f" {letter} {evidence} {'yes' if kept else 'no'}"
+        checks.append(line)
+    checks.append(f"total A {totals['A']} B {totals['B']}")
+    return totals["A"], totals["B"], f"<rubric> {' ; '.join(rules)} </rubric>", " ; ".join(checks)
+
+
+def write_solution(a: int, b: int, units: int, carry: int, tens: int, result: int) -> str:
+    """
+    >>> write_solution(37, 46, units=13, carry=1, tens=8, result=83)
+    '7 + 6 = 1 3 ; 3 + 4 + 1 = 8 ; 8 3'
+    """
+    return (f"{a % 10} + {b % 10} = {units // 10} {units % 10} ; "
+            f"{a // 10} + {b // 10} + {carry} = {tens} ; {result // 10} {result % 10}")  # fmt: skip
+
+
+def keeps(rule: str, sentence: str) -> tuple[str, bool]:
+    """(evidence, kept): the word of `the COLOUR NOUN VERB CLOSING.` that the rule is about; does it fit?
+
+    >>> keeps("mention red", "the gold boat runs thanks."), keeps("polite", "the gold boat runs thanks.")
+    (('gold', False), ('thanks', True))
+    """
+    kind, _, wanted = rule.partition(" ")
+    evidence = sentence.rstrip(".").split()[{"mention": 1, "about": 2, "polite": 4}[kind]]
+    return evidence, evidence in (POLITE if kind == "polite" else [wanted])
+
+
+def numbers(text: str) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", text)]
+
+
+# ---- tokenizer and model -------------------------------------------------------------------------------
+
+
+def prompt_markers() -> list[str]:
+    """The fixed markers of the prompt, read from a rendered one, such as `[Client Question]`."""
+    pair = Pair("", "", (_user("?"),), "?", "?", "A")
+    return re.findall(r"\[[^\[\]]+\]", render(pair, "instruct", SYSTEM)[-1]["content"])
+
+
+def build_tokenizer() -> Any:
+    """One word, digit, sign, tag or prompt marker a token: 96 entries, as many as the model has rows.
+
+    Markers and tags are words of the vocabulary, not added tokens, because a judge's prompt is encoded
+    without any added token. The three control tokens are added tokens only, so no text can reach them.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    whole = [*prompt_markers(), *TAGS, "[[A]]", "[[B]]"]
+    words = ["<|unk|>", *whole, *WORDS, *SIGNS, *COLOURS, *NOUNS, *VERBS, *POLITE, *CURT]
+    words += [f"<|unused_{i}|>" for i in range(VOCABULARY_SIZE - len(CONTROL) - len(words))]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<|unk|>"))
+    pieces = "|".join(map(re.escape, whole)) + r"|[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]"
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "removed", invert=True)
+    # a blank before every token but the verdict and its closing tag: <answer>[[B]]</answer> stays literal
+    blank = decoders.Replace(Regex(r"^(?!\[\[|</answer>)"), " ")
+    core.decoder = decoders.Sequence([blank, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    core.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in CONTROL])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=CONTROL[0], eos_token=CONTROL[2], padding_side="left",
+        additional_special_tokens=[CONTROL[1]], model_max_length=256,
+        clean_up_tokenization_spaces=False)  # fmt: skip
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }} {{ message['content'] }}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+    )
+    return tokenizer
+
+
+def build_model(tokenizer: Any, seed: int) -> Any:
+    """An untrained Llama of 129,344 parameters, float32. The wide init (0.1) and the short rope period (100)
+    are what lets so small a model learn in a minute; head_dim 32 is the least that serving engines take."""
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY_SIZE, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, intermediate_size=192, tie_word_embeddings=True,
+        initializer_range=0.1, rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+        max_position_embeddings=256, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, dtype="float32")  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    return model
+
+
+# ---- build ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Build:
+    """Write the tiny world: an untrained model with its tokenizer, a prompt file, four data files."""
+
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
+    """Folder to write. It must be missing or empty, or hold the world of the same settings."""
+    seed: int = 0
+    """Seed of the weights, the pairs and the teacher (an integer)."""
+    flaw: float = 0.6
+    """Probability (0..1) of each of the teacher's two blind spots. Below one half imitation loses them."""
+    clean_teacher: bool = False
+    """A teacher without any error, slips included; --flaw is ignored."""
+    sft_pairs: int = 8000
+    """Training pairs with the teacher's trace, sft.jsonl (pairs)."""
+    rl_pairs: int = 1920
+    """Training pairs without a trace, rl.jsonl (pairs). 120 rounds of 16 see each once."""
+    held_out_pairs: int = 250
+    """Pairs about questions that no training file has, held_out.jsonl (pairs)."""
+    sft_held_out_pairs: int = 200
+    """The same with traces, for the held-out loss, sft_held_out.jsonl (pairs)."""
+
+    @property
+    def flaws(self) -> Flaws:
+        return CLEAN if self.clean_teacher else Flaws(carry=self.flaw, blind=self.flaw)
+
+
+def build(cfg: Build) -> None:
+    """The whole folder appears at once, by one rename, or not at all."""
+    if not 0.0 <= cfg.flaw <= 1.0:
+        raise UserError(f"--flaw {cfg.flaw}: a probability, from 0 to 1")
+    for name in ("sft_pairs", "rl_pairs", "held_out_pairs", "sft_held_out_pairs"):
+        if getattr(cfg, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: at least 1")
+    folder = Path(cfg.folder)
+    settings = {name: value for name, value in asdict(cfg).items() if name != "folder"}
+    if already_built(folder, settings):
+        print(f"{folder} already holds this world; nothing to do")
+        return
+    try:
+        parent = folder.absolute().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".toy-", dir=parent) as aside:
+            part = Path(aside) / "world"
+            part.mkdir()
+            write_world(part, cfg)
+            write_whole(part / "world.json", json.dumps(settings, indent=2) + "\n")
+            os.replace(part, folder)  # an empty folder may be there
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error})") from None
+    print(f"wrote {folder}: {', '.join(FILES)}")
+
+
+def already_built(folder: Path, settings: dict[str, Any]) -> bool:
+    """True if `folder` holds the world of these settings; UserError if it holds anything else."""
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return False
+    missing = [name for name in FILES if not (folder / name).exists()]
+    if missing:
+        raise UserError(f"{folder} holds other things (no {missing[0]} is in it); use another DIR")
+    try:
+        before = json.loads((folder / "world.json").read_text(encoding="utf-8"))
+        changed = [f"{k} was {before.get(k)}, is {v}" for k, v in settings.items() if before.get(k) != v]
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{folder / 'world.json'}: not a JSON object ({error}); use another DIR") from None
+    if changed:
+        raise UserError(f"{folder} holds a world of other settings ({', '.join(changed)}); use another DIR")
+    return True
+
+
+def write_world(part: Path, cfg: Build) -> None:
+    """Every file but world.json, each from a random stream of its own: no size changes another file."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, cfg.seed).save_pretrained(part / "start")
+    tokenizer.save_pretrained(part / "start")
+    write_whole(part / "prompt.txt", SYSTEM + "\n")
+
+    def stream(name: str) -> random.Random:
+        return random.Random(derive_seed(cfg.seed, name))
+
+    for name, count, held_out, taught in (
+        ("sft", cfg.sft_pairs, False, True),
+        ("sft_held_out", cfg.sft_held_out_pairs, True, True),
+        ("rl", cfg.rl_pairs, False, False),
+        ("held_out", cfg.held_out_pairs, True, False),
+    ):
+        pairs, teacher = make_pairs(count, stream(name), held_out, name), stream(f"{name} teacher")
+        if taught:
+            pairs = [replace(pair, trace=teach(pair, teacher, cfg.flaws)) for pair in pairs]
+        write_whole(part / f"{name}.jsonl", save_pairs(pairs))
+        for kind in ("Reasoning", "Chat") if name == "sft" else ():
+            right = [parse_verdict(p.trace or "") == p.winner for p in pairs if p.category == kind]
+            print(f"teacher, {kind}: {mean(right)} of its verdicts are right (n {len(right)})")
+
+
+def mean(values: Sequence[bool]) -> float | None:
+    """Share of True, to four places; None of nothing."""
+    return round(sum(values) / len(values), 4) if values else None
+
+
+# ---- probe ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Does the reasoning cause the verdict? Write a wrong solution for the judge and let it go on."""
+
+    model: str
+    """The judge: a model folder, or a run folder that holds one."""
+    world: str
+    """Folder of the tiny world; its prompt.txt is used."""
+    out: str
+    """JSON file for the numbers."""
+    items: int = 200
+    """Held-out sums, drawn afresh (sums)."""
+    seed: int = 0
+    """Seed of the drawn sums (an integer); the judge decodes greedily."""
+    max_tokens: int = 64
+    """Longest response (tokens); a trace has at most 49."""
+
+
+def probe(cfg: Probe) -> None:
+    from rollout import load_sampler
+
+    if cfg.items < 1 or cfg.max_tokens < 1:
+        raise UserError("--items and --max-tokens must be at least 1")
+    prompt_file = Path(cfg.world) / "prompt.txt"
+    if not prompt_file.is_file():
+        raise UserError(f"{prompt_file}: no such file; `python toy.py build {cfg.world}` writes it")
+    rng = random.Random(derive_seed(cfg.seed, "probe"))
+    sums = [make_sum(rng, held_out=True, pair_id=f"probe-{i}") for i in range(cfg.items)]
+    rows = measure(load_sampler(cfg.model), sums, prompt_file.read_text(encoding="utf-8"), cfg.max_tokens)
+    write_whole(Path(cfg.out), json.dumps(rows, indent=2) + "\n")
+    print(f"{'held-out sums, greedy':40}  share    n  verdicts")
+    for name, row in rows.items():
+        share, rate = ("-" if row[key] is None else f"{row[key]:.3f}" for key in ("share", "verdict_rate"))
+        print(f"{name.replace('_', ' '):40}  {share:>5} {row['n']:>4}  {rate:>8}")
+
+
+def measure(sampler: TorchSampler, sums: Sequence[Pair], system: str, max_tokens: int) -> dict[str, Any]:
+    """{row: share, n, verdict_rate}: free generation, then the two forced ones.
+
+    `share` is over n: every sum, but for the forced rows the sums on which a verdict was given at all.
+    """
+
+    def row(hits: Sequence[bool], texts: Sequence[str]) -> dict[str, Any]:
+        rate = mean([parse_verdict(text) is not None for text in texts])
+        return {"share": mean(hits), "n": len(hits), "verdict_rate": rate}
+
+    free = go_on(sampler, sums, [""] * len(sums), system, max_tokens)
+    right = [solution_is_right(text, pair) for text, pair in zip(free, sums, strict=True)]
+    carry = [i for i, pair in enumerate(sums) if pair.meta["carry"] == "yes"]
+    rows = {
+        "verdict_right": row([parse_verdict(t) == p.winner for t, p in zip(free, sums, strict=True)], free),
+        "solution_line_right": row(right, free),
+        "solution_line_right_with_a_carry": row([right[i] for i in carry], [free[i] for i in carry]),
+    }
+    for name, whole in (("solution", True), ("last_line", False)):
+        texts = go_on(sampler, sums, [forced_prefix(pair, whole) for pair in sums], system, max_tokens)
+        verdicts = [(parse_verdict(text), pair.winner) for text, pair in zip(texts, sums, strict=True)]
+        follows = [verdict != winner for verdict, winner in verdicts if verdict]
+        rows[f"verdict_follows_a_forced_{name}"] = row(follows, texts)
+    return rows
+
+
+def forced_prefix(pair: Pair, whole: bool) -> str:
+    """A chain up to `</solution>` whose result is the wrong response's number.
+
+    whole: every line says so. Otherwise the last line alone, under working lines that are right.
+    """
+    a, b = numbers(pair.context[-1]["content"])
+    wrong = numbers(pair.response_b if pair.winner == "A" else pair.response_a)[0]
+    units, tens = a % 10 + b % 10, (a + b) // 10
+    if whole:
+        tens = wrong // 10
+        units = 10 * min(1, max(0, tens - a // 10 - b // 10)) + wrong % 10
+    solution = write_solution(a, b, units, units // 10, tens, wrong)
+    return f"<type> Reasoning </type> <solution> {solution} </solution>"
+
+
+def go_on(sampler: TorchSampler, pairs: Sequence[Pair], prefixes: Sequence[str], system: str,
+          max_tokens: int) -> list[str]:  # fmt: skip
+    """Greedy continuation of each prompt and of what already stands in its response, as text."""
+    tokenizer = sampler.tokenizer
+    plain, control = plain_tokenizer(tokenizer), control_tokens(tokenizer)
+    prompts = [
+        encode_prompt(render(pair, "instruct", system), tokenizer) + encode_text(prefix, plain, control)
+        for pair, prefix in zip(pairs, prefixes, strict=True)
+    ]
+    return [r.text for r in sampler.generate(prompts, 1, 0.0, max_tokens, [0] * len(prompts))]
+
+
+def solution_is_right(text: str, pair: Pair) -> bool:
+    """Is the last line of the written solution the sum, digit by digit?"""
+    last = (parse_trace(text).solution or "").rpartition(";")[2]
+    return last.split() == list(str(sum(numbers(pair.context[-1]["content"]))))
+
+
+def main() -> None:
+    configs: dict[str, Callable[..., Any]] = {"build": Build, "probe": Probe}
+    cfg = tyro.extras.subcommand_cli_from_dict(configs, prog="toy.py", description=__doc__)
+    if isinstance(cfg, Build):
+        build(cfg)
+    else:
+        probe(cfg)
+
+
+if __name__ == "__main__":
+    start(main)
