@@ -67,12 +67,10 @@ def group_tokens(group: Group) -> int:
 def split(groups: Sequence[Group], max_tokens: int) -> list[Group]:
     """Cut groups that exceed the budget into several with the same prompt; a response over it stands alone.
 
-    A group whose responses are all empty has no targets and is left out; `denominator` still counts it.
+    A piece whose responses are all empty has no targets and is left out; `denominator` still counts them.
     """
     pieces: list[Group] = []
     for group in groups:
-        if not any(group.responses):
-            continue
         start, size = 0, len(group.prompt_ids)
         for i, response in enumerate(group.responses):
             extra = max(len(response) - 1, 0)
@@ -81,7 +79,7 @@ def split(groups: Sequence[Group], max_tokens: int) -> list[Group]:
                 start, size = i, len(group.prompt_ids)
             size += extra
         pieces.append(_part(group, start, len(group.responses)))
-    return pieces
+    return [piece for piece in pieces if any(piece.responses)]
 
 
 def _part(group: Group, start: int, stop: int) -> Group:

@@ -252,7 +252,7 @@ def make_groups(rollouts: Sequence[Rollout], advantages: Tensor) -> list[Group]:
 
 def score_rollouts(policy: Policy, reference: Policy, packed: Sequence[Sequence[Batch]], cfg: Config) -> None:
     """Fill in ref_logprobs, and old_logprobs of all mini-batches but the first, whose own forward they are."""
-    policy.train()  # as in the update: with dropout or other kernels the first ratio would not be 1
+    policy.train()  # the same mode, batches and kernels as in the update: an unchanged policy has ratio 1
     with torch.no_grad():
         for m, batches in enumerate(packed):
             for batch in batches:
@@ -374,6 +374,7 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
     """
     run.check_hardware(cfg.preset)
     run.join_ranks()
+    assert cfg.updates_per_step  # sizes that do not divide are refused before anything is written
     tokenizer, system = model.load_tokenizer(cfg.model), run.read_prompt(cfg.prompt_file)
     pairs, prompt_ids = load_prompts(cfg, tokenizer, prompt, system)
     held_out = load_pairs(cfg.held_out) if cfg.held_out else []

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -222,8 +223,11 @@ def visible(line: str) -> str:
     >>> visible("red \\x1b[31m" + chr(0x202E))
     'red <U+001B>[31m<U+202E>'
     """
-    ok = (c.isprintable() or c == "\t" or unicodedata.category(c) == "Zs" for c in line)
-    return "".join(c if fine else f"<U+{ord(c):04X}>" for c, fine in zip(line, ok, strict=True))
+    return re.sub(r"[^ -~\t]", lambda match: spelt_out(match[0]), line)
+
+
+def spelt_out(c: str) -> str:
+    return c if c.isprintable() or unicodedata.category(c) == "Zs" else f"<U+{ord(c):04X}>"
 
 
 def main() -> None:

@@ -154,6 +154,7 @@ def load_policy(path: str, dtype: torch.dtype = torch.float32, mesh: Any = None,
     if config.model_type not in TESTED or windowed:
         raise UserError(f"{folder}: {config.model_type}{' with windowed layers' if windowed else ''} is not "
                         f"among the tested architectures ({', '.join(TESTED)}, full attention)")  # fmt: skip
+    config.attention_dropout = 0.0  # sampling, old and new log-probs must come from one distribution
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     policy = Policy(lm)

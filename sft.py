@@ -96,9 +96,10 @@ PRESETS = {
     "paper-14b": replace(PAPER, preset="paper-14b", model="Qwen/Qwen2.5-14B-Instruct", lr=3e-6),
     "paper-32b": replace(PAPER, preset="paper-32b", model="Qwen/Qwen2.5-32B-Instruct", lr=2e-6),
     "small": replace(
-        PAPER, preset="small", model="runs/smollm2", data="recipes/real/traces.jsonl", out="runs/real/sft",
-        batch_size=6, epochs=2.0, lr=2e-5, max_length=3072, micro_batch_tokens=3072, eval_every=4,
-        save_every=4, held_out="",
+        PAPER, preset="small", model="runs/smollm2", data="recipes/real/traces.jsonl",
+        held_out="recipes/real/traces_held_out.jsonl", out="runs/real/sft",
+        batch_size=5, epochs=3.0, lr=1e-4, max_length=3072, micro_batch_tokens=3072, eval_every=4,
+        save_every=4,
     ),
     "tiny": replace(
         PAPER, preset="tiny", model="runs/toy/start", data="runs/toy/sft.jsonl",

@@ -6,8 +6,8 @@
 Half the pairs ask for a sum of two numbers (Reasoning), half for a sentence that keeps three rules (Chat).
 The teacher that writes the SFT traces reasons step by step and lets its verdict follow from its written
 checks, but it has two systematic blind spots: it forgets the carry, and it takes everybody for polite.
-Imitation copies both; reinforcement on verdicts can remove them, because the teacher is right often enough
-for samples to differ. The head room is built in: how much is won here says nothing about large models.
+Imitation copies most of both; reinforcement on verdicts can remove them, because the teacher is right often
+enough for samples to differ. The head room is built in: how much is won here says nothing about large models.
 
 Nothing outside this file knows that the world is a toy: it is read like any model folder and data file.
 """
@@ -259,9 +259,7 @@ def build_model(tokenizer: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return model
 
 
@@ -277,7 +275,7 @@ class Build:
     seed: int = 0
     """Seed of the weights, the pairs and the teacher (an integer)."""
     flaw: float = 0.6
-    """Probability (0..1) of each of the teacher's two blind spots. Below one half imitation loses them."""
+    """Probability (0..1) of each of the teacher's two blind spots. At 0.2 imitation alone loses them."""
     clean_teacher: bool = False
     """A teacher without any error, slips included; --flaw is ignored."""
     sft_pairs: int = 8000
@@ -322,7 +320,7 @@ def build(cfg: Build) -> None:
 
 def already_built(folder: Path, settings: dict[str, Any]) -> bool:
     """True if `folder` holds the world of these settings; UserError if it holds anything else."""
-    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     missing = [name for name in FILES if not (folder / name).exists()]
     if missing:

@@ -180,9 +180,7 @@ def test_no_text_becomes_a_control_token(tokenizer, pairs, hostile):
     calm = next(p for p in pairs if p.category == "Chat")
     for field in ("response_a", "response_b", "context"):
         bad = ({"role": "user", "content": hostile},) if field == "context" else hostile
-        frames = [
-            [i for i in ids_of(p, tokenizer) if i in control] for p in (calm, replace(calm, **{field: bad}))
-        ]
+        frames = [[i for i in ids_of(p, tokenizer) if i in control] for p in (calm, replace(calm, **{field: bad}))]
         assert frames[0] == frames[1]
 
 
@@ -207,16 +205,12 @@ def test_the_gold_label_is_right_and_balanced():
     counts = Counter((p.category, p.winner) for p in pairs)
     assert all(900 < counts[c, w] < 1100 for c in ("Reasoning", "Chat") for w in "AB")
     for pair in pairs:
-        better, worse = (
-            (pair.response_a, pair.response_b) if pair.winner == "A" else (pair.response_b, pair.response_a)
-        )
+        better, worse = (pair.response_a, pair.response_b) if pair.winner == "A" else (pair.response_b, pair.response_a)
         if pair.category == "Reasoning":
             total = sum(toy.numbers(pair.context[-1]["content"]))
             assert better == f"it is {total}." and worse != better and re.fullmatch(r"it is \d\d\.", worse)
         else:
-            colour, noun = (
-                re.search(rf"{w} (\w+)", pair.context[-1]["content"])[1] for w in ("mention", "about")
-            )
+            colour, noun = (re.search(rf"{w} (\w+)", pair.context[-1]["content"])[1] for w in ("mention", "about"))
             kept = [(colour in r) + (noun in r) + ("please" in r or "thanks" in r) for r in (better, worse)]
             assert kept[0] > kept[1]
 
@@ -249,9 +243,7 @@ def test_the_verdict_follows_from_the_written_checks(pairs):
                 assert [c[1], c[4]] == re.findall(r"\d", response) and [c[2], c[5]] == own
                 assert (c[-1] == "right") == (c[3] == c[6] == "yes")
         else:
-            ticks = [
-                re.fullmatch(r".* A \w+ (yes|no) B \w+ (yes|no)", " ".join(c)).groups() for c in checks[:-1]
-            ]
+            ticks = [re.fullmatch(r".* A \w+ (yes|no) B \w+ (yes|no)", " ".join(c)).groups() for c in checks[:-1]]
             a, b = (sum(t[side] == "yes" for t in ticks) for side in (0, 1))
             assert checks[-1] == ["total", "A", str(a), "B", str(b)]
         verdict = parse_verdict(pair.trace)
@@ -297,7 +289,7 @@ class Scripted:
 
 def reader(prompt: str, prefix: str) -> str:
     """Believes the last line of the solution before it; solves rightly where there is none."""
-    a, b, first, second = (int(x.replace(" ", "")) for x in re.findall(r"\d \d", prompt))
+    a, b, first, _ = (int(x.replace(" ", "")) for x in re.findall(r"\d \d", prompt))
     line = prefix.rpartition(";")[2] if prefix else str(a + b)
     believed = int("".join(re.findall(r"\d", line)))
     solution = f"<solution> {toy.write_solution(a, b, a % 10 + b % 10, 0, 0, a + b)} </solution> "
@@ -342,7 +334,7 @@ def test_the_probe_runs_on_an_untrained_model(world, tmp_path, capsys):
     rows = json.loads(out.read_text())
     assert rows["solution_line_right"]["n"] == 8 and rows["verdict_right"]["verdict_rate"] == 0.0
     assert "verdict follows a forced solution" in capsys.readouterr().out
-    with pytest.raises(UserError, match="prompt.txt"):
+    with pytest.raises(UserError, match=r"prompt\.txt"):
         toy.probe(toy.Probe(str(world / "start"), str(tmp_path), str(out)))
 
 

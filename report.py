@@ -1,0 +1,522 @@
+"""A folder of runs -> tables and one trace in the terminal, curves as PNG, and one self-contained HTML page.
+
+    python report.py runs/demo          training runs, evaluations and probes below it, up to three levels
+    python report.py runs/grpo          one run
+
+A stage NAME joins FOLDER/NAME (training), FOLDER/eval/NAME (evaluation) and FOLDER/probe/NAME.json. Texts come
+from strangers and from models: on the page they are escaped or set as text, no script but its own may run
+(Content-Security-Policy), nothing is loaded, and control and bidi characters are spelt out here and there.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+import run
+from data import Pair, load_pairs
+from rollout import Judgement, tally
+from run import UserError
+
+ORDER = ("start", "sft", "grpo")  # stages of other names come after these
+PANELS = (
+    ("loss", "nats per token", ("train/loss", "eval/loss")),
+    ("reward", "mean, from -1 to 1", ("reward/mean",)),
+    ("held-out verdicts", "share", ("eval/accuracy", "eval/consistency")),
+    ("response length", "tokens", ("rollout/length_mean", "eval/length_mean")),
+    ("KL to the start checkpoint", "nats per token", ("policy/ref_kl",)),
+    ("entropy", "nats per token", ("policy/entropy",)),
+    ("clipped", "share of tokens", ("policy/clip_fraction",)),
+    ("no verdict", "share of rollouts", ("rollout/frac_no_verdict",)),
+)
+Key = tuple[str, str]  # source, pair_id
+Table = list[list[str]]  # the first row is the header
+
+
+@dataclass(frozen=True)
+class Config:
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
+    """What to report on: a run, an evaluation, or a folder of them."""
+    out: str = ""
+    """Page to write; empty: FOLDER/report.html. The curves go to FOLDER/plots."""
+    pairs: int = 200
+    """Held-out pairs in the page's browser, first those that the last stage changed (pairs)."""
+    megabytes: float = 3.0
+    """Size at which the browser takes no further pair (MB of traces)."""
+
+
+@dataclass
+class Stage:
+    """All that is known of one stage; `verdicts` holds one sample of each pair and order."""
+
+    name: str
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    verdicts: dict[Key, dict[str, Judgement]] = field(default_factory=dict)
+    probe: dict[str, Any] = field(default_factory=dict)
+    data: str = ""
+
+
+# ---- what is there -------------------------------------------------------------------------------------
+
+
+def find_stages(folder: Path) -> list[Stage]:
+    """Stages in order. Raises UserError if there is nothing to report on."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    stages: dict[str, Stage] = {}
+
+    def stage(path: Path) -> Stage:
+        parts = [part for part in path.relative_to(folder).parts if part not in ("eval", "probe")]
+        name = "/".join(parts) or folder.resolve().name
+        return stages.setdefault(name, Stage(name))
+
+    for path in below(folder, "metrics.jsonl"):
+        stage(path.parent).metrics = [row for _, row in run.read_jsonl(path, torn_end_ok=True)]
+    for path in below(folder, "summary.json"):
+        if (path.parent / "judgements.jsonl").is_file():
+            one = stage(path.parent)
+            one.summary = read_object(path)
+            one.verdicts = first_samples(read_log(path.parent / "judgements.jsonl"))
+            one.data = str(read_object(path.parent / "config.json").get("data", ""))
+    for path in below(folder, "probe/*.json"):
+        stage(path.with_suffix("")).probe = read_object(path)
+    if not stages:
+        raise UserError(f"{folder}: no metrics.jsonl, summary.json or probe/*.json in it or three levels below")
+    if not any(one.verdicts for one in stages.values()):
+        for path in below(folder, "rollouts"):
+            steps = sorted(path.glob("step_*.jsonl"))
+            for step in dict.fromkeys([*steps[:1], *steps[-1:]]):  # a run without evaluations: its first and last
+                one = step_stage(stage(path.parent).name, step)
+                stages[one.name] = one
+    rank = {name: i for i, name in enumerate(ORDER)}
+    runs = {one.name: one.name.partition(" step ")[0] for one in stages.values()}
+    return sorted(stages.values(), key=lambda s: (rank.get(runs[s.name], len(rank)), runs[s.name]))
+
+
+def below(folder: Path, name: str) -> Iterator[Path]:
+    for depth in range(4):
+        yield from sorted(folder.glob("*/" * depth + name))
+
+
+def step_stage(name: str, path: Path) -> Stage:
+    """The held-out verdicts of one training step as a stage of their own."""
+    judged = read_log(path)
+    groups = {c: tally([j for j in judged if j.category == c]) for c in sorted({j.category for j in judged})}
+    data = str(read_object(path.parent.parent / "config.json").get("held_out", ""))
+    return Stage(f"{name} step {path.stem.removeprefix('step_').lstrip('0') or 0}", data=data,
+                 summary={"overall": tally(judged), "by_category": groups}, verdicts=first_samples(judged))  # fmt: skip
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, {} if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_log(path: Path) -> list[Judgement]:
+    judgements = []
+    for number, row in run.read_jsonl(path, torn_end_ok=True):
+        try:
+            judgements.append(Judgement(**row))
+        except TypeError as error:
+            raise UserError(f"{path}:{number}: not a verdict ({error})") from None
+    return judgements
+
+
+def first_samples(judgements: Sequence[Judgement]) -> dict[Key, dict[str, Judgement]]:
+    found: dict[Key, dict[str, Judgement]] = {}
+    for j in judgements:
+        found.setdefault((j.source, j.pair_id), {}).setdefault(j.order, j)
+    return found
+
+
+def load_texts(stages: Sequence[Stage]) -> dict[Key, Pair]:
+    """The pairs that were judged, where their file is still there. `id#7` is eval.py's name for row 7 of
+    several with one id."""
+    found: dict[Key, Pair] = {}
+    for data in sorted({stage.data for stage in stages if Path(stage.data).is_file()}):
+        with suppress(UserError):  # the file is another one by now
+            for index, pair in enumerate(load_pairs(data)):
+                found[pair.source, f"{pair.pair_id}#{index}"] = found[pair.source, pair.pair_id] = pair
+    return found
+
+
+# ---- tables --------------------------------------------------------------------------------------------
+
+
+def stage_table(stages: Sequence[Stage]) -> Table:
+    kinds = sorted({kind for s in stages for kind in s.summary.get("by_category", {}) if kind})
+    voted = any("vote_accuracy" in s.summary.get("overall", {}) for s in stages)
+    table = [["stage", "accuracy", *(["majority"] if voted else []), *kinds, "consistency", "verdict rate",
+              "tokens", "pairs", "minutes of training"]]  # fmt: skip
+    for s in stages:
+        overall, groups = s.summary.get("overall", {}), s.summary.get("by_category", {})
+        error = f" ± {cell(overall['accuracy_se'])}" if "accuracy_se" in overall else ""
+        seconds = [m["time/step"] for m in s.metrics if is_number(m.get("time/step"))]
+        table.append([
+            s.name, cell(overall.get("accuracy")) + error, *([cell(overall.get("vote_accuracy"))] if voted else []),
+            *(cell(groups.get(kind, {}).get("accuracy")) for kind in kinds), cell(overall.get("consistency")),
+            cell(overall.get("verdict_rate")), cell(overall.get("length_mean"), 1), cell(len(s.verdicts) or None),
+            cell(sum(seconds) / 60 if seconds else None, 1)])  # fmt: skip
+    return table
+
+
+def probe_table(stages: Sequence[Stage]) -> Table:
+    probed = [s for s in stages if s.probe]
+    names = list(dict.fromkeys(name for s in probed for name in s.probe))
+    rows = [[name.replace("_", " "), *(probe_cell(s.probe.get(name)) for s in probed)] for name in names]
+    return [["probe", *(s.name for s in probed)], *rows] if rows else []
+
+
+def probe_cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{cell(value.get('share'))} (n {cell(value.get('n'))})"
+    return cell(value)
+
+
+def cell(value: Any, digits: int = 3) -> str:
+    if not is_number(value):
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def visible(text: str) -> str:
+    """Control, bidi, zero-width and unassigned characters become <U+202E> and so on; line ends and tabs stay."""
+    return re.sub(r"[^ -~\n\t]", lambda match: spelt_out(match[0]), text.replace("\r\n", "\n"))
+
+
+def spelt_out(c: str) -> str:
+    return c if c.isprintable() or unicodedata.category(c) == "Zs" else f"<U+{ord(c):04X}>"
+
+
+# ---- the terminal --------------------------------------------------------------------------------------
+
+
+def print_table(table: Table) -> None:
+    rows = [[visible(text).replace("\n", " ") for text in row] for row in table]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
+    print()
+
+
+def print_change(stages: Sequence[Stage], texts: dict[Key, Pair]) -> None:
+    """One held-out pair that the last stage judges right and the stage before it judged wrong."""
+    judged = [s for s in stages if s.verdicts]
+    if len(judged) < 2:
+        return
+    before, after = judged[-2:]
+    changed = [key for key in sorted(after.verdicts, key=natural) if wrong_then_right(before, after, key)]
+    if not changed:
+        print(f"no held-out pair was wrong at {visible(before.name)} and right at {visible(after.name)}\n")
+        return
+    key = changed[0]
+    lines = [f"pair {key[1]}: wrong at {before.name}, right at {after.name}"]
+    if pair := texts.get(key):
+        lines += indented("question", question(pair)) + indented("response A", pair.response_a)
+        lines += indented("response B", pair.response_b)
+    for stage in (before, after):
+        judgement = stage.verdicts[key]["AB"]
+        title = f"{stage.name} says {judgement.verdict or 'nothing'} (better: {judgement.winner})"
+        lines += indented(title, judgement.text)
+    print("\n".join(map(visible, lines)) + "\n")
+
+
+def wrong_then_right(before: Stage, after: Stage, key: Key) -> bool:
+    """Wrong in the order of the file, later right in every order."""
+    old, new = before.verdicts.get(key, {}), after.verdicts[key]
+    return "AB" in old and "AB" in new and not old["AB"].correct and all(j.correct for j in new.values())
+
+
+def natural(key: Key) -> tuple[str, list[str | int]]:
+    """Sort key that puts pair-9 before pair-10."""
+    return key[0], [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", key[1]))]
+
+
+def indented(title: str, text: str) -> list[str]:
+    return [f"  {title.replace(chr(10), ' ')}:", *(f"    {line}" for line in text.split("\n"))]
+
+
+def question(pair: Pair) -> str:
+    turns = pair.messages or pair.context
+    return turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in turns)
+
+
+# ---- curves --------------------------------------------------------------------------------------------
+
+
+def draw_curves(metrics: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, bytes]]:
+    """(title, last values, PNG) of every panel that has a metric in this run."""
+    for title, unit, names in PANELS:
+        curves = {n: [(m["step"], m[n]) for m in metrics if is_number(m.get(n)) and is_number(m.get("step"))]
+                  for n in names}  # fmt: skip
+        curves = {name: points for name, points in curves.items() if points}
+        if curves:
+            last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in curves.items())
+            yield f"{title} ({unit})", f"last: {last}", plot(curves)
+
+
+def plot(curves: dict[str, list[tuple[float, float]]]) -> bytes:
+    """One panel on a transparent ground, in greys that are legible on white and on black."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 2.9), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for (name, points), colour in zip(curves.items(), ("#3987e5", "#e8743b"), strict=False):
+        marker = "o" if len(points) < 40 else None
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3, linewidth=1.4, label=name)
+    axes.tick_params(colors="#808080", labelsize=8)
+    axes.grid(color="#808080", alpha=0.25, linewidth=0.6)
+    axes.set_xlabel("step", color="#808080", fontsize=8)
+    for side, spine in axes.spines.items():
+        spine.set(color="#808080", visible=side in ("left", "bottom"))
+    if len(curves) > 1:
+        axes.legend(fontsize=8, frameon=False, labelcolor="#808080")
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_bytes(content)
+    os.replace(aside, path)
+
+
+# ---- the page ------------------------------------------------------------------------------------------
+
+
+def browser_data(stages: Sequence[Stage], texts: dict[Key, Pair], cfg: Config) -> dict[str, Any]:
+    """What the page's script shows. Only values come from outside, never a key, so nothing can pollute it."""
+    judged = [s for s in stages if s.verdicts]
+    keys = sorted({key for s in judged for key in s.verdicts}, key=natural)
+    right = {key: [v["AB"].correct if "AB" in v else None for v in of(judged, key)] for key in keys}
+    keys.sort(key=lambda key: len(set(right[key][-2:])) == 1)  # stable: what the last stage changed comes first
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for key in keys[: cfg.pairs]:
+        row = browser_row(key, of(judged, key), texts.get(key)) | {"right": right[key]}
+        size += len(json.dumps(row))
+        if size > cfg.megabytes * 1e6:
+            break
+        rows.append(row)
+    return {"stages": [visible(s.name) for s in judged], "pairs": rows, "total": len(keys)}
+
+
+def of(judged: Sequence[Stage], key: Key) -> list[dict[str, Judgement]]:
+    """{order: verdict} of one pair at every stage."""
+    return [s.verdicts.get(key, {}) for s in judged]
+
+
+def browser_row(key: Key, verdicts: Sequence[dict[str, Judgement]], pair: Pair | None) -> dict[str, Any]:
+    one = next(j for v in verdicts for j in v.values())
+    better = one.winner if one.order == "AB" else "A" if one.winner == "B" else "B"
+    asked = [clip(text) for text in (question(pair), pair.response_a, pair.response_b)] if pair else None
+    traces = [
+        [{"order": j.order, "verdict": j.verdict, "right": j.correct, "cut": j.finish_reason == "length",
+          "text": clip(j.text)} for _, j in sorted(v.items())] for v in verdicts
+    ]  # fmt: skip
+    return {"id": clip(key[1]), "kind": clip(one.category), "better": better, "asked": asked, "traces": traces}
+
+
+def clip(text: str, limit: int = 12_000) -> str:
+    more = f"\n[{len(text) - limit:,} characters more]" if len(text) > limit else ""
+    return visible(text[:limit]) + more
+
+
+def as_html(table: Table) -> str:
+    """Every cell escaped; the first column names the row."""
+    rows = [[escape(visible(text)) for text in row] for row in table]
+    head = "".join(f'<th scope="col">{text}</th>' for text in rows[0])
+    body = "".join(f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{t}</td>" for t in row[1:]) + "</tr>\n"
+                   for row in rows[1:])  # fmt: skip
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
+
+
+def page(title: str, stages: Sequence[Stage], curves: dict[str, list[tuple[str, str, bytes]]], data: Any) -> str:
+    parts = ["<h2>Stages</h2>\n", as_html(stage_table(stages))]
+    for name, panels in curves.items():
+        figures = "".join(
+            f'<figure><figcaption>{escape(head)}</figcaption><img alt="{escape(head + "; " + last)}" '
+            f'src="data:image/png;base64,{base64.b64encode(png).decode()}"><small>{escape(last)}</small></figure>\n'
+            for head, last, png in panels
+        )
+        parts.append(f'<h2>Training: {escape(visible(name))}</h2>\n<div class="grid">\n{figures}</div>\n')
+    if probes := probe_table(stages):
+        parts += ["<h2>Probes</h2>\n", as_html(probes)]
+    if data["pairs"]:
+        parts.append(BROWSER)
+    policy = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    content = json.dumps(data).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
+style-src 'unsafe-inline'; script-src 'sha256-{policy}'; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<title>{escape(visible(title))}</title>
+<style>{STYLE}</style></head>
+<body><main>
+<h1>{escape(visible(title))}</h1>
+{"".join(parts)}</main>
+<div id="data" hidden>{content}</div>
+<script>{SCRIPT}</script>
+</body></html>
+"""
+
+
+STYLE = """
+:root { color-scheme: light dark; --ground: #fcfcfb; --card: #fff; --ink: #1c1c1a; --soft: #6b6a65; --line: #e3e2dc;
+  --right: #17794a; --wrong: #b3372b; --accent: #2563b8 }
+@media (prefers-color-scheme: dark) { :root { --ground: #161615; --card: #1f1f1d; --ink: #ecebe6; --soft: #a09f98;
+  --line: #383733; --right: #5cc793; --wrong: #f0857a; --accent: #7fb2f5 } }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.55 system-ui, sans-serif }
+main { max-width: 1200px; margin: 0 auto; padding: 2rem 1.25rem 4rem }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 } h2 { font-size: 1.1rem; margin: 2.4rem 0 .8rem }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .4rem 1rem .4rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+th:first-child { text-align: left } thead th { color: var(--soft); font-weight: 500 } tbody th { font-weight: 600 }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr)); gap: 1rem }
+figure { margin: 0; padding: .8rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px }
+figcaption { font-weight: 600; font-size: .9rem } img { width: 100%; height: auto; display: block }
+small, .soft { color: var(--soft); font-size: .82rem } .right { color: var(--right) } .wrong { color: var(--wrong) }
+select, button { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line);
+  border-radius: 6px; padding: .3rem .55rem } label { margin-right: 1rem }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px }
+.browser { display: grid; grid-template-columns: 240px minmax(0, 1fr); gap: 1.25rem; margin-top: .9rem }
+#list { max-height: 75vh; overflow-y: auto; display: flex; flex-direction: column; gap: 2px }
+#list button { display: flex; justify-content: space-between; gap: .5rem; text-align: left; background: none;
+  border-color: transparent; flex: none }
+#list button > :first-child { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+#list button:hover, #list [aria-current] { background: var(--card) } #list [aria-current] { border-color: var(--line) }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(250px, 100%), 1fr)); gap: .9rem;
+  margin-top: .9rem }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; min-width: 0 }
+.card h3 { margin: 0 0 .4rem; font-size: .9rem } .card h3:not(:first-child) { margin-top: 1rem }
+#pair > h3 { margin: .3rem 0 .8rem; font-size: 1rem; overflow-wrap: anywhere }
+pre { margin: 0; font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
+@media (max-width: 700px) { .browser { grid-template-columns: minmax(0, 1fr) } #list { max-height: 30vh } }
+"""
+
+BROWSER = """<h2>Held-out pairs</h2>
+<p><label>Show <select id="filter"><option value="all">all</option><option value="right">right</option>
+<option value="wrong">wrong</option><option value="changed">changed by the last stage</option></select></label>
+<label>Kind <select id="kind"></select></label> <span id="count" class="soft"></span></p>
+<div class="browser"><nav id="list" aria-label="Pairs"></nav><section id="pair" aria-live="polite"></section></div>
+"""
+
+SCRIPT = """"use strict";
+const at = id => document.getElementById(id), data = JSON.parse(at("data").textContent);
+const tick = right => right === null ? "·" : right ? "✓" : "✗";
+const look = right => right === null ? "soft" : right ? "right" : "wrong";
+function add(parent, tag, text = "", look = "") {  // the only way a text enters the page: as text
+  const node = document.createElement(tag);
+  node.textContent = text; node.className = look; parent.append(node);
+  return node;
+}
+function show(pair) {
+  const section = at("pair");
+  section.replaceChildren();
+  add(section, "h3", pair.id + (pair.kind ? ", " + pair.kind : ""));
+  const [question, ...texts] = pair.asked || [];
+  if (pair.asked) add(add(section, "div", "", "card"), "pre", question);
+  else add(section, "p", "The data file is not there any more; response " + pair.better + " is better.", "soft");
+  const responses = add(section, "div", "", "columns"), columns = add(section, "div", "", "columns");
+  for (const [i, text] of texts.entries()) {
+    const card = add(responses, "div", "", "card"), head = add(card, "h3", "Response " + "AB"[i]);
+    if (pair.better === "AB"[i]) add(head, "span", " better", "right");
+    add(card, "pre", text);
+  }
+  for (const [i, traces] of pair.traces.entries()) {
+    const card = add(columns, "div", "", "card");
+    if (!traces.length) add(card, "h3", data.stages[i] + ": not judged");
+    for (const trace of traces) {
+      const head = add(card, "h3", data.stages[i] + (trace.order === "BA" ? ", B shown as A " : " "));
+      const verdict = trace.verdict ? "says " + trace.verdict + " " : "no verdict ";
+      add(head, "span", verdict + tick(trace.right), look(trace.right));
+      if (trace.cut) add(head, "span", " cut off", "soft");
+      add(card, "pre", trace.text);
+    }
+  }
+}
+function fits(pair) {
+  const [last, before] = pair.right.slice().reverse(), kind = at("kind").value;
+  const changed = pair.right.length > 1 && last !== before;
+  const wanted = {all: true, right: last === true, wrong: last === false, changed: changed};
+  return wanted[at("filter").value] && (kind === "" || kind === "=" + pair.kind);
+}
+function list() {
+  const wanted = data.pairs.filter(fits);
+  at("list").replaceChildren(); at("pair").replaceChildren();
+  at("count").textContent = wanted.length + " of " + data.total + " pairs";
+  for (const pair of wanted) {
+    const button = add(at("list"), "button"), name = add(button, "span", pair.id), marks = add(button, "span");
+    name.title = pair.id;
+    for (const right of pair.right) add(marks, "span", tick(right), look(right));
+    button.addEventListener("click", () => {
+      at("list").querySelector("[aria-current]")?.removeAttribute("aria-current");
+      button.setAttribute("aria-current", "true");
+      show(pair);
+    });
+  }
+  at("list").querySelector("button")?.click();
+}
+if (data.pairs.length) {
+  add(at("kind"), "option", "all").value = "";
+  const kinds = [...new Set(data.pairs.map(pair => pair.kind))].sort();
+  for (const kind of kinds) add(at("kind"), "option", kind || "-").value = "=" + kind;
+  for (const id of ["filter", "kind"]) at(id).addEventListener("change", list);
+  list();
+}
+"""
+
+
+def report(cfg: Config) -> Path:
+    """Print the tables and one trace, write the curves and the page; returns the page's path."""
+    folder = Path(cfg.folder)
+    stages = find_stages(folder)
+    texts = load_texts(stages)
+    print_table(stage_table(stages))
+    if probes := probe_table(stages):
+        print_table(probes)
+    print_change(stages, texts)
+    curves = {s.name: list(draw_curves(s.metrics)) for s in stages if s.metrics}
+    for name, panels in curves.items():
+        for title, _, png in panels:
+            slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{name} {title.partition(' (')[0]}").strip("-").lower()
+            write_bytes(folder / "plots" / f"{slug}.png", png)
+    out = Path(cfg.out) if cfg.out else folder / "report.html"
+    run.write_whole(out, page(f"Report: {folder.resolve().name}", stages, curves, browser_data(stages, texts, cfg)))
+    print(out)
+    return out
+
+
+if __name__ == "__main__":
+    run.start(lambda: report(tyro.cli(Config, description=__doc__)))

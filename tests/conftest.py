@@ -1,0 +1,30 @@
+"""What all tests share: no network, repeatable hypothesis runs, three small tokenizers."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any hub client is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "repeatable", max_examples=100, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizers():
+    """{name: tokenizer}: chatml (Qwen2.5-like), r1 (DeepSeek-R1-like), trimming (Llama-3-like)."""
+    import tiny_tokenizers
+
+    return {name: build() for name, build in tiny_tokenizers.BUILDERS.items()}
+
+
+@pytest.fixture(scope="session", params=["chatml", "r1", "trimming"])
+def any_tokenizer(request, tiny_tokenizers):
+    """Each of the three in turn."""
+    return tiny_tokenizers[request.param]

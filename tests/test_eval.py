@@ -1,0 +1,244 @@
+"""eval.py with a sampler that is a table: resuming, counting, refusing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import eval as ev
+from data import Pair, save_pairs
+from rollout import Judgement, Reply
+from run import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+class Sampler:
+    """Says A or B by a hash of seed and sample, and remembers what it was asked."""
+
+    def __init__(self, act_at=None, act=None):
+        self.asked, self.calls, self.act_at, self.act = [], 0, act_at, act
+
+    def chat(self, conversations, n, temperature, max_tokens, seeds):
+        self.calls += 1
+        if self.calls == self.act_at:
+            self.act()
+        self.asked += seeds
+        return [[self.reply(seed, k) for k in range(n)] for seed in seeds]
+
+    def reply(self, seed, k):
+        fate = (seed >> (3 * k)) % 8
+        if fate == 0:
+            return Reply("no idea, ünsicher", "length", 9, 7)
+        return Reply(f"<eval>ü</eval><answer>[[{'AB'[fate % 2]}]]</answer>", "stop", 9, 3 + fate)
+
+
+def make_pairs(count, **changes):
+    return [
+        replace(Pair(f"p{i}", "test", ({"role": "user", "content": f"question {i}"},), f"yes {i}", f"no {i}",
+                     "AB"[i % 2], "Chat" if i % 3 else "Math"), **changes) for i in range(count)
+    ]  # fmt: skip
+
+
+def make_run(tmp_path, pairs=None, **settings):
+    data = tmp_path / "pairs.jsonl"
+    if not data.exists():
+        data.write_text(save_pairs(pairs or make_pairs(7)), encoding="utf-8")
+    settings = {"at_once": 6, "out": str(tmp_path / "out")} | settings
+    return ev.Run(model="none", data=str(data), **settings)
+
+
+def lines(cfg):
+    return Path(cfg.out, ev.LOG).read_text(encoding="utf-8").splitlines()
+
+
+MODES = [{}, {"both_orders": True}, {"votes": 3, "temperature": 1.0, "both_orders": True}]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_interrupted_run_equals_uninterrupted_one(tmp_path, mode):
+    cfg = make_run(tmp_path, **mode)
+    whole = Sampler()
+    summary = ev.evaluate(cfg, whole)
+    expected, text = sorted(lines(cfg)), Path(cfg.out, "summary.json").read_text()
+    assert len(whole.asked) == len(set(whole.asked)) == 7 * (2 if cfg.both_orders else 1)
+    assert json.loads(text) == summary
+    log = Path(cfg.out, ev.LOG).read_bytes()
+    starts = [i + 1 for i, byte in enumerate(log) if byte == 10]
+    for cut in [0, 1, starts[0] - 1, starts[0], starts[0] + 5, starts[3], starts[-2] + 40, len(log) - 1, len(log)]:
+        Path(cfg.out, ev.LOG).write_bytes(log[:cut])
+        kept = [json.loads(line) for line in log[: log.rfind(b"\n", 0, cut) + 1].splitlines()]
+        again = Sampler()
+        assert ev.evaluate(cfg, again) == summary
+        assert sorted(lines(cfg)) == expected
+        assert Path(cfg.out, "summary.json").read_text() == text
+        names = [(row["pair_id"], row["order"]) for row in kept]
+        complete = {name for name in names if names.count(name) == cfg.votes}
+        assert len(again.asked) == len(set(again.asked)) == len(whole.asked) - len(complete)
+        assert set(again.asked) == {ev.run.derive_seed(0, "test", *name) for name in
+                                    {(row["pair_id"], row["order"]) for row in map(json.loads, expected)} - complete}  # fmt: skip
+
+
+def test_finished_evaluation_asks_nothing(tmp_path):
+    cfg = make_run(tmp_path)
+    ev.evaluate(cfg, Sampler())
+    again = Sampler()
+    ev.evaluate(cfg, again)
+    assert again.calls == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_waits_for_the_running_call(tmp_path, number):
+    cfg = make_run(tmp_path)
+    handler = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        ev.evaluate(cfg, Sampler(1, lambda: os.kill(os.getpid(), number)))
+    assert signal.getsignal(number) is handler
+    assert len(lines(cfg)) == 6 and not Path(cfg.out, "summary.json").exists()
+    rest = Sampler()
+    assert ev.evaluate(cfg, rest)["overall"]["count"] == 7
+    assert len(rest.asked) == 1
+
+
+def test_changed_configuration_data_or_prompt_is_refused(tmp_path):
+    cfg = make_run(tmp_path, prompt_file=str(tmp_path / "prompt.txt"))
+    (tmp_path / "prompt.txt").write_text("judge")
+    ev.evaluate(cfg, Sampler())
+    with pytest.raises(UserError, match="max_tokens"):
+        ev.evaluate(replace(cfg, max_tokens=5), Sampler())
+    (tmp_path / "prompt.txt").write_text("judge well")
+    with pytest.raises(UserError, match="prompt_digest"):
+        ev.evaluate(cfg, Sampler())
+    (tmp_path / "prompt.txt").write_text("judge")
+    ev.evaluate(cfg, Sampler())
+    Path(cfg.data).write_text(save_pairs(make_pairs(7, response_b="edited")))
+    with pytest.raises(UserError, match="data_digest"):
+        ev.evaluate(cfg, Sampler())
+
+
+def test_retrained_model_is_refused(tmp_path, monkeypatch):
+    cfg = replace(make_run(tmp_path), model=str(tmp_path / "model"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(ev, "load_sampler", lambda path, dtype: Sampler())
+    ev.evaluate(cfg)
+    ev.evaluate(cfg)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"others!")
+    with pytest.raises(UserError, match="model_digest"):
+        ev.evaluate(cfg)
+
+
+def test_foreign_lines_in_the_log_are_refused(tmp_path):
+    cfg = make_run(tmp_path)
+    ev.evaluate(cfg, Sampler())
+    for line in ('{"pair_id": "p0"}\n', lines(cfg)[0].replace('"p0"', '"other"') + "\n"):
+        Path(cfg.out, ev.LOG).write_text(line)
+        with pytest.raises(UserError, match=":1: not a verdict"):
+            ev.evaluate(cfg, Sampler())
+
+
+@pytest.mark.parametrize("settings", [{"votes": 3}, {"votes": 0}, {"temperature": -1.0}, {"max_tokens": 0},
+                                      {"temperature": float("nan")}, {"limit": -1}, {"at_once": 0}])  # fmt: skip
+def test_settings_that_cannot_work(tmp_path, settings):
+    with pytest.raises(UserError):
+        ev.evaluate(make_run(tmp_path, **settings), Sampler())
+    assert not (tmp_path / "out").exists()
+
+
+def test_repeated_ids_are_kept_apart(tmp_path):
+    pairs = make_pairs(4)
+    pairs = [*pairs, replace(pairs[0], response_a="another"), replace(pairs[1], source="elsewhere")]
+    cfg = make_run(tmp_path, pairs, both_orders=True)
+    summary = ev.evaluate(cfg, Sampler())
+    assert summary["overall"]["pairs"] == 6 and summary["overall"]["count"] == 12
+    assert {json.loads(line)["pair_id"] for line in lines(cfg)} == {"p0#0", "p0#4", "p1", "p2", "p3"}
+    again = Sampler()
+    assert ev.evaluate(cfg, again) == summary and again.calls == 0
+    with pytest.raises(UserError, match="unique"):
+        ev.distinct([*pairs, replace(pairs[0], pair_id="p0#4")])
+
+
+def test_limit_takes_the_first_pairs(tmp_path):
+    cfg = make_run(tmp_path, limit=2)
+    assert ev.evaluate(cfg, Sampler())["overall"]["pairs"] == 2
+
+
+def judged(pair, order, sample, verdict, winner, category="Chat", **changes):
+    one = Judgement(pair, "s", category, {}, order, sample, verdict, winner, verdict == winner, "stop", 10, "text")
+    return replace(one, **changes)
+
+
+def test_numbers_by_hand():
+    both = [judged("a", "AB", 0, "A", "A"), judged("a", "BA", 0, "B", "B"),  # right, consistent
+            judged("b", "AB", 0, "A", "B", "Math"), judged("b", "BA", 0, "A", "A", "Math"),  # always says A
+            judged("c", "AB", 0, None, "B"), judged("c", "BA", 0, "A", "A", response_tokens=40)]  # fmt: skip
+    summary = ev.summarise(both)
+    overall = summary["overall"]
+    assert overall["accuracy"] == pytest.approx(4 / 6)
+    assert overall["consistency"] == pytest.approx(1 / 3)
+    assert overall["verdict_rate"] == pytest.approx(5 / 6)
+    assert overall["share_a"] == pytest.approx(4 / 5)
+    assert overall["length_mean"] == pytest.approx(15)
+    assert (overall["count"], overall["pairs"]) == (6, 3)
+    # per pair 1, 1/2, 1/2: unbiased variance 1/12, over 3 pairs
+    assert overall["accuracy_se"] == pytest.approx((1 / 12 / 3) ** 0.5)
+    assert "vote_accuracy" not in overall
+    assert summary["by_category"]["Math"]["accuracy"] == 0.5 and "accuracy_se" not in summary["by_category"]["Math"]
+    assert summary["by_category"]["Chat"]["pairs"] == 2 and list(summary["by_source"]) == ["s"]
+
+
+def test_majority_by_hand():
+    votes = [judged("a", "AB", k, v, "A") for k, v in enumerate(["A", "A", "B"])]  # A wins 2 : 1, right
+    votes += [judged("b", "AB", k, v, "A") for k, v in enumerate(["A", "B", None])]  # a tie is no verdict
+    votes += [judged("c", "AB", k, v, "B") for k, v in enumerate(["B", None, None])]  # 1 : 0, right
+    overall = ev.summarise(votes)["overall"]
+    assert overall["vote_accuracy"] == pytest.approx(2 / 3)
+    assert overall["vote_decided"] == pytest.approx(2 / 3)
+    assert overall["accuracy"] == pytest.approx(4 / 9)
+    # both orders vote together: AB says A, A (response a twice), BA says A, A, A (response b three times)
+    mixed = [judged("d", "AB", 0, "A", "B"), judged("d", "AB", 1, "A", "B"), judged("d", "AB", 2, None, "B")]
+    mixed += [judged("d", "BA", k, "A", "A") for k in range(3)]
+    assert ev.summarise(mixed)["overall"]["vote_accuracy"] == 1.0
+
+
+def test_prompts_that_fill_the_context_are_counted(capsys):
+    full = {"finish_reason": "length", "response_tokens": 0, "text": ""}
+    summary = ev.summarise([judged("a", "AB", 0, None, "A", **full), judged("a", "AB", 1, None, "A", **full),
+                            judged("b", "AB", 0, None, "A", finish_reason="length"), judged("b", "AB", 1, "A", "A")])  # fmt: skip
+    assert (summary["prompts_too_long"], summary["chains_truncated"]) == (1, 1)
+    ev.print_table(summary)
+    out = capsys.readouterr().out
+    assert "1 prompts fill" in out and "1 chains were cut off" in out
+
+
+def test_table_shows_rows_and_no_escape_sequence(capsys):
+    ev.print_table(ev.summarise([judged("a", "AB", 0, "A", "A", "\x1b[31mred"), judged("b", "AB", 0, "A", "B")]))
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "?[31mred" in out
+    assert [line.split()[0] for line in out.splitlines()] == ["accuracy", "all", "?[31mred", "Chat"]
+    assert out.splitlines()[1].split() == ["all", "0.500", "0.500", "1.000", "1.000", "10.0", "2"]
+
+
+def run_script(*arguments):
+    return subprocess.run([sys.executable, "eval.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_command_line(tmp_path):
+    missing = run_script("run", "--model", "m", "--data", str(tmp_path / "no.jsonl"), "--out", str(tmp_path / "out"))
+    assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "no.jsonl" in missing.stderr
+    cfg = make_run(tmp_path)
+    nothing = run_script("run", "--model", str(tmp_path / "nowhere"), "--data", cfg.data, "--out", cfg.out)
+    assert nothing.returncode == 2 and nothing.stderr.startswith("error: ") and "nowhere" in nothing.stderr
+    assert not Path(cfg.out).exists()  # a mistyped model does not claim the folder
+    assert "digest" not in run_script("run", "--help").stdout
+
+
+def test_importing_needs_no_torch():
+    code = "import sys, eval, judge, report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,504 @@
+"""Stage 2: the equations at hand-computed points, the update against a plain twin, resume, refill, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import grpo
+import model
+import run
+import toy
+from batch import collate, denominator
+from grpo import clipped_surrogate, group_advantages, kl_k3
+from rollout import Rollout
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy") / "world"
+    toy.build(toy.Build(str(folder), sft_pairs=32, rl_pairs=24, held_out_pairs=6, sft_held_out_pairs=8))
+    return folder
+
+
+def small(world: Path, out: Path, **changes) -> grpo.Config:
+    base = dataclasses.replace(
+        grpo.PRESETS["tiny"], model=str(world / "start"), data=str(world / "rl.jsonl"), held_out="", out=str(out),
+        prompt_file=str(world / "prompt.txt"), steps=3, prompts_per_step=4, group_size=3, mini_batch=2,
+        max_response_tokens=12, save_every=1, lr=1e-2)  # fmt: skip
+    return dataclasses.replace(base, **changes)
+
+
+def parity(rollouts, pairs, policy, tokenizer, cfg) -> torch.Tensor:
+    """A reward that random weights earn now and then, so that the policy really moves."""
+    return torch.tensor([1.0 if r.response_ids[0] % 2 else -1.0 for r in rollouts]).view(len(pairs), -1)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def metrics(out: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens/s"} for row in rows]
+
+
+# ---- advantages ----------------------------------------------------------------------------------------
+
+
+def test_advantages_are_the_papers_with_unbiased_std():
+    """Six of seven right: the wrong one gets -2.268, the right ones +0.378 (ddof 1; ddof 0 gives -2.449)."""
+    rewards = torch.tensor([[1.0] * 6 + [-1.0]])
+    got = group_advantages(rewards)[0]
+    assert got[:6].tolist() == pytest.approx([0.37796] * 6, abs=1e-4)
+    assert got[6].item() == pytest.approx(-2.26779, abs=1e-4)
+    plain = group_advantages(rewards, scale_by_std=False)[0]
+    assert plain.tolist() == pytest.approx([2 / 7] * 6 + [-12 / 7])
+
+
+def test_T5_equal_rewards_and_groups_of_one_give_zero():
+    for rewards in (torch.ones(2, 5), -torch.ones(1, 7), torch.tensor([[3.0], [-1.0]])):
+        for scale in (True, False):
+            assert torch.equal(group_advantages(rewards, scale), torch.zeros_like(rewards))
+
+
+@given(st.lists(st.sampled_from([-1.0, 1.0]), min_size=2, max_size=16), st.floats(0.5, 3.0), st.floats(-5, 5))
+@settings(max_examples=50, deadline=None)
+def test_advantages_centre_and_ignore_shift_and_scale(rewards, scale, shift):
+    base = torch.tensor([rewards], dtype=torch.float64)
+    got = group_advantages(base)
+    assert abs(got.sum().item()) < 1e-9
+    assert torch.allclose(group_advantages(base * scale + shift), got, atol=1e-5)
+
+
+# ---- clipped surrogate ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope", "clipped"),
+    [
+        (1.5, 2.0, -2.4, 0.0, True),  # gained too much already: the clip holds it
+        (0.5, 2.0, -1.0, -1.0, False),  # fell though it should rise: no clip
+        (1.5, -2.0, 3.0, 3.0, False),  # rose though it should fall: no clip
+        (0.5, -2.0, 1.6, 0.0, True),  # fell enough
+        (1.1, 2.0, -2.2, -2.2, False),
+        (0.9, -2.0, 1.8, 1.8, False),
+    ],
+)
+def test_T2_clip_in_all_four_quadrants(ratio, advantage, loss, slope, clipped):
+    logprobs = torch.tensor([math.log(ratio)], requires_grad=True)
+    value, won = clipped_surrogate(logprobs, torch.zeros(1), torch.tensor([advantage]), 0.2, 0.2)
+    value.sum().backward()
+    assert value.item() == pytest.approx(loss, abs=1e-5)
+    assert logprobs.grad is not None and logprobs.grad.item() == pytest.approx(slope, abs=1e-5)
+    assert won.item() is clipped
+
+
+def test_clip_bounds_are_two_numbers():
+    value, won = clipped_surrogate(torch.tensor([1.0, -1.0]), torch.zeros(2), torch.tensor([1.0, -1.0]), 0.1, 0.27)
+    assert value.tolist() == pytest.approx([-1.27, 0.9]) and won.all()
+
+
+# ---- KL ------------------------------------------------------------------------------------------------
+
+
+def test_T7_k3_value_and_gradient_at_a_known_point():
+    """k3 = exp(d) - d - 1 with d = ref - policy; its slope in log p is 1 - exp(d) (k1's would be 1)."""
+    logprobs = torch.tensor([-1.0], requires_grad=True)
+    value = kl_k3(logprobs, torch.tensor([-1.5]))
+    value.sum().backward()
+    assert value.item() == pytest.approx(math.exp(-0.5) + 0.5 - 1)
+    assert logprobs.grad is not None and logprobs.grad.item() == pytest.approx(1 - math.exp(-0.5))
+
+
+@pytest.mark.parametrize("gap", [0.0, 5.0, 50.0, 100.0, -50.0, -100.0])
+def test_P14_k3_stays_finite_and_so_does_its_gradient(gap):
+    logprobs = torch.tensor([0.0], requires_grad=True)
+    value = kl_k3(logprobs, torch.tensor([gap]))
+    value.sum().backward()
+    assert 0.0 <= value.item() <= 10.0
+    assert logprobs.grad is not None and torch.isfinite(logprobs.grad).all()
+
+
+@given(st.floats(-30, 0), st.floats(-30, 0))
+@settings(max_examples=50, deadline=None)
+def test_k3_is_never_negative(a, b):
+    assert kl_k3(torch.tensor([a], dtype=torch.float64), torch.tensor([b], dtype=torch.float64)).item() >= -1e-12
+
+
+def test_k3_estimates_the_kl_without_bias():
+    torch.manual_seed(0)
+    p, q = torch.randn(2, 6, dtype=torch.float64).log_softmax(-1)
+    expected = (p.exp() * (p - q)).sum()
+    assert (p.exp() * kl_k3(p, q)).sum().item() == pytest.approx(expected.item())
+
+
+# ---- the loss ------------------------------------------------------------------------------------------
+
+
+def made_batch():
+    from batch import Group
+
+    return collate([Group([1, 2], [[5, 6], [7]], [1.0, -1.0], [[-0.5, -0.5], [-0.7]])], [0], "cpu")
+
+
+def test_loss_is_surrogate_plus_kl_averaged_as_asked(world, tmp_path):
+    batch = made_batch()
+    batch.old_logprobs = torch.tensor([-0.5, -0.6, -0.7])
+    batch.ref_logprobs = torch.tensor([-0.4, -0.6, -0.9])
+    logprobs = torch.tensor([-0.5, -0.7, -0.6])
+    surrogate = [-1.0, -math.exp(-0.1), math.exp(0.1)]
+    kl = [math.exp(0.1) - 0.1 - 1, math.exp(0.1) - 0.1 - 1, math.exp(-0.3) + 0.3 - 1]
+    token = [s + 0.5 * k for s, k in zip(surrogate, kl, strict=True)]
+    want = {
+        "seq": ((token[0] + token[1]) / 2 + token[2]) / 2,
+        "token": sum(token) / 3,
+        "const": sum(token) / 20,
+    }
+    for agg, number in (("seq", 2), ("token", 3), ("const", 20)):
+        cfg = small(world, tmp_path, agg=agg, kl_coef=0.5)
+        value, stats = grpo.grpo_loss(logprobs, batch, cfg, number)
+        assert value.item() == pytest.approx(want[agg], abs=1e-6)
+    assert stats["policy/ref_kl"].tolist() == pytest.approx(kl, abs=1e-6)
+    assert stats["policy/approx_kl"][1].item() == pytest.approx(math.exp(0.1) - 0.1 - 1, abs=1e-6)
+
+
+def test_P5_tis_weight_is_trainer_over_sampler_and_capped(world, tmp_path):
+    batch = made_batch()
+    batch.old_logprobs = batch.ref_logprobs = torch.tensor([-0.5, -0.5 + math.log(1.5), -0.7 + math.log(9.0)])
+    cfg = small(world, tmp_path, tis_cap=2.0, kl_coef=0.0, agg="token")
+    value, stats = grpo.grpo_loss(batch.old_logprobs, batch, cfg, 3)
+    assert value.item() == pytest.approx((-1.0 - 1.5 + 2.0) / 3, abs=1e-6)
+    assert stats["sync/tis_clip_fraction"].tolist() == [0.0, 0.0, 1.0]
+
+
+# ---- the update against a plain twin -------------------------------------------------------------------
+
+
+def fixed_rollouts(world: Path, seed: int = 0, groups: int = 4, size: int = 3) -> tuple[list[Rollout], torch.Tensor]:
+    """Random ids of uneven lengths, one response empty, one cut."""
+    g = torch.Generator().manual_seed(seed)
+
+    def ids(n: int) -> list[int]:
+        return torch.randint(1, 90, (n,), generator=g).tolist()
+
+    rollouts = []
+    for p in range(groups):
+        prompt = ids(4 + 3 * p)
+        for k in range(size):
+            response = ids((p * size + k) % 6) + ([95] if k else [])
+            rollouts.append(Rollout(prompt, response, [-1.0] * len(response), "", "stop", p))
+    return rollouts, torch.randn(groups, size, generator=g)
+
+
+def plain_update(path: str, rollouts, advantages, cfg: grpo.Config) -> dict[str, torch.Tensor]:
+    """The algorithm as a first-year student writes it: one forward per response, no packing, Eq. 9 in loops."""
+    from transformers import AutoModelForCausalLM
+
+    policy, ref = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for _ in range(2))
+    optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
+
+    def score(lm, rollout):
+        ids = torch.tensor([rollout.prompt_ids + rollout.response_ids])
+        logits = (lm(ids).logits[0] / cfg.temperature).log_softmax(-1)
+        return torch.stack([logits[len(rollout.prompt_ids) - 1 + t, i] for t, i in enumerate(rollout.response_ids)])
+
+    size = advantages.shape[1]
+    with torch.no_grad():
+        old = [score(policy, r) if r.response_ids else None for r in rollouts]
+        reference = [score(ref, r) if r.response_ids else None for r in rollouts]
+    per_mini = cfg.mini_batch * size
+    for m in range(0, len(rollouts), per_mini):
+        members = range(m, m + per_mini)
+        divisor = {"seq": per_mini, "token": sum(len(rollouts[i].response_ids) for i in members),
+                   "const": per_mini * cfg.max_response_tokens}[cfg.agg]  # fmt: skip
+        loss = torch.tensor(0.0)
+        for i in members:
+            if not rollouts[i].response_ids:
+                continue
+            logprobs, a = score(policy, rollouts[i]), advantages.flatten()[i]
+            ratio = (logprobs - old[i]).exp()
+            surrogate = torch.min(ratio * a, ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high) * a)
+            d = reference[i] - logprobs
+            token = -surrogate + cfg.kl_coef * (d.exp() - d - 1)
+            loss = loss + (token.mean() if cfg.agg == "seq" else token.sum()) / divisor
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = run.learning_rate(m // per_mini, cfg)
+        optimizer.step()
+        optimizer.zero_grad()
+    return policy.state_dict()
+
+
+def packed_update(world: Path, cfg: grpo.Config, rollouts, advantages) -> tuple[dict[str, torch.Tensor], dict]:
+    policy = model.load_policy(cfg.model)
+    reference = model.load_policy(cfg.model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
+    stats = grpo.update(policy, reference, optimizer, rollouts, advantages, cfg)
+    return policy.lm.state_dict(), stats
+
+
+@pytest.mark.parametrize("agg", ["seq", "token", "const"])
+def test_T3_P7_update_equals_the_plain_twin_for_any_micro_batch_plan(world, tmp_path, agg):
+    """Two mini-batches, so ratio, clip and KL are live; AdamW between them. eps 1e-8 makes Adam's first step
+    sign-like where a gradient is tiny, so weights are compared at 2e-5 of a step of 1e-2."""
+    cfg = small(world, tmp_path, agg=agg, kl_coef=0.1, temperature=0.8)
+    rollouts, advantages = fixed_rollouts(world)
+    want = plain_update(cfg.model, rollouts, advantages, cfg)
+    for budget in (10, 45, 4096):
+        got, stats = packed_update(world, dataclasses.replace(cfg, micro_batch_tokens=budget), rollouts, advantages)
+        for name, tensor in want.items():
+            assert torch.allclose(got[name], tensor, atol=2e-5), (budget, name)
+        assert stats["policy/ref_kl"] > 0 and stats["policy/clip_fraction"] > 0
+
+
+def test_P17_on_policy_ratio_is_one_in_the_first_mini_batch(world, tmp_path):
+    cfg = small(world, tmp_path, mini_batch=4)
+    _, stats = packed_update(world, cfg, *fixed_rollouts(world))
+    assert stats["policy/approx_kl"] == 0.0 and stats["policy/clip_fraction"] == 0.0 and stats["policy/ref_kl"] == 0.0
+
+
+def test_P17_old_logprobs_of_later_mini_batches_have_ratio_one_while_the_policy_stands(world, tmp_path):
+    cfg = small(world, tmp_path, mini_batch=2, lr=0.0)
+    _, stats = packed_update(world, cfg, *fixed_rollouts(world))
+    assert stats["policy/approx_kl"] < 1e-12 and stats["policy/ref_kl"] < 1e-12
+
+
+def test_P16_dropout_in_the_config_changes_nothing(world, tmp_path):
+    import shutil
+
+    noisy = tmp_path / "noisy"
+    shutil.copytree(world / "start", noisy)
+    config = json.loads((noisy / "config.json").read_text()) | {"attention_dropout": 0.5}
+    (noisy / "config.json").write_text(json.dumps(config))
+    _, stats = packed_update(world, small(world, tmp_path, model=str(noisy), mini_batch=2, lr=0.0),
+                             *fixed_rollouts(world))  # fmt: skip
+    assert stats["policy/approx_kl"] < 1e-12
+
+
+def test_P19_a_constant_group_pushes_nothing_but_its_kl_and_still_counts(world, tmp_path):
+    """Without KL its gradient is exactly 0 and the others' is divided by all responses; with KL it is not 0."""
+    rollouts, advantages = fixed_rollouts(world)
+    advantages[2:] = 0.0
+    cfg = small(world, tmp_path, mini_batch=4, kl_coef=0.0, max_grad_norm=1e9)
+    _, both = packed_update(world, cfg, rollouts, advantages)
+    half = dataclasses.replace(cfg, prompts_per_step=2, mini_batch=2)
+    _, alone = packed_update(world, half, rollouts[:6], advantages[:2])
+    assert both["optim/grad_norm"] == pytest.approx(alone["optim/grad_norm"] / 2, rel=1e-5)
+
+
+def test_T5_a_round_of_empty_responses_is_survived(world, tmp_path):
+    rollouts = [Rollout([5, 6, 7], [], [], "", "length", i // 3) for i in range(12)]
+    got, stats = packed_update(world, small(world, tmp_path), rollouts, torch.zeros(4, 3))
+    assert all(torch.isfinite(t).all() for t in got.values()) and stats["optim/grad_norm"] == 0.0
+
+
+def test_T9_metrics_are_means_over_all_tokens_not_the_last_micro_batch(world, tmp_path):
+    cfg = small(world, tmp_path, mini_batch=4, lr=0.0)
+    rollouts, advantages = fixed_rollouts(world)
+    _, coarse = packed_update(world, cfg, rollouts, advantages)
+    _, fine = packed_update(world, dataclasses.replace(cfg, micro_batch_tokens=10), rollouts, advantages)
+    for name in ("policy/entropy", "sync/logprob_diff_mean", "sync/logprob_diff_max", "optim/grad_norm"):
+        assert fine[name] == pytest.approx(coarse[name], rel=1e-4) and coarse[name] > 0, name
+
+
+def test_T11_groups_carry_the_sampled_ids(world):
+    rollouts, advantages = fixed_rollouts(world)
+    for group, start in zip(grpo.make_groups(rollouts, advantages), range(0, 12, 3), strict=True):
+        assert group.prompt_ids is rollouts[start].prompt_ids
+        assert all(a is r.response_ids for a, r in zip(group.responses, rollouts[start : start + 3], strict=True))
+    assert denominator(grpo.make_groups(rollouts, advantages), "seq", 12) == 12
+
+
+# ---- the loop ------------------------------------------------------------------------------------------
+
+
+def stop_after(monkeypatch, step: int) -> None:
+    calls = iter(range(10**6))
+    monkeypatch.setattr(run.StopSignal, "requested", lambda self: next(calls) + 1 == step)
+
+
+def test_T10_T6_a_stopped_run_continues_bit_for_bit(world, tmp_path, monkeypatch):
+    """Two mini-batches a round and more data than one epoch; metrics are equal too, none twice or missing."""
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    changes = {"steps": 8, "held_out": str(world / "held_out.jsonl"), "eval_every": 3}
+    grpo.train(small(world, straight, **changes), score=parity)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            grpo.train(small(world, broken, **changes), score=parity)
+    assert len(metrics(broken)) == 3 and not (broken / "model").exists()
+    grpo.train(small(world, broken, **changes), score=parity)
+    assert metrics(broken) == metrics(straight) and len(metrics(straight)) == 9
+    start = load_file(world / "start" / "model.safetensors")
+    for name, tensor in weights(straight).items():
+        assert torch.equal(weights(broken)[name], tensor) and not torch.equal(start[name], tensor), name
+    assert all(row["sync/logprob_diff_max"] < 1e-5 for row in metrics(broken)[:-1])
+    assert sorted(p.name for p in (broken / "checkpoints").iterdir()) == ["step_000007", "step_000008"]
+    assert sorted(p.name for p in (broken / "rollouts").iterdir()) == [
+        f"step_{s:06d}.jsonl" for s in (0, 3, 6, 8)]  # fmt: skip
+
+
+def test_finished_run_repeated_changes_nothing(world, tmp_path):
+    cfg = small(world, tmp_path / "run", steps=1)
+    grpo.train(cfg)
+    before, logged = weights(tmp_path / "run"), metrics(tmp_path / "run")
+    grpo.train(cfg)
+    assert metrics(tmp_path / "run") == logged
+    assert all(torch.equal(before[n], t) for n, t in weights(tmp_path / "run").items())
+
+
+def test_compat_official_trains_the_first_round_with_learning_rate_zero(world, tmp_path):
+    grpo.train(small(world, tmp_path / "a", steps=1, compat="official"), score=parity)
+    start = load_file(world / "start" / "model.safetensors")
+    assert all(torch.equal(start[name], t) for name, t in weights(tmp_path / "a").items())
+    assert metrics(tmp_path / "a")[0]["optim/lr"] == 0.0
+    grpo.train(small(world, tmp_path / "b", steps=1), score=parity)
+    assert any(not torch.equal(start[name], t) for name, t in weights(tmp_path / "b").items())
+
+
+def test_rewards_of_the_loop_are_verdicts_only(world):
+    from data import load_pairs
+
+    pairs = load_pairs(str(world / "rl.jsonl"))[:2]
+    right, wrong = (f"<answer>[[{x}]]</answer>" for x in (pairs[0].winner, "B" if pairs[0].winner == "A" else "A"))
+    texts = [right, wrong, "", f"<answer>[[{pairs[1].winner}]]</answer>", "[[A]]", right + " " * 81]
+    made = [Rollout([1], [2], [0.0], t, "stop", 0) for t in texts]
+    got = grpo.verdict_score(made, pairs, None, None, None)
+    assert got.tolist() == [[1, -1, -1], [1, -1, -1]]
+
+
+class Scripted:
+    """A sampler that answers with its call number and remembers the seeds it was given."""
+
+    def __init__(self):
+        self.seeds: list[int] = []
+
+    def generate(self, prompts, n, temperature, max_tokens, seeds):
+        self.seeds += seeds
+        return [Rollout(p, [1], [0.0], "", "stop", i) for i, p in enumerate(prompts) for _ in range(n)]
+
+
+def test_refused_groups_are_replaced_from_the_stream(world, tmp_path):
+    from data import load_pairs, stream
+
+    pairs, cfg, sampler = load_pairs(str(world / "rl.jsonl")), small(world, tmp_path), Scripted()
+    order = [p.pair_id for p in stream(pairs, 0, 12, cfg.seed)]
+
+    def refuse_every_second(rewards):
+        return torch.arange(len(rewards)) % 2 == 1
+
+    rollouts, rewards, position = grpo.collect(
+        pairs, 0, sampler, lambda pair: [order.index(pair.pair_id)],
+        lambda made, taken: torch.ones(len(taken), cfg.group_size), refuse_every_second, cfg)  # fmt: skip
+    assert [r.prompt_ids[0] for r in rollouts[:: cfg.group_size]] == [1, 3, 5, 7]
+    assert rewards.shape == (4, 3) and position == 8
+    assert sampler.seeds == [run.derive_seed(cfg.seed, "rollout", place) for place in range(8)]
+
+
+# ---- configuration and errors --------------------------------------------------------------------------
+
+
+def test_paper_presets_are_the_papers_numbers():
+    for name, lr in [("7b-reasoning", 1e-6), ("14b-reasoning", 1e-6), ("32b-reasoning", 8e-7),
+                     ("7b-instruct", 1e-6), ("14b-instruct", 7e-7), ("32b-instruct", 5e-7)]:  # fmt: skip
+        cfg = grpo.PRESETS[f"paper-{name}"]
+        assert cfg.lr == lr and cfg.preset == f"paper-{name}"
+        assert (cfg.prompts_per_step, cfg.mini_batch, cfg.group_size, cfg.updates_per_step) == (1024, 128, 7, 8)
+        assert (cfg.clip_low, cfg.clip_high, cfg.kl_coef, cfg.weight_decay) == (0.2, 0.2, 0.001, 0.01)
+        assert (cfg.max_prompt_tokens, cfg.max_response_tokens, cfg.temperature) == (4096, 8192, 1.0)
+        assert cfg.lr_schedule == "constant" and cfg.warmup_updates == 0 and cfg.agg == "seq"
+        assert cfg.style == ("reasoning" if "reasoning" in name else "instruct")
+        assert cfg.steps == (71 if "reasoning" in name else 62)
+
+
+def test_sizes_that_do_not_divide_are_named(world, tmp_path):
+    with pytest.raises(run.UserError, match=r"--prompts-per-step 4, --mini-batch 3"):
+        grpo.train(small(world, tmp_path / "x", mini_batch=3))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "message"),
+    [
+        ("--data", None, "no such file"),
+        ("--data", "{not json", "bad.jsonl:1: not one JSON object a line"),
+        ("--data", '{"prompt": "q", "chosen": "x", "rejected": "x"}', "bad.jsonl:1: the two responses are equal"),
+        ("--data", "", "no pairs in it"),
+        ("--model", None, "expected a folder with config.json"),
+        ("--max-prompt-tokens", "3", "no prompt fits"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(world, tmp_path, change, line, message):
+    bad = tmp_path / "bad.jsonl"
+    value = str(tmp_path / "none.jsonl")
+    if change == "--max-prompt-tokens":
+        value = str(line)
+    elif line is not None:
+        bad.write_text(line + "\n" if line else "")
+        value = str(bad)
+    cfg = small(world, tmp_path / "out")
+    command = [sys.executable, "grpo.py", "--preset", "tiny", "--model", cfg.model, "--data", cfg.data,
+               "--prompt-file", cfg.prompt_file, "--held-out", "", "--out", cfg.out, change, value]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0] and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only without a GPU is the paper's run refused")
+def test_the_bare_command_says_what_it_needs():
+    done = subprocess.run([sys.executable, "grpo.py"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "--preset tiny" in done.stderr and "GPU" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_T10_kill_9_at_any_moment_continues_bit_for_bit(world, tmp_path):
+    """Ten kills at different moments of one run: start, sampling, update, writing a checkpoint."""
+    straight, killed = (small(world, tmp_path / name, steps=60) for name in ("straight", "killed"))
+    grpo.train(straight, score=parity)
+    code = (
+        "import sys; sys.path[:0] = ['tests', '.']; import grpo, test_grpo; "
+        "grpo.train(grpo.Config(**{!r}), score=test_grpo.parity)"
+    )
+    command = [sys.executable, "-c", code.format(dataclasses.asdict(killed))]
+    done = 0
+    for kill in range(10):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while (
+            len(list((tmp_path / "killed" / "checkpoints").glob("step_*"))) == 0
+            or newest(tmp_path / "killed") < done + 2
+        ):
+            if time.monotonic() > deadline or process.poll() is not None:
+                break
+            time.sleep(0.01)
+        time.sleep(0.007 * kill)
+        process.kill()
+        process.wait()
+        done = newest(tmp_path / "killed")
+    assert 10 <= done < 60
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "straight")
+    for name, tensor in weights(tmp_path / "straight").items():
+        assert torch.equal(weights(tmp_path / "killed")[name], tensor), name
+
+
+def newest(out: Path) -> int:
+    return max((int(p.name[5:]) for p in (out / "checkpoints").glob("step_*") if p.name[5:].isdigit()), default=0)

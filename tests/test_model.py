@@ -1,0 +1,801 @@
+"""`Policy` against a plain forward per sequence; loading, exporting, resuming, one optimiser step."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from tiny_models import ARCHITECTURES, EOS, gradients, make_folder, make_lm, make_tokenizer, plain_logprobs
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import model
+from batch import Batch, Group, collate
+from model import Policy, gathered_weights, load_policy, load_state, load_tokenizer, optimizer_step, save_hf, save_state
+from run import RunFolder, UserError
+
+GROUPS = [
+    Group([1, 7, 8, 9, 10, 11], [[12, 13, EOS], [20, 21, 22, 23, 24, EOS], [30, EOS]]),
+    Group([1, 33], [[EOS], [14, 15, 16, 17, 18, 19, 20, EOS]]),
+    Group([5, 6, 7, 8, 9, 9, 9, 9, 9, 9, 9], [[40, 41, 42]]),
+]
+CUT = [
+    Group(GROUPS[0].prompt_ids, GROUPS[0].responses[:1]),
+    Group(GROUPS[0].prompt_ids, GROUPS[0].responses[1:]),
+    *GROUPS[1:],
+]
+
+EVERY_MODEL = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+EVERY_ARCH = pytest.mark.parametrize("arch", ARCHITECTURES)
+
+
+def weighed(logprobs: Tensor) -> Tensor:
+    """A scalar in which every token has a weight of its own."""
+    return (logprobs * torch.linspace(-1.0, 2.0, len(logprobs)).to(logprobs)).mean()
+
+
+def twin(lm, temperature: float = 1.0) -> Tensor:
+    """(N,) log-probs of GROUPS, one plain forward per sequence."""
+    return torch.cat([plain_logprobs(lm, g.prompt_ids, r, temperature) for g in GROUPS for r in g.responses])
+
+
+def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], atol: float, what: str = "") -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=atol, msg=lambda m, n=name: f"{what} {n}: {m}")
+
+
+def bits(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer, non-persistent buffers too."""
+    return {n: t.detach().clone() for n, t in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def assert_bit_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name].dtype == value.dtype, name
+        assert torch.equal(found[name], value), name
+
+
+# ---- T12: packed rows equal one forward per sequence ---------------------------------------------------
+
+
+def packings() -> dict[str, Batch]:
+    """All of GROUPS in ways that keep the order of the targets."""
+    return {
+        "one group a row": collate(GROUPS, [0, 1, 2], "cpu"),
+        "all in one row": collate(GROUPS, [0, 1, 2], "cpu", one_row=True),
+        "a group cut in two, rows": collate(CUT, [0, 1, 2, 3], "cpu"),
+        "a group cut in two, one row": collate(CUT, [0, 1, 2, 3], "cpu", one_row=True),
+    }
+
+
+@EVERY_ARCH
+@EVERY_MODEL
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
+def test_T12_P1_P2_packed_rows_equal_one_forward_per_sequence(tmp_path, arch, tied, train, checkpointing):
+    lm = make_lm(arch, tied)
+    assert (lm.lm_head.weight is lm.model.embed_tokens.weight) == tied
+    if arch == "qwen2":
+        assert lm.model.layers[0].self_attn.q_proj.bias.abs().min() > 0
+    wanted = twin(lm)
+    weighed(wanted).backward()
+    wanted_gradients = gradients(lm)
+    assert wanted.std() > 0.5 and max(g.abs().max() for g in wanted_gradients.values()) > 1e-2
+
+    policy = load_policy(make_folder(tmp_path, lm), checkpointing=checkpointing).train(train)
+    assert policy.lm.model.gradient_checkpointing == checkpointing
+    for name, batch in packings().items():
+        policy.zero_grad()
+        found = policy(batch)
+        assert found.dtype == torch.float32 and found.shape == batch.targets.shape
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        weighed(found).backward()
+        assert_same(gradients(policy.lm), wanted_gradients, 1e-5, name)
+
+
+@EVERY_ARCH
+def test_T12_in_float64_to_ten_digits(arch):
+    lm = make_lm(arch, tied=True, dtype=torch.float64)
+    wanted = twin(lm, 0.7)
+    for batch in packings().values():
+        torch.testing.assert_close(Policy(lm)(batch, 0.7), wanted, rtol=0, atol=1e-10)
+
+
+def test_T12_P1_the_prompt_alone_shows_no_leak_between_responses_or_groups():
+    """What stands beside a sequence, and in which order, is of no account."""
+    policy = Policy(make_lm("llama", dtype=torch.float64))
+    alone = policy(collate([Group([1, 7, 8], [[9, 10, EOS]])], [0], "cpu"))
+    beside = policy(collate([Group([1, 7, 8], [[9, 10, EOS], [11, 12, 13, 14]]), Group([4], [[5, 6]])], [0, 1], "cpu",
+                            one_row=True))  # fmt: skip
+    after = policy(collate([Group([4], [[5, 6]]), Group([1, 7, 8], [[11, 12, 13], [9, 10, EOS]])], [0, 1], "cpu",
+                           one_row=True))  # fmt: skip
+    torch.testing.assert_close(beside[:3], alone, rtol=0, atol=1e-12)
+    torch.testing.assert_close(after[-3:], alone, rtol=0, atol=1e-12)
+
+
+def test_P15_prompts_of_unequal_lengths_in_one_batch_equal_each_alone():
+    policy = Policy(make_lm("qwen3", dtype=torch.float64))
+    together = policy(collate(GROUPS, [2, 1, 0], "cpu"))
+    alone = torch.cat([policy(collate(GROUPS, [i], "cpu")) for i in (2, 1, 0)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+
+
+def test_P16_attention_dropout_of_a_config_reaches_neither_old_nor_new_log_probs(tmp_path):
+    lm = make_lm("llama")
+    plain = twin(lm)
+    lm.config.attention_dropout = 0.1
+    policy = load_policy(make_folder(tmp_path, lm)).train()
+    batch = collate(GROUPS, [0, 1, 2], "cpu")
+    first, second = policy(batch), policy(batch)
+    assert torch.equal(first, second), "the ratio of the first update is exactly 1"
+    torch.testing.assert_close(first, plain, rtol=0, atol=1e-5)
+
+
+# ---- the head ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.9])
+def test_T8_temperature_divides_the_logits_in_forward_backward_and_entropy(temperature):
+    lm = make_lm("llama")
+    wanted = twin(lm, temperature)
+    weighed(wanted).backward()
+    wanted_gradients = gradients(lm)
+    lm.zero_grad()
+    found, entropy = Policy(lm)(collate(GROUPS, [0, 1, 2], "cpu"), temperature, entropy=True)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    weighed(found).backward()
+    assert_same(gradients(lm), wanted_gradients, 1e-5)
+    exact = []
+    for group in GROUPS:
+        for response in group.responses:
+            logits = tiny_models.plain_logits(lm, group.prompt_ids + response)[len(group.prompt_ids) - 1 : -1]
+            logp = (logits / temperature).log_softmax(-1)
+            exact.append(-(logp.exp() * logp).sum(-1))
+    torch.testing.assert_close(entropy, torch.cat(exact).detach(), rtol=0, atol=1e-5)
+    assert not entropy.requires_grad and entropy.dtype == torch.float32
+    assert torch.equal(Policy(lm)(collate(GROUPS, [0, 1, 2], "cpu"), temperature), found)
+
+
+def head_inputs(tokens: int, vocab: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    made = torch.Generator().manual_seed(1)
+    hidden = torch.randn(tokens, width, generator=made, dtype=torch.float64).to(dtype)
+    weight = (0.5 * torch.randn(vocab, width, generator=made, dtype=torch.float64)).to(dtype)
+    return hidden, weight, torch.randint(0, vocab, (tokens,), generator=made)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [2, 3, 100])
+def test_head_gradient_by_finite_differences(temperature, chunk):
+    hidden, weight, targets = head_inputs(5, 7, 3, torch.float64)
+
+    def logprobs(h: Tensor, w: Tensor) -> Tensor:
+        return model._HeadLogprobs.apply(h, w, targets, temperature, chunk)[0]
+
+    assert torch.autograd.gradcheck(logprobs, (hidden.requires_grad_(), weight.requires_grad_()), atol=1e-7)
+
+
+def test_P3_log_probs_of_a_bf16_model_are_float32_and_exact_for_its_hidden_states():
+    hidden, weight, targets = head_inputs(64, 2048, 64, torch.bfloat16)
+    wanted = (hidden.double() @ weight.double().T).log_softmax(-1)
+    logprobs, entropy = model._HeadLogprobs.apply(hidden, weight, targets, 1.0, 32)
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    exact = wanted.gather(1, targets[:, None])[:, 0]
+    assert (logprobs.double() - exact).abs().max() < 1e-4
+    assert (entropy.double() + (wanted.exp() * wanted).sum(-1)).abs().max() < 1e-4
+
+
+def test_P3_through_the_whole_policy():
+    policy = Policy(make_lm("llama", dtype=torch.bfloat16, seed=3))
+    seen: list[Tensor] = []
+    policy.lm.model.register_forward_hook(lambda module, args, out: seen.append(out.last_hidden_state.detach()))
+    batch = collate(GROUPS, [0, 1, 2], "cpu")
+    logprobs = policy(batch, 0.7)
+    assert seen[0].dtype == torch.bfloat16 and logprobs.dtype == torch.float32
+    hidden = seen[0].flatten(0, 1)[batch.source].double()
+    wanted = (hidden @ policy.lm.lm_head.weight.detach().double().T / 0.7).log_softmax(-1)
+    assert (logprobs.double() - wanted.gather(1, batch.targets[:, None])[:, 0]).abs().max() < 1e-4
+
+
+def test_P4_head_gradient_in_chunks_is_the_float32_sum():
+    """In bf16 a running sum over chunks stops growing: 4096 tokens of which each chunk holds 32."""
+    hidden, weight, targets = head_inputs(4096, 64, 16, torch.bfloat16)
+    hidden, targets = hidden.abs(), targets % 4  # a gradient that adds up
+    exact = weight.double().requires_grad_()
+    (hidden.double() @ exact.T).log_softmax(-1).gather(1, targets[:, None]).sum().backward()
+    found = {}
+    for chunk in (32, 4096):
+        w = weight.clone().requires_grad_()
+        model._HeadLogprobs.apply(hidden, w, targets, 1.0, chunk)[0].sum().backward()
+        assert w.grad.dtype == torch.bfloat16
+        found[chunk] = w.grad.double()
+        assert torch.cosine_similarity(found[chunk].flatten(), exact.grad.flatten(), dim=0) > 0.9999
+        assert (found[chunk] - exact.grad).norm() / exact.grad.norm() < 2**-8
+    assert torch.cosine_similarity(found[32].flatten(), found[4096].flatten(), dim=0) > 0.9999
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_chunks_change_nothing(monkeypatch, temperature):
+    """CHUNK is the only setting; whatever it is, 32 tokens go at once at least."""
+    groups = [Group([1, 7], [[3 + (5 * i + t) % 40 for t in range(9 + i)] for i in range(8)])]
+    lm, batch = make_lm("llama", tied=True, dtype=torch.float64), collate(groups, [0], "cpu")
+    results = []
+    for chunk in (0, 48 * 40, 2**22):
+        monkeypatch.setitem(model.CHUNK, "cpu", chunk)
+        lm.zero_grad()
+        logprobs, entropy = Policy(lm)(batch, temperature, entropy=True)
+        weighed(logprobs).backward()
+        results.append(gradients(lm) | {"logprobs": logprobs.detach(), "entropy": entropy})
+    assert len(batch.targets) > 96
+    for other in results[1:]:
+        assert_same(other, results[0], 1e-12)
+
+
+class LargestLogits(TorchDispatchMode):
+    """Watches every operation, of the backward pass too, for the tallest tensor of `vocab` columns."""
+
+    def __init__(self, vocab: int):
+        super().__init__()
+        self.vocab, self.rows = vocab, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, Tensor) and tensor.ndim == 2 and tensor.shape[1] == self.vocab:
+                self.rows = max(self.rows, tensor.shape[0])
+        return out
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_no_logits_of_all_tokens_are_ever_alive(monkeypatch, entropy):
+    monkeypatch.setitem(model.CHUNK, "cpu", 0)
+    asked: list[int] = []
+    real = model._logits
+    monkeypatch.setattr(model, "_logits", lambda h, w, t: asked.append(len(h)) or real(h, w, t))
+    vocab, responses = 777, [[i] * 50 for i in range(4, 8)]
+    policy = Policy(make_lm("llama", vocab_size=vocab))
+    batch = collate([Group([1, 2, 3], responses)], [0], "cpu")
+    with LargestLogits(vocab) as largest:
+        out = policy(batch, 0.7, entropy)
+        (out[0] if entropy else out).sum().backward()
+    assert 0 < largest.rows <= 32
+    assert asked == [32] * 6 + [8] + [32] * 6 + [8], "once forward, once backward"
+
+
+# ---- load ----------------------------------------------------------------------------------------------
+
+
+@EVERY_ARCH
+@EVERY_MODEL
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_T17_load_equals_from_pretrained_bit_for_bit(tmp_path, arch, tied, dtype):
+    from transformers import AutoModelForCausalLM
+
+    folder = make_folder(tmp_path, make_lm(arch, tied))
+    wanted = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    policy = load_policy(folder, dtype)
+    assert_bit_equal(bits(policy.lm), bits(wanted))
+    assert any("inv_freq" in name for name, _ in policy.lm.named_buffers())
+    assert (policy.lm.lm_head.weight is policy.lm.model.embed_tokens.weight) == tied
+    assert policy.lm.generation_config.eos_token_id == EOS
+    assert policy.lm.config._attn_implementation == "sdpa"
+    assert all(p.requires_grad and p.device.type == "cpu" for p in policy.parameters())
+
+
+def test_T17_scaled_rotary_frequencies(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64}  # fmt: skip
+    folder = make_folder(tmp_path, make_lm("llama", rope_parameters=rope))
+    wanted = AutoModelForCausalLM.from_pretrained(folder)
+    policy = load_policy(folder)
+    assert_bit_equal(bits(policy.lm), bits(wanted))
+    torch.testing.assert_close(policy(collate(GROUPS, [0, 1, 2], "cpu")), twin(wanted), rtol=0, atol=1e-5)
+
+
+def test_P12_weights_are_stored_in_float32_even_from_a_bf16_file(tmp_path):
+    folder = make_folder(tmp_path, make_lm("llama").to(torch.bfloat16))
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert {p.dtype for p in load_policy(folder).parameters()} == {torch.float32}
+
+
+@EVERY_MODEL
+def test_load_reads_a_folder_of_several_files(tmp_path, tied):
+    lm = make_lm("qwen2", tied)
+    folder = make_folder(tmp_path, lm, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert_bit_equal(dict(load_policy(folder).lm.named_parameters()), dict(lm.named_parameters()))
+
+
+def rewrite(folder: Path, change) -> None:
+    """Edit the folder's one weights file."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_tied_head_that_was_stored_too_is_no_second_weight(tmp_path):
+    lm = make_lm("llama", tied=True)
+    folder = make_folder(tmp_path, lm)
+    rewrite(tmp_path, lambda t: t.update({"lm_head.weight": torch.full_like(t["model.embed_tokens.weight"], 9.0)}))
+    assert_bit_equal(dict(load_policy(folder).lm.named_parameters()), dict(lm.named_parameters()))
+
+
+def test_a_missing_weight_is_refused_by_name(tmp_path):
+    folder = make_folder(tmp_path, make_lm("llama"))
+    rewrite(tmp_path, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_policy(folder)
+
+
+def test_an_untied_head_that_is_missing_is_refused(tmp_path):
+    folder = make_folder(tmp_path, make_lm("llama"))
+    rewrite(tmp_path, lambda t: t.pop("lm_head.weight"))
+    with pytest.raises(UserError, match=r"lm_head\.weight"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("shape", [(48, 31), (47, 32), (48 * 32,), (1, 32)])
+def test_a_weight_of_another_shape_is_refused(tmp_path, shape):
+    folder = make_folder(tmp_path, make_lm("llama"))
+    rewrite(tmp_path, lambda t: t.update({"lm_head.weight": torch.zeros(shape)}))
+    with pytest.raises(UserError, match=r"lm_head\.weight"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 0.5, 0.999])
+def test_a_truncated_file_is_refused(tmp_path, keep):
+    folder = make_folder(tmp_path, make_lm("llama"))
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: keep if isinstance(keep, int) else int(keep * len(whole))])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        load_policy(folder)
+
+
+def test_a_folder_with_pickled_weights_alone_is_refused(tmp_path):
+    lm = make_lm("llama")
+    lm.config.save_pretrained(tmp_path)
+    torch.save(lm.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="safetensors"):
+        load_policy(str(tmp_path))
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(UserError, match="not a model"):
+            load_policy(str(path))
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="not exported"):
+        load_policy(str(tmp_path))
+
+
+def test_a_run_folder_stands_for_its_exported_model(tmp_path):
+    lm = make_lm("llama")
+    make_folder(tmp_path / "model", lm)
+    assert_bit_equal(dict(load_policy(str(tmp_path)).lm.named_parameters()), dict(lm.named_parameters()))
+
+
+def test_untested_architectures_and_windowed_attention_are_refused(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(UserError, match="gpt2"):
+        load_policy(str(tmp_path / "gpt2"))
+    for arch in ("qwen2", "qwen3"):
+        window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+        folder = make_folder(tmp_path / arch, make_lm(arch, **window))
+        with pytest.raises(UserError, match="windowed"):
+            load_policy(folder)
+
+
+def test_a_window_that_is_switched_off_is_full_attention(tmp_path):
+    """Qwen2.5's own config.json names a window and does not use it."""
+    lm = make_lm("qwen2", use_sliding_window=False, sliding_window=4, max_window_layers=1)
+    policy = load_policy(make_folder(tmp_path, lm))
+    torch.testing.assert_close(policy(collate(GROUPS, [0, 1, 2], "cpu")), twin(lm), rtol=0, atol=1e-5)
+
+
+# ---- tokenizers ----------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_without_chat_template_or_eos_is_refused(tmp_path):
+    folder = make_folder(tmp_path, make_lm("llama"), tokenizer=True)
+    assert load_tokenizer(folder).eos_token_id == EOS
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="chat template"):
+        load_tokenizer(folder)
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="eos_token"):
+        load_tokenizer(folder)
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path):
+    with pytest.raises(UserError, match="tokenizer"):
+        load_tokenizer(make_folder(tmp_path, make_lm("llama")))
+
+
+@EVERY_ARCH
+def test_T16_the_tokenizer_that_loads_is_the_one_that_was_saved(tmp_path, arch):
+    tokenizer = make_tokenizer()
+    save_hf(Policy(make_lm(arch)), tokenizer, tmp_path / "model", torch.float32)
+    loaded = load_tokenizer(str(tmp_path / "model"))
+    text = "<|im_start|>user\nw1 w2 w29 nonsense <|im_end|> w3"
+    wanted = tokenizer(text, add_special_tokens=False).input_ids
+    assert len(wanted) == 8
+    assert loaded(text, add_special_tokens=False).input_ids == wanted
+    assert loaded.decode(wanted) == tokenizer.decode(wanted)
+    assert loaded.chat_template == tokenizer.chat_template and loaded.eos_token_id == tokenizer.eos_token_id
+
+
+@EVERY_ARCH
+@pytest.mark.parametrize("named", ["LlamaTokenizerFast", "PreTrainedTokenizerFast", "Qwen2Tokenizer"])
+def test_T16_the_name_in_tokenizer_config_does_not_change_the_ids(tmp_path, arch, named):
+    """Released byte-level tokenizers call themselves LlamaTokenizerFast; tokenizer.json is what counts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<eos>"])
+    backend.train_from_iterator(["which judge said 1234 and which said 12"] * 5, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+    tokenizer.chat_template = tiny_models.TEMPLATE
+    folder = make_folder(tmp_path, make_lm(arch))
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": named}))
+    text = "which judge said  12345\n and Ünïcode?"
+    loaded = load_tokenizer(folder)
+    assert loaded(text, add_special_tokens=False).input_ids == backend.encode(text).ids
+    assert loaded.decode(backend.encode(text).ids) == text
+
+
+# ---- weights out ---------------------------------------------------------------------------------------
+
+
+@EVERY_MODEL
+def test_gathered_weights_come_in_order_and_fresh(tied):
+    policy = Policy(make_lm("llama", tied))
+    got = list(gathered_weights(policy, torch.float32))
+    names = [name for name, _ in got]
+    own = dict(policy.lm.named_parameters(remove_duplicate=False))
+    assert names[0] == "model.embed_tokens.weight" and names[-2:] == ["model.norm.weight", "lm_head.weight"]
+    layers = [int(name.split(".")[2]) for name in names if name.startswith("model.layers.")]
+    assert layers == sorted(layers) and set(layers) == {0, 1}
+    assert len(names) == len(set(names)) and set(names) == set(own)
+    before = bits(policy)
+    for name, tensor in got:
+        assert torch.equal(tensor, own[name]) and not tensor.requires_grad
+        tensor.fill_(7.0)
+    assert_bit_equal(bits(policy), before)
+    for name, tensor in gathered_weights(policy, torch.bfloat16):
+        assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, own[name].bfloat16())
+
+
+@EVERY_ARCH
+@EVERY_MODEL
+def test_T14_export_loads_with_from_pretrained_and_writes_a_tied_head_once(tmp_path, arch, tied):
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    lm = make_lm(arch, tied)
+    lm.generation_config.eos_token_id = [EOS, 7]
+    save_hf(Policy(lm), make_tokenizer(), tmp_path / "model", torch.float32)
+    with safe_open(tmp_path / "model" / "model.safetensors", framework="pt") as file:
+        assert set(file.keys()) == set(dict(lm.named_parameters()))  # a tied weight counts once
+        assert file.metadata() == {"format": "pt"}
+    loaded, notes = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not notes["missing_keys"] and not notes["unexpected_keys"] and not notes["mismatched_keys"]
+    assert loaded.dtype == torch.float32
+    assert_bit_equal(bits(loaded), bits(lm))
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+    assert_bit_equal(bits(load_policy(str(tmp_path / "model")).lm), bits(lm))
+    assert loaded.generation_config.eos_token_id == [EOS, 7]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["dtype"] == "float32" and config["architectures"] == [type(lm).__name__]
+
+
+@EVERY_MODEL
+def test_export_in_several_files_with_an_index(tmp_path, tied):
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    lm, folder = make_lm("qwen2", tied), tmp_path / "model"
+    save_hf(Policy(lm), make_tokenizer(), folder, torch.float32, shard_bytes=15_000)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = {p.name for p in folder.glob("*.safetensors")}
+    assert len(files) > 3 and files == set(index["weight_map"].values())
+    stored = {name: file for file in files for name in load_file(folder / file)}
+    assert stored == index["weight_map"], "each tensor stands once, where the index says"
+    assert index["metadata"]["total_size"] == sum(p.numel() * 4 for p in lm.parameters())
+    assert_bit_equal(dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters()), dict(lm.named_parameters()))
+    assert_bit_equal(dict(load_policy(str(folder)).lm.named_parameters()), dict(lm.named_parameters()))
+
+
+def test_export_in_another_dtype(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    lm, folder = make_lm("llama", tied=True), tmp_path / "model"
+    save_hf(Policy(lm), make_tokenizer(), folder, torch.bfloat16)
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert_bit_equal(dict(loaded.named_parameters()), dict(lm.to(torch.bfloat16).named_parameters()))
+
+
+def test_export_replaces_the_old_folder_whole(tmp_path):
+    folder = tmp_path / "model"
+    save_hf(Policy(make_lm("llama", seed=1)), make_tokenizer(), folder, torch.float32, shard_bytes=15_000)
+    lm = make_lm("llama", seed=2)
+    save_hf(Policy(lm), make_tokenizer(), folder, torch.float32)
+    assert [p.name for p in folder.glob("*.safetensors*")] == ["model.safetensors"]
+    assert_bit_equal(dict(load_policy(str(folder)).lm.named_parameters()), dict(lm.named_parameters()))
+
+
+@pytest.mark.parametrize("where", ["_write_configs", "gathered_weights"])
+def test_an_interrupted_export_leaves_the_previous_one(tmp_path, monkeypatch, where):
+    lm, folder = make_lm("llama", seed=1), tmp_path / "model"
+    save_hf(Policy(lm), make_tokenizer(), folder, torch.float32)
+
+    def dies(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def dies_half_way(policy, dtype):
+        yield from list(gathered_weights(policy, dtype))[:5]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, where, dies_half_way if where == "gathered_weights" else dies)
+    with pytest.raises(KeyboardInterrupt):
+        save_hf(Policy(make_lm("llama", seed=2)), make_tokenizer(), folder, torch.float32)
+    monkeypatch.undo()
+    assert_bit_equal(dict(load_policy(str(folder)).lm.named_parameters()), dict(lm.named_parameters()))
+    lm = make_lm("llama", seed=3)
+    save_hf(Policy(lm), make_tokenizer(), folder, torch.float32)  # what was left behind is no obstacle
+    assert_bit_equal(dict(load_policy(str(folder)).lm.named_parameters()), dict(lm.named_parameters()))
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+# ---- one optimiser step --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_T9_step_clips_exactly_and_returns_the_norm_before(scale):
+    policy = Policy(make_lm("llama", dtype=torch.float64))
+    optimizer = torch.optim.SGD(policy.parameters(), lr=123.0)
+    torch.manual_seed(0)
+    for parameter in policy.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    norm = math.sqrt(sum((p.grad**2).sum().item() for p in policy.parameters()))
+    for parameter in policy.parameters():
+        parameter.grad *= scale / norm
+    slopes, before = gradients(policy), bits(policy)
+    returned = optimizer_step(policy, optimizer, lr=0.25, max_norm=2.0)
+    assert isinstance(returned, float) and math.isclose(returned, scale, rel_tol=1e-9)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    factor = min(1.0, 2.0 / scale)
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(parameter, before[name] - 0.25 * factor * slopes[name], rtol=0, atol=1e-6)
+        assert parameter.grad is None
+
+
+def test_P12_float32_weights_move_at_a_learning_rate_of_5e_7(tmp_path):
+    folder = make_folder(tmp_path, make_lm("llama", tied=True))
+    policy = load_policy(folder)
+    optimizer = torch.optim.AdamW(policy.parameters(), weight_decay=0.01)
+    before = bits(policy)
+    weighed(policy(collate(GROUPS, [0, 1, 2], "cpu"))).backward()
+    optimizer_step(policy, optimizer, 5e-7, 1.0)
+    moved = sum((p != before[n]).sum().item() for n, p in policy.named_parameters())
+    assert moved > 0.99 * sum(p.numel() for p in policy.parameters())
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    assert {s[k].dtype for s in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")} == {torch.float32}
+
+
+# ---- a mesh of one: mixed precision --------------------------------------------------------------------
+
+
+@pytest.fixture
+def bf16_mesh():
+    import torch.distributed as dist
+
+    yield model.make_mesh(torch.bfloat16)
+    dist.destroy_process_group()
+
+
+def test_plain_float32_needs_no_mesh():
+    import torch.distributed as dist
+
+    assert model.make_mesh(torch.float32) is None and not dist.is_initialized()
+
+
+@EVERY_MODEL
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
+def test_P12_T14_bf16_compute_keeps_float32_weights_and_moments(tmp_path, bf16_mesh, tied, checkpointing):
+    folder = make_folder(tmp_path / "start", make_lm("llama", tied))
+    plain, batch = load_policy(folder), collate(GROUPS, [0, 1, 2], "cpu")
+    policy = load_policy(folder, torch.float32, bf16_mesh, torch.bfloat16, checkpointing)
+    assert (policy.lm.lm_head.weight is policy.lm.model.embed_tokens.weight) == tied
+    assert_bit_equal(dict(gathered_weights(policy, torch.float32)), dict(gathered_weights(plain, torch.float32)))
+
+    wanted, found = plain(batch), policy(batch)
+    assert found.dtype == torch.float32
+    difference = (found - wanted).abs()
+    assert 1e-5 < difference.max() < 0.2 and difference.mean() < 0.05, "computed in bf16, close to float32"
+    weighed(wanted).backward()
+    weighed(found).backward()
+    for (name, want), parameter in zip(plain.named_parameters(), policy.parameters(), strict=True):
+        got = parameter.grad.full_tensor()
+        assert got.dtype == torch.float32
+        assert torch.cosine_similarity(got.flatten(), want.grad.flatten(), dim=0) > 0.99, name
+
+    optimizer = torch.optim.AdamW(policy.parameters())
+    norm = nn_norm(plain)
+    assert math.isclose(optimizer_step(policy, optimizer, 5e-7, 1.0), norm, rel_tol=0.02)
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    moments = {s[k].dtype for s in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")}
+    assert moments == {torch.float32}
+    after = dict(gathered_weights(policy, torch.float32))
+    moved = [after[n] != p for n, p in plain.lm.named_parameters()]
+    if tied:  # an untied embedding moves in the rows that were read alone
+        assert sum(m.sum() for m in moved) > 0.99 * sum(m.numel() for m in moved)
+    assert (policy.lm.lm_head.weight is policy.lm.model.embed_tokens.weight) == tied
+
+    policy(batch)  # leaves the root's weights whole; what is exported is the float32 shard all the same
+    save_hf(policy, make_tokenizer(), tmp_path / "model", torch.float32)
+    saved = load_policy(str(tmp_path / "model"))
+    assert_bit_equal(dict(gathered_weights(saved, torch.float32)), after)
+
+
+def nn_norm(policy: Policy) -> float:
+    return math.sqrt(sum((p.grad**2).sum().item() for p in policy.parameters()))
+
+
+def test_gathered_weights_under_a_mesh_are_plain_and_fresh(tmp_path, bf16_mesh):
+    lm = make_lm("llama", tied=True)
+    policy = load_policy(make_folder(tmp_path, lm), torch.float32, bf16_mesh, torch.bfloat16)
+    for _ in range(2):
+        for name, tensor in gathered_weights(policy, torch.float32):
+            assert type(tensor) is Tensor and torch.equal(tensor, lm.get_parameter(name))
+            tensor.fill_(7.0)
+
+
+# ---- resume state --------------------------------------------------------------------------------------
+
+
+def train_steps(policy: Policy, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        weighed(policy(collate(GROUPS, [step % 3], "cpu"))).backward()
+        optimizer_step(policy, optimizer, 1e-2, 1.0)
+
+
+def fresh(folder: str) -> tuple[Policy, torch.optim.Optimizer]:
+    policy = load_policy(folder)
+    return policy, torch.optim.AdamW(policy.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
+
+
+def full_state(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = bits(policy)
+    for name, parameter in policy.named_parameters():
+        state |= {f"{name}/{kind}": v.clone() for kind, v in optimizer.state[parameter].items()}
+    return state
+
+
+@EVERY_MODEL
+def test_T10_a_resumed_run_ends_with_the_same_bits(tmp_path, tied):
+    folder = make_folder(tmp_path / "start", make_lm("qwen2", tied))
+    policy, optimizer = fresh(folder)
+    train_steps(policy, optimizer, range(3))
+    at_save, progress = full_state(policy, optimizer), {"step": 3, "position": 48, "best": 0.25}
+    save_state(tmp_path / "state", policy, optimizer, progress)
+    assert_bit_equal(full_state(policy, optimizer), at_save)  # saving changes nothing
+    train_steps(policy, optimizer, range(3, 6))
+
+    other, other_optimizer = fresh(folder)
+    assert load_state(tmp_path / "state", other, other_optimizer) == progress
+    assert_bit_equal(full_state(other, other_optimizer), at_save)
+    assert (other.lm.lm_head.weight is other.lm.model.embed_tokens.weight) == tied
+    train_steps(other, other_optimizer, range(3, 6))
+    assert_bit_equal(full_state(other, other_optimizer), full_state(policy, optimizer))
+    assert not list((tmp_path / "state").glob("*.pt")) and not list((tmp_path / "state").glob("*.distcp"))
+
+
+def test_T10_a_state_saved_before_the_first_step_changes_nothing(tmp_path):
+    folder = make_folder(tmp_path / "start", make_lm("llama"))
+    policy, optimizer = fresh(folder)
+    never, never_optimizer = fresh(folder)
+    save_state(tmp_path / "state", policy, optimizer, {"step": 0})
+    other, other_optimizer = fresh(folder)
+    load_state(tmp_path / "state", other, other_optimizer)
+    for p, o in ((policy, optimizer), (never, never_optimizer), (other, other_optimizer)):
+        train_steps(p, o, range(2))
+    assert_bit_equal(full_state(policy, optimizer), full_state(never, never_optimizer))
+    assert_bit_equal(full_state(other, other_optimizer), full_state(never, never_optimizer))
+
+
+def test_T10_a_state_of_a_mesh_resumes_without_one(tmp_path, bf16_mesh):
+    folder = make_folder(tmp_path / "start", make_lm("llama", tied=True))
+    policy = load_policy(folder, torch.float32, bf16_mesh, torch.bfloat16)
+    optimizer = torch.optim.AdamW(policy.parameters())
+    train_steps(policy, optimizer, range(2))
+    save_state(tmp_path / "state", policy, optimizer, {"step": 2})
+    other, other_optimizer = fresh(folder)
+    assert load_state(tmp_path / "state", other, other_optimizer) == {"step": 2}
+    assert_bit_equal(dict(gathered_weights(other, torch.float32)), dict(gathered_weights(policy, torch.float32)))
+    for mine, theirs in zip(other.parameters(), policy.parameters(), strict=True):
+        for kind in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(other_optimizer.state[mine][kind], optimizer.state[theirs][kind].full_tensor())
+        assert other_optimizer.state[mine]["step"] == 2
+
+
+@pytest.mark.parametrize("where", ["the tensors", "the progress", "the rename"])
+def test_T10_an_interrupted_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch, where):
+    import torch.distributed.checkpoint as dcp
+
+    folder = make_folder(tmp_path / "start", make_lm("llama"))
+    policy, optimizer = fresh(folder)
+    out = object.__new__(RunFolder)
+    out.path = tmp_path / "run"
+    train_steps(policy, optimizer, range(2))
+    save_state(out.checkpoint(2), policy, optimizer, {"step": 2})
+    good = full_state(policy, optimizer)
+    train_steps(policy, optimizer, range(2, 4))
+    real_save = dcp.save
+
+    def dies_after_writing(*args, **kwargs):
+        real_save(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    def dies(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    owner, name, fault = {
+        "the tensors": (dcp, "save", dies_after_writing),
+        "the progress": (model, "write_whole", dies),
+        "the rename": (model, "replace_folder", dies),
+    }[where]
+    monkeypatch.setattr(owner, name, fault)
+    with pytest.raises(KeyboardInterrupt):
+        save_state(out.checkpoint(4), policy, optimizer, {"step": 4})
+    monkeypatch.undo()
+    assert out.latest_checkpoint() == out.checkpoint(2)
+    other, other_optimizer = fresh(folder)
+    assert load_state(out.latest_checkpoint(), other, other_optimizer) == {"step": 2}
+    assert_bit_equal(full_state(other, other_optimizer), good)
+    save_state(out.checkpoint(4), policy, optimizer, {"step": 4})  # what was left behind is no obstacle
+    assert load_state(out.latest_checkpoint(), other, other_optimizer) == {"step": 4}
+    assert_bit_equal(full_state(other, other_optimizer), full_state(policy, optimizer))
+    assert sorted(p.name for p in (out.path / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
+
+
+def test_T10_a_state_written_again_replaces_the_old_one(tmp_path):
+    policy, optimizer = fresh(make_folder(tmp_path / "start", make_lm("llama")))
+    for step in range(2):
+        train_steps(policy, optimizer, range(step, step + 1))
+        save_state(tmp_path / "state", policy, optimizer, {"step": step})
+    wanted = full_state(policy, optimizer)
+    train_steps(policy, optimizer, range(2))
+    assert load_state(tmp_path / "state", policy, optimizer) == {"step": 1}
+    assert_bit_equal(full_state(policy, optimizer), wanted)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["start", "state"]
+
+
+def test_T1_scoring_leaves_the_model_as_it_was():
+    policy = Policy(make_lm("llama"))
+    before = copy.deepcopy(policy.state_dict())
+    for entropy in (False, True):
+        policy(collate(GROUPS, [0, 1, 2], "cpu"), 0.7, entropy)
+    assert_bit_equal(dict(policy.state_dict()), before)
+    assert all(p.grad is None for p in policy.parameters())
