@@ -150,7 +150,7 @@ def _section(name: str, text: str) -> str:
 
 def _conversation(context: Sequence[Message], letter: str, response: str) -> str:
     speaker = {"user": "User", "assistant": f"Chatbot {letter}", "system": "System"}
-    turns = [*context, {"role": "assistant", "content": response}]
+    turns: list[Message] = [*context, {"role": "assistant", "content": response}]
     return "\n".join(f"{speaker[m['role']]}: {_defuse(m['content'], labels=True)}" for m in turns)
 
 

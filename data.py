@@ -144,7 +144,7 @@ def _pair(row: dict[str, Any], where: str, index: int, stem: str) -> Pair:
         context, chosen, rejected = _preference(row, where)
         a_wins = index % 2 == 0
         first, second = (chosen, rejected) if a_wins else (rejected, chosen)
-        winner = "A" if a_wins else "B"
+        winner: Any = "A" if a_wins else "B"
     elif "response_a" in row and "response_b" in row:
         context = _messages(row.get("context"), where, "context")
         first, second, winner = row["response_a"], row["response_b"], row.get("winner")
@@ -165,7 +165,7 @@ def _pair(row: dict[str, Any], where: str, index: int, stem: str) -> Pair:
 def _ready_made(row: dict[str, Any], where: str, common: dict[str, Any]) -> Pair:
     """The authors' layout: the prompt as messages, the winner as model_a/model_b or inside the SFT target."""
     messages = _messages(row.get("context_messages") or row.get("messages"), where, "context_messages")
-    winner = {"model_a": "A", "model_b": "B", "A": "A", "B": "B"}.get(str(row.get("winner")))
+    winner: Any = {"model_a": "A", "model_b": "B", "A": "A", "B": "B"}.get(str(row.get("winner")))
     if winner is None:
         verdicts = re.findall(r"<answer>\[\[([AB])\]\]</answer>", str(row.get("winner")))
         if not verdicts:

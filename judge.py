@@ -209,8 +209,9 @@ def as_text(pair: Pair, verdict: Verdict, correct: dict[str, bool]) -> str:
     lines = [f"==== {visible(pair.pair_id)}"]
     for trace in verdict.traces:
         swapped = "" if trace.order == "AB" else ", response B shown as A"
-        cut = "" if trace.finish_reason == "stop" else ", cut off"
-        lines.append(f"---- chain {trace.sample + 1}{swapped}{cut}: {trace.verdict or 'no verdict'}")
+        cut = "" if trace.finish_reason == "stop" else ", cut off" if trace.text else ", the prompt is too long"
+        names = f"for response {trace.verdict}" if trace.verdict else "no verdict"
+        lines.append(f"---- chain {trace.sample + 1}{swapped}{cut}: {names}")
         lines += [f"  {visible(line)}" for line in trace.text.split("\n")]
     votes = ", ".join(f"{name} {number}" for name, number in verdict.votes.items())
     right = "".join(f", {'right' if ok else 'wrong'}" for ok in correct.values())

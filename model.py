@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from batch import Batch, visible
 from run import UserError, rank, write_whole
@@ -80,6 +81,21 @@ class _HeadLogprobs(torch.autograd.Function):
 
 def _parts(total: int, chunk: int) -> list[slice]:
     return [slice(i, min(i + chunk, total)) for i in range(0, total, chunk)]
+
+
+def grouped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                      scaling: float | None = None, **_: Any) -> tuple[Tensor, None]:  # fmt: skip
+    """SDPA with a boolean mask, (rows, heads, T, dim) in, (rows, T, heads, dim) out.
+
+    Grouped keys and values stay as few as they are: the stock path repeats the whole cache at every token.
+    """
+    few = query.device.type == "cpu"  # elsewhere a mask and grouped heads together fall back to slow kernels
+    if not few:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    out = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=few
+    )
+    return out.transpose(1, 2), None
 
 
 class Policy(nn.Module):
@@ -146,8 +162,9 @@ def load_policy(path: str, dtype: torch.dtype = torch.float32, mesh: Any = None,
     `dtype` is how weights are stored, `compute_dtype` (sharded only) how they compute. Raises UserError for
     an untested architecture, windowed attention or missing weights.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+    AttentionInterface.register("grouped", grouped_attention)
     folder = model_folder(path)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     windowed = [t for t in getattr(config, "layer_types", None) or [] if t != "full_attention"]
@@ -156,7 +173,7 @@ def load_policy(path: str, dtype: torch.dtype = torch.float32, mesh: Any = None,
                         f"among the tested architectures ({', '.join(TESTED)}, full attention)")  # fmt: skip
     config.attention_dropout = 0.0  # sampling, old and new log-probs must come from one distribution
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="grouped")
     policy = Policy(lm)
     if mesh is not None:
         shard_model(policy, mesh, compute_dtype or dtype)
@@ -179,8 +196,6 @@ def shard_model(policy: Policy, mesh: Any, compute_dtype: torch.dtype) -> None:
     Weights stay as they are stored; forward and backward compute in `compute_dtype`, gradients are reduced
     in float32. FSDP averages over ranks: multiply the loss by the world size to get the global sum.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in policy.lm.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
@@ -217,7 +232,7 @@ def _read_weights(lm: Any, folder: Path) -> None:
         raise UserError(f"{folder}: {len(own)} weights are missing, {min(own)} among them")
 
 
-def _fill(parameter: Tensor, stored: Any, where: str) -> None:
+def _fill(parameter: Any, stored: Any, where: str) -> None:
     if list(parameter.shape) != list(stored.get_shape()):
         raise UserError(f"{where} is {stored.get_shape()}, config.json asks for {list(parameter.shape)}")
     if hasattr(parameter, "to_local"):
@@ -255,7 +270,7 @@ def gathered_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, 
     The shard is cast before it is gathered; every tensor is fresh; the order is the same on all ranks,
     because gathering is a collective.
     """
-    if hasattr(policy, "reshard"):
+    if isinstance(policy, FSDPModule):
         policy.reshard()  # after a forward the root's weights may still be whole
     for name, parameter in policy.lm.named_parameters(remove_duplicate=False):
         tensor = parameter.detach().to(dtype, copy=True)

@@ -219,7 +219,7 @@ def spelt_out(c: str) -> str:
 
 
 def print_table(table: Table) -> None:
-    rows = [[visible(text).replace("\n", " ") for text in row] for row in table]
+    rows = [[visible(text[:40]).replace("\n", " ") for text in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
@@ -237,7 +237,7 @@ def print_change(stages: Sequence[Stage], texts: dict[Key, Pair]) -> None:
         print(f"no held-out pair was wrong at {visible(before.name)} and right at {visible(after.name)}\n")
         return
     key = changed[0]
-    lines = [f"pair {key[1]}: wrong at {before.name}, right at {after.name}"]
+    lines = [f"pair {key[1]}: wrong at {before.name}, right at {after.name}".replace("\n", " ")]
     if pair := texts.get(key):
         lines += indented("question", question(pair)) + indented("response A", pair.response_a)
         lines += indented("response B", pair.response_b)
@@ -408,7 +408,7 @@ figure { margin: 0; padding: .8rem; background: var(--card); border: 1px solid v
 figcaption { font-weight: 600; font-size: .9rem } img { width: 100%; height: auto; display: block }
 small, .soft { color: var(--soft); font-size: .82rem } .right { color: var(--right) } .wrong { color: var(--wrong) }
 select, button { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line);
-  border-radius: 6px; padding: .3rem .55rem } label { margin-right: 1rem }
+  border-radius: 6px; padding: .3rem .55rem } select { max-width: 100% } label { margin-right: 1rem }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px }
 .browser { display: grid; grid-template-columns: 240px minmax(0, 1fr); gap: 1.25rem; margin-top: .9rem }
 #list { max-height: 75vh; overflow-y: auto; display: flex; flex-direction: column; gap: 2px }

@@ -99,7 +99,7 @@ PRESETS = {
         PAPER, preset="small", model="runs/smollm2", data="recipes/real/traces.jsonl",
         held_out="recipes/real/traces_held_out.jsonl", out="runs/real/sft",
         batch_size=5, epochs=3.0, lr=1e-4, max_length=3072, micro_batch_tokens=3072, eval_every=4,
-        save_every=4,
+        save_every=4, checkpointing=False,
     ),
     "tiny": replace(
         PAPER, preset="tiny", model="runs/toy/start", data="runs/toy/sft.jsonl",

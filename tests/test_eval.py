@@ -80,8 +80,8 @@ def test_interrupted_run_equals_uninterrupted_one(tmp_path, mode):
         names = [(row["pair_id"], row["order"]) for row in kept]
         complete = {name for name in names if names.count(name) == cfg.votes}
         assert len(again.asked) == len(set(again.asked)) == len(whole.asked) - len(complete)
-        assert set(again.asked) == {ev.run.derive_seed(0, "test", *name) for name in
-                                    {(row["pair_id"], row["order"]) for row in map(json.loads, expected)} - complete}  # fmt: skip
+        everything = {(row["pair_id"], row["order"]) for row in map(json.loads, expected)}
+        assert set(again.asked) == {ev.run.derive_seed(0, "test", *name) for name in everything - complete}
 
 
 def test_finished_evaluation_asks_nothing(tmp_path):
@@ -209,8 +209,9 @@ def test_majority_by_hand():
 
 def test_prompts_that_fill_the_context_are_counted(capsys):
     full = {"finish_reason": "length", "response_tokens": 0, "text": ""}
-    summary = ev.summarise([judged("a", "AB", 0, None, "A", **full), judged("a", "AB", 1, None, "A", **full),
-                            judged("b", "AB", 0, None, "A", finish_reason="length"), judged("b", "AB", 1, "A", "A")])  # fmt: skip
+    seen = [judged("a", "AB", 0, None, "A", **full), judged("a", "AB", 1, None, "A", **full)]
+    seen += [judged("b", "AB", 0, None, "A", finish_reason="length"), judged("b", "AB", 1, "A", "A")]
+    summary = ev.summarise(seen)
     assert (summary["prompts_too_long"], summary["chains_truncated"]) == (1, 1)
     ev.print_table(summary)
     out = capsys.readouterr().out

@@ -120,6 +120,17 @@ def test_T12_P1_the_prompt_alone_shows_no_leak_between_responses_or_groups():
     torch.testing.assert_close(after[-3:], alone, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
+def test_T12_P2_the_forward_makes_no_cache(tmp_path, checkpointing):
+    """A cache costs memory, switches packed detection off, and is dropped with a log line under recomputation."""
+    policy = load_policy(make_folder(tmp_path, make_lm("llama")), checkpointing=checkpointing)
+    made: list[object] = []
+    policy.lm.model.register_forward_hook(lambda module, args, out: made.append(out.past_key_values))
+    for train in (False, True):
+        policy.train(train)(collate(GROUPS, [0, 1, 2], "cpu"))
+    assert made == [None, None]
+
+
 def test_P15_prompts_of_unequal_lengths_in_one_batch_equal_each_alone():
     policy = Policy(make_lm("qwen3", dtype=torch.float64))
     together = policy(collate(GROUPS, [2, 1, 0], "cpu"))
@@ -493,7 +504,8 @@ def test_T14_export_loads_with_from_pretrained_and_writes_a_tied_head_once(tmp_p
 
     lm = make_lm(arch, tied)
     lm.generation_config.eos_token_id = [EOS, 7]
-    save_hf(Policy(lm), make_tokenizer(), tmp_path / "model", torch.float32)
+    policy = load_policy(make_folder(tmp_path / "start", lm))
+    save_hf(policy, make_tokenizer(), tmp_path / "model", torch.float32)
     with safe_open(tmp_path / "model" / "model.safetensors", framework="pt") as file:
         assert set(file.keys()) == set(dict(lm.named_parameters()))  # a tied weight counts once
         assert file.metadata() == {"format": "pt"}
@@ -504,7 +516,7 @@ def test_T14_export_loads_with_from_pretrained_and_writes_a_tied_head_once(tmp_p
     assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
     assert_bit_equal(bits(load_policy(str(tmp_path / "model")).lm), bits(lm))
     assert loaded.generation_config.eos_token_id == [EOS, 7]
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "start"]
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["dtype"] == "float32" and config["architectures"] == [type(lm).__name__]
 

@@ -19,7 +19,7 @@ EOS = 2
 WORDS = [f"w{i}" for i in range(30)]
 TOKENS = ["<unk>", "<|im_start|>", "<|im_end|>", "<pad>", "system", "user", "assistant", *WORDS]
 TOKENS += [f"{a} {b}" for a, b in pairwise(WORDS)][: VOCAB - len(TOKENS)]  # never re-encoded
-CONTROL = {"<unk>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<pad>": 3}
+CONTROL = ("<|im_start|>", "<|im_end|>", "<pad>")  # unknown words give <unk>, which is no control token
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -36,9 +36,7 @@ def make_tokenizer() -> Any:
     backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens([AddedToken(token, special=True) for token in CONTROL])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", eos_token="<|im_end|>", pad_token="<pad>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<pad>")
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 

