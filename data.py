@@ -49,7 +49,7 @@ def load_pairs(source: str) -> list[Pair]:
     Raises UserError naming the place and the remedy: missing file, malformed line, no winner, equal
     responses, a conversation that does not end with the user, an empty data set.
     """
-    pairs = [_pair(row, where, index, Path(source).stem) for index, (where, row) in enumerate(_rows(source))]
+    pairs = [read_pair(row, where, index, Path(source).stem) for index, (where, row) in enumerate(_rows(source))]
     if not pairs:
         raise UserError(f"{source}: no pairs in it; expected one JSON object a line")
     return pairs
@@ -127,7 +127,7 @@ def _rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{source}: row {number}", dict(row)
 
 
-def _pair(row: dict[str, Any], where: str, index: int, stem: str) -> Pair:
+def read_pair(row: dict[str, Any], where: str, index: int, stem: str) -> Pair:
     """One row of any layout -> Pair. `index` counts rows from 0 and drives the A/B alternation."""
     common: dict[str, Any] = {
         "pair_id": str(row.get("pair_id", row.get("id", f"{stem}-{index}"))),

@@ -14,7 +14,7 @@ import math
 import os
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from json import dumps
 from pathlib import Path
@@ -25,8 +25,8 @@ import tyro
 import run
 from cor_prompt import Style, render
 from data import Message, Pair, load_pairs, save_pairs, swap
-from reward import Letter, Rule
-from rollout import Chat, Judgement, Reply, judge_pairs, load_sampler, tally
+from reward import Rule
+from rollout import Chat, Judgement, Reply, judge_pairs, load_sampler, majority, named, tally
 from run import StopSignal, UserError
 
 LOG = "judgements.jsonl"
@@ -229,30 +229,11 @@ def measure(judgements: Sequence[Judgement]) -> dict[str, float]:
     if len(means) > 1:
         row["accuracy_se"] = statistics.stdev(means) / math.sqrt(len(means))
     if any(j.sample for j in judgements):
-        elected = [(majority(map(named, group)), winner_of(group[0])) for group in of_pair.values()]
+        gold = [named(replace(group[0], verdict=group[0].winner)) for group in of_pair.values()]
+        elected = list(zip((majority(map(named, group)) for group in of_pair.values()), gold, strict=True))
         row["vote_accuracy"] = statistics.fmean(vote == winner for vote, winner in elected)
         row["vote_decided"] = statistics.fmean(vote is not None for vote, _ in elected)
     return row
-
-
-def unswap(letter: Letter, order: str) -> Letter:
-    """A letter as shown -> the response it stands for."""
-    return letter if order == "AB" else "B" if letter == "A" else "A"
-
-
-def named(judgement: Judgement) -> Letter | None:
-    return judgement.verdict and unswap(judgement.verdict, judgement.order)
-
-
-def winner_of(judgement: Judgement) -> Letter:
-    return unswap(judgement.winner, judgement.order)
-
-
-def majority(votes: Iterable[Letter | None]) -> Letter | None:
-    """The response that most verdicts name; a tie is no verdict."""
-    seen = list(votes)
-    a, b = seen.count("A"), seen.count("B")
-    return None if a == b else "A" if a > b else "B"
 
 
 COLUMNS = {

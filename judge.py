@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 import sys
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -29,10 +26,10 @@ import tyro
 
 import run
 from cor_prompt import Style, Trace, parse_trace, render
-from data import Message, Pair, _pair
+from data import Message, Pair, read_pair
 from reward import Letter
-from rollout import Chat, Judgement, judge_pairs, load_sampler
-from run import UserError
+from rollout import Chat, Judgement, judge_pairs, load_sampler, majority, named
+from run import UserError, visible
 
 
 @dataclass(frozen=True)
@@ -96,16 +93,12 @@ class Judge:
 def count(judgements: Iterable[Judgement]) -> Verdict:
     """All verdicts on one pair -> the majority's."""
     traces = tuple(map(chain, judgements))
-    named = [trace.verdict for trace in traces]
-    a, b = named.count("A"), named.count("B")
-    winner: Letter | None = None if a == b else "A" if a > b else "B"
-    return Verdict(winner, {"A": a, "B": b, "none": named.count(None)}, traces)
+    votes = [trace.verdict for trace in traces]
+    return Verdict(majority(votes), {"A": votes.count("A"), "B": votes.count("B"), "none": votes.count(None)}, traces)
 
 
 def chain(j: Judgement) -> Chain:
-    other: dict[Letter | None, Letter | None] = {"A": "B", "B": "A", None: None}
-    verdict = j.verdict if j.order == "AB" else other[j.verdict]
-    return Chain(j.order, j.sample, verdict, j.finish_reason, parse_trace(j.text), j.text)
+    return Chain(j.order, j.sample, named(j), j.finish_reason, parse_trace(j.text), j.text)
 
 
 # ---- the command ---------------------------------------------------------------------------------------
@@ -197,7 +190,7 @@ def parsed(found: Iterable[tuple[str, Any]]) -> Iterator[tuple[Pair, bool]]:
         full = row if labelled else row | {"winner": "A"}
         if isinstance(asked := row.get("question", row.get("context")), str):
             full = full | {"context": [{"role": "user", "content": asked}]}
-        yield _pair(full, where, index, "pair"), labelled
+        yield read_pair(full, where, index, "pair"), labelled
 
 
 def as_json(pair: Pair, verdict: Verdict, correct: dict[str, bool]) -> str:
@@ -206,7 +199,7 @@ def as_json(pair: Pair, verdict: Verdict, correct: dict[str, bool]) -> str:
 
 def as_text(pair: Pair, verdict: Verdict, correct: dict[str, bool]) -> str:
     """Every chain, then the verdict. Chains are indented, so that none can pass for our own lines."""
-    lines = [f"==== {visible(pair.pair_id)}"]
+    lines = [f"==== {' '.join(visible(pair.pair_id).split())}"]
     for trace in verdict.traces:
         swapped = "" if trace.order == "AB" else ", response B shown as A"
         cut = "" if trace.finish_reason == "stop" else ", cut off" if trace.text else ", the prompt is too long"
@@ -218,24 +211,8 @@ def as_text(pair: Pair, verdict: Verdict, correct: dict[str, bool]) -> str:
     return "\n".join([*lines, f"==== verdict: {verdict.winner or 'none'} (votes: {votes}){right}\n"])
 
 
-def visible(line: str) -> str:
-    """A line without effect on a terminal: control, bidi and zero-width characters become <U+001B> and so on.
-
-    >>> visible("red \\x1b[31m" + chr(0x202E))
-    'red <U+001B>[31m<U+202E>'
-    """
-    return re.sub(r"[^ -~\t]", lambda match: spelt_out(match[0]), line)
-
-
-def spelt_out(c: str) -> str:
-    return c if c.isprintable() or unicodedata.category(c) == "Zs" else f"<U+{ord(c):04X}>"
-
-
 def main() -> None:
-    try:
-        judge_rows(tyro.extras.subcommand_cli_from_dict({"pairs": Pairs}))
-    except BrokenPipeError:  # the reader has seen enough; keep the interpreter from flushing into the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    judge_rows(tyro.extras.subcommand_cli_from_dict({"pairs": Pairs}))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ import tyro
 import run
 from data import Pair, load_pairs
 from rollout import Judgement, tally
-from run import UserError
+from run import UserError, visible
 
 ORDER = ("start", "sft", "grpo")  # stages of other names come after these
 PANELS = (
@@ -204,15 +203,6 @@ def cell(value: Any, digits: int = 3) -> str:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def visible(text: str) -> str:
-    """Control, bidi, zero-width and unassigned characters become <U+202E> and so on; line ends and tabs stay."""
-    return re.sub(r"[^ -~\n\t]", lambda match: spelt_out(match[0]), text.replace("\r\n", "\n"))
-
-
-def spelt_out(c: str) -> str:
-    return c if c.isprintable() or unicodedata.category(c) == "Zs" else f"<U+{ord(c):04X}>"
 
 
 # ---- the terminal --------------------------------------------------------------------------------------

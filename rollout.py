@@ -327,6 +327,19 @@ def judge_pairs(sampler: Chat, pairs: Sequence[Pair], style: Style, *, n: int = 
                                 reply.response_tokens, reply.text)  # fmt: skip
 
 
+def named(judgement: Judgement) -> Letter | None:
+    """The response a verdict stands for, whichever letter it was shown under."""
+    other: dict[Letter | None, Letter | None] = {"A": "B", "B": "A", None: None}
+    return judgement.verdict if judgement.order == "AB" else other[judgement.verdict]
+
+
+def majority(votes: Iterable[Letter | None]) -> Letter | None:
+    """The response that most verdicts name; a tie is no verdict."""
+    seen = list(votes)
+    a, b = seen.count("A"), seen.count("B")
+    return None if a == b else "A" if a > b else "B"
+
+
 def tally(judgements: Iterable[Judgement]) -> dict[str, float]:
     """accuracy, verdict rate, share of A, mean length; with both orders also consistency.
 

@@ -13,10 +13,12 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -37,8 +39,10 @@ def start(main: Callable[[], object]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped: the same command continues from the last checkpoint", file=sys.stderr)
+        print("stopped: the same command continues", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader has seen enough; keep the interpreter from flushing into the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         leave_ranks()
 
@@ -57,6 +61,21 @@ def parse(config: type[C], presets: Mapping[str, C], argv: list[str] | None = No
     if name not in presets:
         raise UserError(f"--preset {name}: unknown; choose one of {', '.join(presets)}")
     return tyro.cli(config, default=presets[name], args=argv)
+
+
+def visible(text: str) -> str:
+    """Text without effect on a terminal or a page's direction: control, bidi and zero-width characters are
+    spelt out; line ends and tabs stay.
+
+    >>> visible("red \\x1b[31m" + chr(0x202E))
+    'red <U+001B>[31m<U+202E>'
+    """
+
+    def spelt_out(match: re.Match[str]) -> str:
+        c = match[0]
+        return c if c.isprintable() or unicodedata.category(c) == "Zs" else f"<U+{ord(c):04X}>"
+
+    return re.sub(r"[^ -~\n\t]", spelt_out, text.replace("\r\n", "\n"))
 
 
 def read_prompt(path: str) -> str | None:
@@ -204,7 +223,7 @@ class RunFolder:
         known = self.path / "config.json"
         if known.exists():
             before = json.loads(known.read_text(encoding="utf-8"))
-            changed = [k for k in self.config if before.get(k) != self.config[k]]
+            changed = [k for k in self.config if k != "out" and before.get(k) != self.config[k]]
             if changed:
                 what = ", ".join(f"{k} was {before.get(k)!r}, is {self.config[k]!r}" for k in changed)
                 raise UserError(f"{path} holds a run of another configuration ({what}); use another --out")

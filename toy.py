@@ -29,7 +29,7 @@ import tyro
 from cor_prompt import control_tokens, encode_prompt, encode_text, parse_trace, plain_tokenizer, render
 from data import Message, Pair, save_pairs
 from reward import parse_verdict
-from run import UserError, derive_seed, start, write_whole
+from run import UserError, derive_seed, read_prompt, start, write_whole
 
 if TYPE_CHECKING:
     from rollout import TorchSampler
@@ -399,7 +399,7 @@ def probe(cfg: Probe) -> None:
         raise UserError(f"{prompt_file}: no such file; `python toy.py build {cfg.world}` writes it")
     rng = random.Random(derive_seed(cfg.seed, "probe"))
     sums = [make_sum(rng, held_out=True, pair_id=f"probe-{i}") for i in range(cfg.items)]
-    rows = measure(load_sampler(cfg.model), sums, prompt_file.read_text(encoding="utf-8"), cfg.max_tokens)
+    rows = measure(load_sampler(cfg.model), sums, read_prompt(str(prompt_file)) or "", cfg.max_tokens)
     write_whole(Path(cfg.out), json.dumps(rows, indent=2) + "\n")
     print(f"{'held-out sums, greedy':40}  share    n  verdicts")
     for name, row in rows.items():

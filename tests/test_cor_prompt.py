@@ -527,6 +527,8 @@ def test_a_truncated_chain_keeps_what_was_closed(chain, kept):
 def test_the_last_answer_counts_and_its_inside_is_kept_literally():
     assert parse_trace(REASONING + B + A).answer == "[[A]]"
     assert parse_trace(REASONING + "<answer> [[A]]\n</answer>").answer == " [[A]]\n"
+    assert parse_trace(REASONING + A + "\n</answer>").answer == "[[A]]"  # some published chains close it twice
+    assert parse_trace(REASONING.replace("A is", f"it wrote {B}, A is")).answer is None  # quoted, not given
 
 
 @pytest.mark.parametrize("tag", ("type", "rubric", "solution", "eval", "answer"))
