@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -325,8 +326,8 @@ def evaluate(
     return {f"eval/{name}": value for name, value in tally(judged).items()}
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor, cfg: Config) -> run.Metrics:
-    """What the rollouts and rewards of this rank look like, as sums and counts."""
+def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor) -> dict[str, float]:
+    """What rollouts and rewards look like, over all ranks; the standard error takes a group as one observation."""
     metrics, count = run.Metrics(), len(rollouts)
     verdicts = [parse_verdict(r.text) for r in rollouts]
     metrics.add("reward/mean", rewards.sum().item(), rewards.numel())
@@ -335,7 +336,9 @@ def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor, cfg: Config) -
     metrics.add("rollout/frac_truncated", sum(r.finish_reason == "length" for r in rollouts), count)
     metrics.add("rollout/frac_no_verdict", verdicts.count(None), count)
     metrics.add("rollout/frac_verdict_a", verdicts.count("A"), count - verdicts.count(None))
-    return metrics
+    means = [mean for part in run.gather(rewards.mean(1).tolist()) for mean in part]
+    error = statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else 0.0
+    return metrics.reduce() | {"reward/se": error}
 
 
 def make_sampler(cfg: Config, policy: Policy, tokenizer: Any, mesh: Any) -> Sampler:
@@ -406,7 +409,7 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
             advantages = advantage(rewards, cfg.scale_by_std)  # (4)
             stats = update(policy, reference, optimizer, rollouts, advantages, cfg, loss, step)  # (3), (5)
             clock.lap("update")
-            record = rollout_metrics(rollouts, rewards, cfg).reduce() | stats | evaluated | clock.times(rollouts)
+            record = rollout_metrics(rollouts, rewards) | stats | evaluated | clock.times(rollouts)
             folder.log({"step": step} | record)
             show(bar, record)
             state["step"] = step + 1
@@ -416,8 +419,8 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
                 folder.prune_checkpoints()
             if stopping and not last:
                 raise KeyboardInterrupt
-    finish(cfg, folder, policy, tokenizer, sampler, held_out, system)
     bar.close()
+    finish(cfg, folder, policy, tokenizer, sampler, held_out, system)
 
 
 def show(bar: Any, record: dict[str, float]) -> None:

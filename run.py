@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -33,6 +34,7 @@ class UserError(Exception):
 def start(main: Callable[[], object]) -> None:
     """Run a script: bad input ends in one line and exit code 2, Ctrl-C in exit code 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # true, and meant
     try:
         main()
     except UserError as error:

@@ -108,6 +108,24 @@ def test_T12_in_float64_to_ten_digits(arch):
         torch.testing.assert_close(Policy(lm)(batch, 0.7), wanted, rtol=0, atol=1e-10)
 
 
+@EVERY_ARCH
+@pytest.mark.parametrize("mask", [None, "ones", "padded"])
+def test_P1_a_loaded_model_called_in_the_plain_way_is_causal_or_refuses(tmp_path, arch, mask):
+    """Without a mask or with a 2-D one, as any other code calls a transformers model: never silently another model."""
+    lm = make_lm(arch)
+    loaded = load_policy(make_folder(tmp_path, lm)).lm.eval()
+    ids = torch.tensor([[7, 8, 9, 10, 11, 12], [3, 3, 14, 15, 16, 17]])
+    given = {None: None, "ones": torch.ones_like(ids), "padded": (ids != 3).long()}[mask]
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 2, 3] if mask == "padded" else [0, 1, 2, 3, 4, 5]])
+    inputs = {"input_ids": ids, "attention_mask": given, "position_ids": positions, "use_cache": False}
+    try:
+        found = loaded(**inputs).logits
+    except (ValueError, RuntimeError):
+        return
+    real = given.bool() if mask == "padded" else torch.ones_like(ids).bool()
+    torch.testing.assert_close(found[real], lm(**inputs).logits[real], rtol=0, atol=1e-5)
+
+
 def test_T12_P1_the_prompt_alone_shows_no_leak_between_responses_or_groups():
     """What stands beside a sequence, and in which order, is of no account."""
     policy = Policy(make_lm("llama", dtype=torch.float64))
@@ -295,7 +313,6 @@ def test_T17_load_equals_from_pretrained_bit_for_bit(tmp_path, arch, tied, dtype
     assert any("inv_freq" in name for name, _ in policy.lm.named_buffers())
     assert (policy.lm.lm_head.weight is policy.lm.model.embed_tokens.weight) == tied
     assert policy.lm.generation_config.eos_token_id == EOS
-    assert policy.lm.config._attn_implementation == "sdpa"
     assert all(p.requires_grad and p.device.type == "cpu" for p in policy.parameters())
 
 

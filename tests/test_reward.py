@@ -84,7 +84,7 @@ def test_training_is_the_default_rule_and_reads_verdicts_in_an_open_thought():
 @pytest.mark.parametrize("letter", "AB")
 def test_evaluation_reads_the_brackets_anywhere(rule, letter):
     mark = f"[[{letter}]]"
-    for text in (mark, f"My verdict: {mark} " + "x" * 5000, f"{mark}{mark}", f"<answer> {mark}\n</answer>", f"[{mark}]"):
+    for text in (mark, f"Verdict: {mark} " + "x" * 5000, f"{mark}{mark}", f"<answer> {mark}\n</answer>", f"[{mark}]"):
         assert parse_verdict(text, rule) == letter
 
 
@@ -155,7 +155,8 @@ def test_the_format_reward_asks_for_the_parts_of_the_style(style, text):
     assert format_reward(text, style) == float(style in FORMAT[text])
 
 
-@pytest.mark.parametrize("chain, quoted", [(CHAT, "solution"), (CHAT, "type"), (REASONING, "rubric"), (REASONING, "type")])
+@pytest.mark.parametrize("quoted", ("type", "rubric", "solution"))
+@pytest.mark.parametrize("chain", (CHAT, REASONING), ids=("chat", "reasoning"))
 def test_T15_a_quoted_tag_does_not_cost_the_format_reward(chain, quoted):
     text = chain.replace("<eval>", f"<eval><quote_A><{quoted}>theirs</{quoted}></quote_A>") + A
     assert format_reward(text, "instruct") == 1.0
@@ -165,8 +166,8 @@ def test_T15_a_quoted_tag_does_not_cost_the_format_reward(chain, quoted):
 
 TEXTS = st.lists(
     st.one_of(
-        st.sampled_from([A, B, "[[A]]", "[[B]]", "[[A/B]]", "</think>", "<think>", CHAT, REASONING, "<answer>", " ", "\n",
-                         "." * 40, "." * 80, "A", "B"]),
+        st.sampled_from([A, B, "[[A]]", "[[B]]", "[[A/B]]", "</think>", "<think>", CHAT, REASONING, "<answer>", " ",
+                         "\n", "." * 40, "." * 80, "A", "B"]),
         st.text(max_size=10),
     ), max_size=10).map("".join)  # fmt: skip
 RELABEL = str.maketrans("AB", "BA")

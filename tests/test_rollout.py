@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import ARCHITECTURES, EOS, make_folder, make_lm, make_tokenizer, plain_logits
+from tiny_models import ARCHITECTURES, EOS, exact_norms, make_folder, make_lm, make_tokenizer, plain_logits
 from torch import Tensor
 
 import rollout
@@ -73,8 +73,11 @@ def step_by_step(sampler: TorchSampler, prompt: list[int], seed: int, sample: in
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-def test_T8_P5_sampler_log_probs_equal_the_policys(arch, temperature):
+@pytest.mark.parametrize("loaded", [False, True], ids=["stock attention", "as loaded"])
+def test_T8_P5_sampler_log_probs_equal_the_policys(tmp_path, arch, temperature, loaded):
     sampler = make_sampler(arch, torch.float32)
+    if loaded:
+        sampler = TorchSampler(load_policy(make_folder(tmp_path, sampler.lm)).lm, sampler.tokenizer)
     made = sampler.generate(PROMPTS, 4, temperature, 12, SEEDS)
     groups = [
         Group(PROMPTS[p], [r.response_ids for r in made[p * 4 : p * 4 + 4]], None,
@@ -89,9 +92,13 @@ def test_T8_P5_sampler_log_probs_equal_the_policys(arch, temperature):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-def test_T8_P13_the_cache_equals_a_whole_forward_at_each_step(arch, temperature):
+@pytest.mark.parametrize("loaded", [False, True], ids=["stock attention", "as loaded"])
+def test_T8_P13_the_cache_equals_a_whole_forward_at_each_step(tmp_path, arch, temperature, loaded):
     sampler = make_sampler(arch)
     made = sampler.generate(PROMPTS, 3, temperature, 12, SEEDS)
+    if loaded:
+        lm = exact_norms(load_policy(make_folder(tmp_path, sampler.lm), torch.float64).lm)
+        made = TorchSampler(lm, sampler.tokenizer).generate(PROMPTS, 3, temperature, 12, SEEDS)
     for i, rollout_ in enumerate(made):
         ids, logprobs = step_by_step(sampler, PROMPTS[i // 3], SEEDS[i // 3], i % 3, temperature, 12)
         assert rollout_.response_ids == ids

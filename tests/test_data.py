@@ -1,0 +1,424 @@
+"""Rows in, pairs out: three layouts, bad input in one line, swapping, sharding, the endless stream."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data import Pair, load_pairs, save_pairs, shard, stream, swap
+from run import UserError
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "prefs" / "real_input_300.jsonl"
+USER, REPLY = {"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}
+OWN = {"context": [USER], "response_a": "4", "response_b": "5", "winner": "A"}
+PLAIN = {"messages": [USER], "chosen": "4", "rejected": "5"}
+READY = {"context_messages": [{"role": "system", "content": "Judge."}, USER], "winner": "model_b"}
+
+
+def write(folder: Path, rows: list[dict] | str | bytes, name: str = "rows.jsonl") -> str:
+    """Rows, text or bytes -> path of a file that holds them."""
+    path = folder / name
+    if isinstance(rows, list):
+        rows = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(rows if isinstance(rows, bytes) else rows.encode())
+    return str(path)
+
+
+def load(folder: Path, *rows: dict) -> list[Pair]:
+    return load_pairs(write(folder, list(rows)))
+
+
+# ---- layouts -------------------------------------------------------------------------------------------
+
+
+def test_the_projects_own_layout(tmp_path):
+    row = OWN | {"pair_id": "x7", "source": "made up", "category": "math", "meta": {"level": 3}, "trace": "because",
+                 "unknown": [1]}  # fmt: skip
+    full, bare = load(tmp_path, row, OWN)
+    assert full == Pair("x7", "made up", (USER,), "4", "5", "A", "math", {"level": "3"}, "because", None)
+    assert bare == Pair("rows-1", "rows", (USER,), "4", "5", "A", "", {}, None, None)
+
+
+def test_plain_preferences_alternate_strictly_between_A_and_B(tmp_path):
+    rows = [PLAIN | {"chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(7)]
+    pairs = load(tmp_path, *rows)
+    assert [p.winner for p in pairs] == list("ABABABA")
+    for i, pair in enumerate(pairs):
+        good, bad = (pair.response_a, pair.response_b)[:: 1 if pair.winner == "A" else -1]
+        assert (good, bad) == (f"good {i}", f"bad {i}")
+        assert pair.context == (USER,)
+
+
+def test_plain_preferences_with_one_prompt_text(tmp_path):
+    (pair,) = load(tmp_path, {"prompt": "Why?", "chosen": "So.", "rejected": "Hm."})
+    assert pair.context == ({"role": "user", "content": "Why?"},)
+
+
+def test_plain_preferences_as_two_conversations_share_their_prefix(tmp_path):
+    turns = [USER, REPLY, USER]
+    rows = [{"chosen": [*turns, REPLY], "rejected": [*turns, {**REPLY, "content": "5"}]}] * 2
+    first, second = load(tmp_path, *rows)
+    assert first.context == second.context == tuple(turns)
+    assert (first.response_a, first.response_b, first.winner) == ("4", "5", "A")
+    assert (second.response_a, second.response_b, second.winner) == ("5", "4", "B")
+
+
+def test_conversations_with_different_prefixes_are_refused(tmp_path):
+    other = [{"role": "user", "content": "What is 3 + 3?"}, REPLY]
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*different conversations"):
+        load(tmp_path, {"chosen": [USER, REPLY], "rejected": other})
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*different conversations"):
+        load(tmp_path, {"chosen": [USER, REPLY], "rejected": [USER, REPLY, USER, REPLY]})
+
+
+def test_published_rows_are_ready_made_prompts(tmp_path):
+    a, b = load(tmp_path, READY | {"winner": "model_a"}, READY)
+    assert (a.winner, b.winner) == ("A", "B")
+    assert b.messages == tuple(READY["context_messages"])
+    assert (b.context, b.response_a, b.response_b, b.trace) == ((), "", "", None)
+
+
+def test_published_distillation_rows_hold_the_target_in_the_winner_column(tmp_path):
+    target = "<eval>At first [[A]] and <answer>[[A]]</answer>, but</eval>\n\n<answer>[[B]]</answer>"
+    (pair,) = load(tmp_path, READY | {"winner": target})
+    assert (pair.winner, pair.trace) == ("B", target)  # the last verdict is the target's
+
+
+@pytest.mark.parametrize("winner", ("no verdict", "[[A]]", "<answer>[[A/B]]</answer>", None, "", "model_c", 1))
+def test_a_ready_made_row_without_a_winner_is_refused(tmp_path, winner):
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: 'winner'"):
+        load(tmp_path, READY, READY | {"winner": winner})
+
+
+def test_layouts_may_be_mixed_and_the_alternation_counts_every_row(tmp_path):
+    pairs = load(tmp_path, PLAIN, OWN, PLAIN, READY, PLAIN, PLAIN)
+    assert [p.winner for p in pairs] == ["A", "A", "A", "B", "A", "B"]
+
+
+def test_extra_keys_of_messages_are_dropped(tmp_path):
+    (pair,) = load(tmp_path, OWN | {"context": [USER | {"name": "me", "weight": 1}]})
+    assert pair.context == (USER,)
+
+
+def test_parquet_rows_are_read_like_lines(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    for name, rows in (("own", [OWN] * 3), ("plain", [PLAIN] * 3), ("ready", [READY] * 3)):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+        lines = load_pairs(write(tmp_path, rows, f"{name}.jsonl"))
+        assert load_pairs(str(tmp_path / f"{name}.parquet")) == lines
+
+
+def test_parquet_fills_columns_that_some_rows_lack_with_nulls(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [OWN | {"category": "math", "trace": "t", "pair_id": "x", "source": "s", "meta": {"level": "3"}}, OWN]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    full, bare = load_pairs(str(tmp_path / "rows.parquet"))
+    assert (full.pair_id, full.source, full.meta) == ("x", "s", {"level": "3"})
+    assert (bare.category, bare.trace) == ("", None)
+    assert (bare.pair_id, bare.source) == ("rows-1", "rows")
+
+
+def test_a_bad_parquet_row_is_named_by_its_number(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist([OWN, OWN | {"winner": "C"}])
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=r"rows\.parquet: row 2: 'winner'"):
+        load_pairs(str(tmp_path / "rows.parquet"))
+
+
+@pytest.mark.parametrize("content", (b"", b"not parquet", b"PAR1" * 20))
+def test_a_broken_parquet_file_is_one_line(tmp_path, content):
+    with pytest.raises(UserError, match=r"rows\.parquet: not a readable parquet file") as caught:
+        load_pairs(write(tmp_path, content, "rows.parquet"))
+    assert "\n" not in str(caught.value)
+
+
+# ---- bad input -----------------------------------------------------------------------------------------
+
+BAD_ROWS = {
+    "no layout": ({"question": "Hi"}, "need response_a and response_b"),
+    "an empty object": ({}, "need response_a and response_b"),
+    "chosen alone": ({"messages": [USER], "chosen": "4"}, "need response_a and response_b"),
+    "no winner": ({k: v for k, v in OWN.items() if k != "winner"}, "'winner'"),
+    "winner null": (OWN | {"winner": None}, "'winner'"),
+    "winner C": (OWN | {"winner": "C"}, "'winner'"),
+    "winner model_a": (OWN | {"winner": "model_a"}, "'winner'"),
+    "winner a list": (OWN | {"winner": ["A"]}, "'winner'"),
+    "equal responses": (OWN | {"response_b": "4"}, "equal"),
+    "equal chosen and rejected": (PLAIN | {"rejected": "4"}, "equal"),
+    "response null": (OWN | {"response_b": None}, "texts"),
+    "response a number": (OWN | {"response_a": 4}, "texts"),
+    "chosen null": (PLAIN | {"chosen": None}, "texts"),
+    "chosen a text, rejected a list": (PLAIN | {"rejected": [USER, REPLY]}, "texts"),
+    "no context": ({k: v for k, v in OWN.items() if k != "context"}, "'context'"),
+    "context empty": (OWN | {"context": []}, "'context'"),
+    "context a text": (OWN | {"context": "Hi"}, "'context'"),
+    "context an object": (OWN | {"context": USER}, "'context'"),
+    "a message that is a text": (OWN | {"context": ["Hi"]}, "'context'"),
+    "a message without content": (OWN | {"context": [{"role": "user"}]}, "'context'"),
+    "a message with content null": (OWN | {"context": [{"role": "user", "content": None}]}, "'context'"),
+    "a message in parts": (OWN | {"context": [{"role": "user", "content": [{"text": "Hi"}]}]}, "'context'"),
+    "a message without a role": (OWN | {"context": [{"content": "Hi"}]}, "'context'"),
+    "an unknown role": (OWN | {"context": [{"role": "tool", "content": "Hi"}]}, "'context'"),
+    "a role that is a list": (OWN | {"context": [{"role": ["user"], "content": "Hi"}]}, "'context'"),
+    "ends with the assistant": (OWN | {"context": [USER, REPLY]}, "end with a user message"),
+    "plain ends with the assistant": (PLAIN | {"messages": [USER, REPLY]}, "end with a user message"),
+    "ready-made ends with the assistant": (READY | {"context_messages": [USER, REPLY]}, "end with a user message"),
+    "no messages": ({"chosen": "4", "rejected": "5"}, "'messages'"),
+    "conversations without a question": ({"chosen": [REPLY], "rejected": [REPLY | {"content": "5"}]}, "user message"),
+    "an empty conversation": ({"chosen": [], "rejected": []}, "'chosen'"),
+    "ready-made, empty": (READY | {"context_messages": []}, "'context_messages'"),
+    "ready-made, null": (READY | {"context_messages": None}, "'context_messages'"),
+    "trace a number": (OWN | {"trace": 1}, "'trace'"),
+    "trace a list": (OWN | {"trace": ["x"]}, "'trace'"),
+    "meta a list": (OWN | {"meta": ["x"]}, "'meta'"),
+    "meta a text": (OWN | {"meta": "x"}, "'meta'"),
+    "prompt null": ({"prompt": None, "chosen": "4", "rejected": "5"}, "'prompt'"),
+    "prompt a list": ({"prompt": [USER], "chosen": "4", "rejected": "5"}, "'prompt'"),
+    "half a surrogate pair": (OWN | {"response_a": "\ud83d"}, "surrogate|Unicode|UTF"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_gives_one_line_with_file_line_and_cause(tmp_path, name):
+    row, cause = BAD_ROWS[name]
+    with pytest.raises(UserError, match=cause) as caught:
+        load_pairs(write(tmp_path, "\n" + json.dumps(OWN) + "\n" + json.dumps(row) + "\n"))
+    assert f"{tmp_path / 'rows.jsonl'}:3: " in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+BAD_LINES = {
+    "half an object": b'{"context": [', "an array": b"[1, 2]", "a text": b'"hello"', "a number": b"17", "null": b"null",
+    "two objects": b"{} {}", "no JSON": b"hello", "not UTF-8": b'{"a": "\xff"}', "UTF-16": "{}".encode("utf-16"),
+    "single quotes": b"{'a': 1}", "deep": b"[" * 200_000, "a NUL": b"\0",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_a_malformed_line_gives_one_line_with_file_and_number(tmp_path, name):
+    good = json.dumps(OWN).encode()
+    with pytest.raises(UserError) as caught:
+        load_pairs(write(tmp_path, good + b"\n\n" + BAD_LINES[name] + b"\n" + good + b"\n"))
+    assert str(caught.value).startswith(f"{tmp_path / 'rows.jsonl'}:3: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unfinished_last_line_of_data_is_an_error(tmp_path):
+    """Forgiven in a log only: in data it means that pairs are missing."""
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: "):
+        load_pairs(write(tmp_path, json.dumps(OWN) + "\n" + json.dumps(OWN)[:-5]))
+
+
+def test_blank_lines_CRLF_and_a_missing_last_line_break_are_harmless(tmp_path):
+    line = json.dumps(OWN | {"pair_id": "x"})
+    expected = load_pairs(write(tmp_path, f"{line}\n{line}\n"))
+    for text in ("{0}\r\n{0}\r\n", "\n\n{0}\n \t\n{0}\n\n", "{0}\n{0}", "\r\n{0}\r\n\r\n{0}"):
+        text = text.replace("{0}", line)
+        assert load_pairs(write(tmp_path, text)) == expected
+
+
+def test_line_separators_inside_texts_do_not_end_a_line(tmp_path):
+    text = "a\u2028b\u2029c\x85d\x0be\x0cf\rg\nh"
+    lines = json.dumps(OWN | {"response_a": text}, ensure_ascii=False)
+    (pair,) = load_pairs(write(tmp_path, lines))
+    assert pair.response_a == text
+
+
+def test_a_byte_order_mark_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*BOM"):
+        load_pairs(write(tmp_path, b"\xef\xbb\xbf" + json.dumps(OWN).encode()))
+
+
+@pytest.mark.parametrize("text", ("", "\n", "\n \r\n\t\n"))
+def test_a_file_without_rows_is_refused(tmp_path, text):
+    with pytest.raises(UserError, match=r"rows\.jsonl: no pairs"):
+        load_pairs(write(tmp_path, text))
+
+
+def test_an_empty_parquet_table_is_refused(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([OWN]).slice(0, 0), tmp_path / "none.parquet")
+    with pytest.raises(UserError, match=r"none\.parquet: no pairs"):
+        load_pairs(str(tmp_path / "none.parquet"))
+
+
+def test_paths_that_are_no_files_are_refused_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "owner" / "folder").mkdir(parents=True)
+    for source in (str(tmp_path), "folder.jsonl", "owner/folder", "missing.jsonl", "runs/toy/missing.jsonl",
+                   "runs/missing.parquet", "", ".", "a", "a/b/c"):  # fmt: skip
+        with pytest.raises(UserError, match=r"no such file; give a \.jsonl or \.parquet file or a hub id"):
+            load_pairs(source)
+
+
+# ---- the hub -------------------------------------------------------------------------------------------
+
+
+def test_without_a_network_a_hub_id_is_an_error_of_one_line():
+    with pytest.raises(UserError, match="no-such-owner/no-such-data: neither a file nor a hub data set") as caught:
+        load_pairs("no-such-owner/no-such-data")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("hub_id", ("owner/name", "Skywork/Skywork-Reward-Preference-80K-v0.2", "owner/data-1.5"))
+def test_a_hub_id_is_asked_for_its_train_split(monkeypatch, hub_id):
+    """The paper's own source has a dot in its name."""
+    import datasets
+
+    asked = []
+
+    def load_dataset(path, split):
+        asked.append((path, split))
+        return [PLAIN, PLAIN | {"rejected": "4"}] if len(asked) == 2 else [PLAIN, PLAIN]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert [p.winner for p in load_pairs(hub_id)] == ["A", "B"]
+    with pytest.raises(UserError, match=r"row 2: .*equal"):
+        load_pairs(hub_id)
+    assert asked == [(hub_id, "train")] * 2
+
+
+# ---- saving --------------------------------------------------------------------------------------------
+
+TEXT = st.text(max_size=30)
+NAMES = st.text(min_size=1, max_size=10)
+CONTEXTS = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": TEXT}), max_size=4
+).map(lambda turns: (*turns, {"role": "user", "content": "last"}))
+SHARED = {
+    "pair_id": NAMES, "source": NAMES, "winner": st.sampled_from("AB"), "category": TEXT,
+    "meta": st.dictionaries(TEXT, TEXT, max_size=3), "trace": st.none() | st.text(min_size=1, max_size=30),
+}  # fmt: skip
+RESPONSES = st.lists(st.text(min_size=1, max_size=30), min_size=2, max_size=2, unique=True)
+PAIRS = st.builds(
+    lambda texts, **rest: Pair(response_a=texts[0], response_b=texts[1], **rest),
+    texts=RESPONSES, context=CONTEXTS, **SHARED,
+) | st.builds(Pair, context=st.just(()), response_a=st.just(""), response_b=st.just(""), messages=CONTEXTS, **SHARED)
+
+
+@given(pairs=st.lists(PAIRS, min_size=1, max_size=4))
+def test_saved_pairs_load_unchanged(tmp_path_factory, pairs):
+    path = write(tmp_path_factory.getbasetemp(), save_pairs(pairs), "round_trip.jsonl")
+    assert load_pairs(path) == pairs
+
+
+@pytest.mark.parametrize("chosen, rejected", [("", "x"), ("x", "")])
+def test_an_empty_response_survives_saving(tmp_path, chosen, rejected):
+    """An empty answer is a real one (a judge must prefer the other); plain rows with it load, so they must save."""
+    pairs = load(tmp_path, PLAIN | {"chosen": chosen, "rejected": rejected})
+    assert load_pairs(write(tmp_path, save_pairs(pairs))) == pairs
+
+
+def test_saving_is_readable_text_without_defaults():
+    text = save_pairs([Pair("p", "s", (USER,), "é", "判", "A")])
+    assert json.loads(text) == {"pair_id": "p", "source": "s", "context": [USER], "response_a": "é", "response_b": "判",
+                                "winner": "A"}  # fmt: skip
+    assert text.endswith("}\n") and "判" in text
+    assert save_pairs([]) == ""
+
+
+# ---- swapping, sharding, streaming ---------------------------------------------------------------------
+
+
+def test_T15_swap_exchanges_responses_and_winner_and_forgets_the_trace():
+    pair = Pair("p", "s", (USER,), "4", "5", "A", "math", {"k": "v"}, trace="A is right")
+    swapped = swap(pair)
+    assert swapped == Pair("p", "s", (USER,), "5", "4", "B", "math", {"k": "v"}, None)
+    assert pair.trace == "A is right" and pair.winner == "A"
+
+
+@given(PAIRS.filter(lambda pair: pair.messages is None))
+def test_T15_swapping_twice_changes_nothing_but_the_trace(pair):
+    assert swap(swap(pair)) == replace(pair, trace=None)
+    assert swap(pair) != pair
+
+
+def test_a_ready_made_prompt_cannot_be_swapped(tmp_path):
+    (pair,) = load(tmp_path, READY)
+    with pytest.raises(UserError, match=r"rows-0.*other order"):
+        swap(pair)
+
+
+@given(st.integers(0, 50), st.integers(1, 9))
+def test_T13_shards_are_equally_long_and_disjoint_and_leave_out_less_than_one_round(count, ranks):
+    items = list(range(count))
+    shards = [shard(items, rank, ranks) for rank in range(ranks)]
+    assert {len(s) for s in shards} == {count // ranks}
+    assert sorted(item for mine in shards for item in mine) == items[: count - count % ranks]
+    for rank, mine in enumerate(shards):
+        assert mine == items[: count - count % ranks][rank::ranks]
+
+
+def test_sharding_says_once_what_it_left_out(capsys):
+    for rank in range(3):
+        shard(list("abcdefgh"), rank, 3)
+    assert capsys.readouterr().out == "2 of 8 items left out, so that 3 ranks hold the same number\n"
+    shard(list("abcdef"), 0, 3)
+    assert capsys.readouterr().out == ""
+
+
+@given(st.integers(1, 12), st.integers(0, 60), st.integers(0, 40), st.integers(0, 3))
+def test_T10_the_stream_goes_on_wherever_it_was_left(length, start, count, seed):
+    items = list(range(length))
+    long = stream(items, 0, start + count, seed)
+    assert stream(items, start, count, seed) == long[start:]
+    assert len(long) == start + count and items == list(range(length))
+
+
+@given(st.integers(1, 20), st.integers(0, 5), st.integers(0, 5))
+def test_T10_every_epoch_shows_each_item_once(length, epoch, seed):
+    shown = stream(range(length), epoch * length, length, seed)
+    assert Counter(shown) == Counter(range(length))
+
+
+def test_epochs_and_seeds_are_shuffled_differently_and_the_same_everywhere():
+    items = list(range(100))
+    orders = [tuple(stream(items, epoch * 100, 100, seed)) for epoch in range(5) for seed in range(5)]
+    assert len(set(orders)) == 25 and tuple(items) not in orders
+    assert stream(items, 7, 30, 3) == stream(items, 7, 30, 3)
+    assert stream(items, 7, 0, 3) == []
+    assert stream(list("abcdefgh"), 0, 10, 0) == list(FIRST_TEN)
+
+
+FIRST_TEN = "ceagbdfhca"  # what every machine and Python must draw
+
+
+# ---- real rows -----------------------------------------------------------------------------------------
+
+
+def test_the_real_input_loads_and_is_balanced():
+    if not REAL.is_file():
+        pytest.skip("the real preference pairs are not here")
+    pairs = load_pairs(str(REAL))
+    assert len(pairs) == 300
+    assert Counter(p.winner for p in pairs) == {"A": 150, "B": 150}
+    assert Counter(p.category for p in pairs) == {"chat": 80, "math": 80, "code": 70, "safety": 70}
+    assert len({p.pair_id for p in pairs}) == 300
+    rows = [json.loads(line) for line in REAL.read_text(encoding="utf-8").splitlines()]
+    for pair, row in zip(pairs, rows, strict=True):
+        right, wrong = (pair.response_a, pair.response_b)[:: 1 if pair.winner == "A" else -1]
+        assert (right, wrong, pair.pair_id) == (row["chosen"], row["rejected"], row["id"])
+        assert list(pair.context) == row["messages"]
+
+
+def test_real_pairs_survive_saving(tmp_path):
+    if not REAL.is_file():
+        pytest.skip("the real preference pairs are not here")
+    pairs = load_pairs(str(REAL))
+    assert load_pairs(write(tmp_path, save_pairs(pairs))) == pairs
