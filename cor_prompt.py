@@ -155,13 +155,17 @@ def _conversation(context: Sequence[Message], letter: str, response: str) -> str
 
 
 _MARKER = re.compile(r"\[(?=\s*(?:the\s+(?:start|end)\s+of|client\s+question))", re.IGNORECASE)
-_LABEL = re.compile(r"([\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*)(?=(?:User|System|Chatbot [AB]):)")
+_BREAK = "\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
+_LABEL = re.compile(rf"([{_BREAK}](?:(?![{_BREAK}])\s)*)(?=(?:user|system|chatbot\s+[ab])\s*:)", re.IGNORECASE)
 
 
 def _defuse(text: str, labels: bool = False) -> str:
     """Break what could pass for our section markers and, in a conversation, for a new speaker's turn."""
     text = _MARKER.sub("(", text)
     return _LABEL.sub(r"\1> ", text) if labels else text
+
+
+_FRAME = "\u2003"  # a blank that no template writes by itself, so that its absence means: this template trims
 
 
 # ---- messages -> ids -----------------------------------------------------------------------------------
@@ -175,7 +179,7 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:
     equal those of `apply_chat_template`.
     """
     sentinels = [f"\ue000{i}\ue001" for i in range(len(messages))]
-    framed = [{"role": m["role"], "content": f"\n{s}\n"} for m, s in zip(messages, sentinels, strict=True)]
+    framed = [{"role": m["role"], "content": _FRAME + s + _FRAME} for m, s in zip(messages, sentinels, strict=True)]
     skeleton = tokenizer.apply_chat_template(framed, tokenize=False, add_generation_prompt=True)
     contents = {s: m["content"] for m, s in zip(messages, sentinels, strict=True)}
 
@@ -189,7 +193,7 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:
     found = re.findall("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)", skeleton)
     ids: list[int] = []
     for i, piece in enumerate(pieces):
-        text = re.sub("(\n?)(\ue000[0-9]+\ue001)(\n?)", fill, piece)
+        text = re.sub(f"({_FRAME}?)(\ue000[0-9]+\ue001)({_FRAME}?)", fill, piece)
         ids += encode_text(text, plain, control)
         ids += [control[found[i]]] if i < len(found) else []
     return ids
@@ -246,14 +250,18 @@ class Trace:
 def parse_trace(text: str) -> Trace:
     """Split a chain into its parts; for reports and the format reward, never for the verdict.
 
-    Text before the last </think> is thought, not answer. A part is looked for after the part before it,
-    so that tags quoted from a response do not count.
+    Text before the last </think> is thought, not answer. A part is looked for after the part before it, and
+    of rubric and solution only the first counts, so that tags quoted from a response do not.
     """
     rest = text.rpartition("</think>")[2]
-    parts: dict[str, str | None] = {}
-    for tag in ("type", "rubric", "solution", "eval"):
-        match = re.search(rf"<{tag}>(.*?)</{tag}>", rest, re.DOTALL)
-        parts[tag] = match[1].strip() if match else None
-        rest = rest[match.end() :] if match else rest
-    answers = re.findall(r"<answer>(.*?)</answer>", rest, re.DOTALL)
-    return Trace(**parts, answer=answers[-1] if answers else None)
+    parts: dict[str, str | None] = dict.fromkeys(("type", "rubric", "solution", "eval"))
+    for tags in (("type",), ("rubric", "solution"), ("eval",)):
+        found = [(rest.find(f"<{tag}>"), tag) for tag in tags if f"<{tag}>" in rest]
+        if found:
+            start, tag = min(found)
+            inside, end, after = rest[start + len(tag) + 2 :].partition(f"</{tag}>")
+            parts[tag] = inside.strip() if end else None
+            rest = after if end else rest
+    opened = rest.rfind("<answer>", 0, max(0, rest.rfind("</answer>")))
+    answer = rest[opened + len("<answer>") :].partition("</answer>")[0] if opened >= 0 else None
+    return Trace(**parts, answer=answer)

@@ -9,6 +9,7 @@ Three row layouts are read, from JSONL, parquet or a hub data set:
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,10 +58,10 @@ def load_pairs(source: str) -> list[Pair]:
 
 def save_pairs(pairs: Iterable[Pair]) -> str:
     """Pairs -> JSONL text that `load_pairs` reads back unchanged."""
-    import json
 
     def row(pair: Pair) -> dict[str, Any]:
-        return {k: v for k, v in asdict(pair).items() if v not in (None, "", {}, ())}
+        kept = ("response_a", "response_b") if pair.messages is None else ()
+        return {k: v for k, v in asdict(pair).items() if k in kept or v not in (None, "", {}, ())}
 
     return "".join(json.dumps(row(pair), ensure_ascii=False) + "\n" for pair in pairs)
 
@@ -114,7 +115,7 @@ def _rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
     elif path.is_file():
         for number, row in read_jsonl(path):
             yield f"{source}:{number}", row
-    elif path.suffix or path.exists() or source.count("/") != 1:
+    elif path.suffix in (".jsonl", ".json", ".parquet", ".txt") or path.exists() or source.count("/") != 1:
         raise UserError(f"{source}: no such file; give a .jsonl or .parquet file or a hub id (owner/name)")
     else:
         import datasets
@@ -129,11 +130,19 @@ def _rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def read_pair(row: dict[str, Any], where: str, index: int, stem: str) -> Pair:
     """One row of any layout -> Pair. `index` counts rows from 0 and drives the A/B alternation."""
+    row = {name: value for name, value in row.items() if value is not None}  # tables fill gaps with nulls
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half a surrogate pair, which is no character; repair the text") from None
+    meta = row.get("meta", {})
+    if not isinstance(meta, Mapping):
+        raise UserError(f"{where}: 'meta' must be an object of texts")
     common: dict[str, Any] = {
         "pair_id": str(row.get("pair_id", row.get("id", f"{stem}-{index}"))),
         "source": str(row.get("source", stem)),
         "category": str(row.get("category") or ""),
-        "meta": {str(k): str(v) for k, v in (row.get("meta") or {}).items()},
+        "meta": {str(k): str(v) for k, v in meta.items()},
         "trace": row.get("trace"),
     }
     if common["trace"] is not None and not isinstance(common["trace"], str):
@@ -185,7 +194,9 @@ def _preference(row: dict[str, Any], where: str) -> tuple[tuple[Message, ...], s
             raise UserError(f"{where}: 'chosen' and 'rejected' are answers to different conversations")
         return left[:-1], left[-1]["content"], right[-1]["content"]
     if "prompt" in row and "messages" not in row:
-        return ({"role": "user", "content": str(row["prompt"])},), chosen, rejected
+        if not isinstance(row["prompt"], str):
+            raise UserError(f"{where}: 'prompt' must be a text")
+        return ({"role": "user", "content": row["prompt"]},), chosen, rejected
     return _messages(row.get("messages"), where, "messages"), chosen, rejected
 
 

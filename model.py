@@ -85,10 +85,12 @@ def _parts(total: int, chunk: int) -> list[slice]:
 
 def grouped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
                       scaling: float | None = None, **_: Any) -> tuple[Tensor, None]:  # fmt: skip
-    """SDPA with a boolean mask, (rows, heads, T, dim) in, (rows, T, heads, dim) out.
+    """SDPA with a boolean mask, (rows, heads, T, dim) in, (rows, T, heads, dim) out; ValueError without a mask.
 
     Grouped keys and values stay as few as they are: the stock path repeats the whole cache at every token.
     """
+    if attention_mask is None:  # transformers makes no mask for attention it does not know: nothing would be causal
+        raise ValueError("attention without a mask; call Policy, or pass a 4-D boolean mask")
     few = query.device.type == "cpu"  # elsewhere a mask and grouped heads together fall back to slow kernels
     if not few:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
@@ -139,15 +141,15 @@ def model_folder(path: str) -> Path:
 
 def load_tokenizer(path: str) -> Any:
     """The folder's fast tokenizer; UserError without a chat template or an end-of-turn token."""
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
     folder = model_folder(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{folder}: no loadable tokenizer ({error})") from None
-    if not tokenizer.is_fast:
+    if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder}: needs a fast tokenizer (tokenizer.json)")
+    try:  # not AutoTokenizer: it may put another class's pre-tokenizer in the place of the one that was saved
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # a broken tokenizer.json raises plain Exception
+        raise UserError(f"{folder}: no loadable tokenizer ({error})") from None
     if not tokenizer.chat_template:
         raise UserError(f"{folder}: no chat template; add chat_template.jinja or use a chat model")
     if tokenizer.eos_token_id is None:

@@ -191,7 +191,8 @@ class TorchSampler:
         import torch
 
         device = next(self.lm.parameters()).device
-        lengths = torch.tensor([len(prompts[i]) for i in wave], device=device).repeat_interleave(n)  # (B,)
+        lengths = torch.tensor([min(len(prompts[i]), self.context) for i in wave], device=device)
+        lengths = lengths.repeat_interleave(n)  # (B,)
         limit = (self.context - lengths).clamp(min=0, max=max_tokens)  # (B,) tokens each row may have
         uniforms = Uniforms(seeds, n)
         stop = torch.tensor(sorted(self.stop_ids), device=device)

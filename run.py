@@ -38,7 +38,7 @@ def start(main: Callable[[], object]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped: the same command continues", file=sys.stderr)
@@ -223,8 +223,13 @@ class RunFolder:
         self.path = Path(path)
         self.config = json.loads(json.dumps(dataclasses.asdict(config)))
         known = self.path / "config.json"
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{path} is a file; use another --out")
         if known.exists():
-            before = json.loads(known.read_text(encoding="utf-8"))
+            try:
+                before = dict(json.loads(known.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{known}: not a run's configuration ({error}); use another --out") from None
             changed = [k for k in self.config if k != "out" and before.get(k) != self.config[k]]
             if changed:
                 what = ", ".join(f"{k} was {before.get(k)!r}, is {self.config[k]!r}" for k in changed)

@@ -509,6 +509,7 @@ def test_what_was_thought_before_is_not_part_of_the_chain():
     assert parse_trace(thought + REASONING + B) == parse_trace(REASONING + B)
     assert parse_trace(CHAT + A + "</think>" + REASONING + B) == parse_trace(REASONING + B)
     assert parse_trace(thought + B) == Trace(None, None, None, None, "[[B]]")
+    assert parse_trace(thought + CHAT + A + "</think>" + REASONING + B) == parse_trace(REASONING + B)
 
 
 @pytest.mark.parametrize("chain, kept", [

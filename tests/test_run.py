@@ -1,0 +1,540 @@
+"""The shared machinery: schedule, seeds, whole files, run folders, metrics, signals, exit codes, presets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import unicodedata
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import run
+from run import Clock, Metrics, RunFolder, StopSignal, UserError, derive_seed, learning_rate, read_jsonl, write_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+SEED_ROLLOUT = 2868571795335789245  # of (0, "rollout", 0)
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str = "large"
+    """named set of defaults"""
+    lr: float = 2e-3
+    """learning rate"""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """shape"""
+    lr_floor: float = 0.1
+    """last learning rate as a share of lr"""
+    warmup_updates: int = 4
+    """optimiser steps"""
+    total_updates: int = 12
+    """optimiser steps"""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """decay rates"""
+    out: str = "runs/x"
+    """run folder"""
+
+
+def python(code: str, *, wait: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a fresh interpreter that finds the project's files."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=wait, env=env)
+
+
+# ---- learning rate -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule, index, expected", [
+    ("cosine", 0, 0.5e-3), ("cosine", 1, 1.0e-3), ("cosine", 3, 2e-3),  # warm-up: (i + 1) / 4
+    ("cosine", 4, 2e-3),  # progress 0
+    ("cosine", 8, 2e-3 * (0.1 + 0.9 * 0.5)),  # half way
+    ("cosine", 10, 2e-3 * (0.1 + 0.9 * 0.146446609)),  # (1 + cos(3 pi / 4)) / 2
+    ("cosine", 12, 2e-4), ("cosine", 13, 2e-4), ("cosine", 10**9, 2e-4),
+    ("linear", 3, 2e-3), ("linear", 4, 2e-3), ("linear", 8, 1.1e-3), ("linear", 10, 6.5e-4), ("linear", 12, 2e-4),
+    ("linear", 99, 2e-4),
+    ("constant", 0, 0.5e-3), ("constant", 3, 2e-3), ("constant", 4, 2e-3), ("constant", 12, 2e-3),
+    ("constant", 99, 2e-3),
+])  # fmt: skip
+def test_learning_rate_by_hand(schedule, index, expected):
+    assert learning_rate(index, Config(lr_schedule=schedule)) == pytest.approx(expected, rel=1e-8)
+
+
+def test_without_warm_up_the_first_update_has_the_full_rate():
+    """The authors' schedule multiplies by step / max(1, warm-up), so their whole first round trains with 0."""
+    for schedule in ("constant", "linear", "cosine"):
+        assert learning_rate(0, Config(lr_schedule=schedule, warmup_updates=0)) == 2e-3
+        assert learning_rate(0, Config(lr_schedule=schedule, warmup_updates=1, total_updates=1)) == 2e-3
+        assert learning_rate(0, Config(lr_schedule=schedule, warmup_updates=0, total_updates=1)) == 2e-3
+
+
+@given(st.sampled_from(["constant", "linear", "cosine"]), st.floats(0, 1), st.integers(0, 20), st.integers(1, 50))
+def test_learning_rate_rises_then_never_rises_again(schedule, floor, warmup, total):
+    cfg = Config(lr=1.0, lr_schedule=schedule, lr_floor=floor, warmup_updates=warmup, total_updates=total)
+    rates = [learning_rate(i, cfg) for i in range(warmup + total + 5)]
+    assert all(r > 0 for r in rates[: warmup + 1]) and max(rates) <= 1.0
+    assert all(a < b for a, b in pairwise(rates[:warmup]))
+    assert all(a >= b - 1e-12 for a, b in pairwise(rates[warmup:]))
+    if schedule != "constant" and total > warmup:
+        assert rates[-1] == pytest.approx(floor)
+
+
+# ---- seeds ---------------------------------------------------------------------------------------------
+
+
+def test_seeds_are_the_same_on_every_machine_for_ever():
+    assert derive_seed(0) == 2123433278133193441
+    assert derive_seed(0, "rollout", 0) == SEED_ROLLOUT
+    assert derive_seed("é") == 848503001091917490
+    code = "import run; print(run.derive_seed(0, 'rollout', 0))"
+    assert {int(python(code, PYTHONHASHSEED=h).stdout) for h in ("1", "2")} == {SEED_ROLLOUT}
+
+
+def test_seeds_of_neighbours_are_distinct_spread_and_of_62_bits():
+    seeds = [derive_seed(seed, "rollout", place) for seed in range(20) for place in range(500)]
+    seeds += [derive_seed(seed, "epoch", place) for seed in range(20) for place in range(50)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= s < 2**62 for s in seeds) and max(seeds) > 2**61 and min(seeds) < 2**58
+    assert not {s + 1 for s in seeds} & set(seeds)  # an engine that adds a sample index meets no other seed
+    assert derive_seed(1, 2) != derive_seed(2, 1) and derive_seed(12) != derive_seed(1, 2)
+
+
+# ---- whole files and JSON lines ------------------------------------------------------------------------
+
+
+def test_write_whole_makes_folders_and_leaves_nothing_aside(tmp_path):
+    path = tmp_path / "a" / "b" / "file.json"
+    write_whole(path, "é 判\u2028\n")
+    assert path.read_bytes().decode("utf-8") == "é 判\u2028\n"
+    write_whole(path, "second")
+    assert path.read_text() == "second" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_that_fails_in_the_middle_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "x" * 100_000 + "\ud800")
+    assert path.read_text() == "old"
+
+    def full_disk(self, text, encoding=None):
+        with open(self, "w", encoding=encoding) as file:
+            file.write(text[: len(text) // 2])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            write_whole(path, "new and longer")
+    assert path.read_text() == "old"
+    write_whole(path, "new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_never_sees_a_part(tmp_path):
+    path, texts = tmp_path / "file.txt", {"a" * 200_000, "b" * 300_000}
+    write_whole(path, min(texts))
+    seen, done = set(), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add(path.read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(40):
+        for text in texts:
+            write_whole(path, text)
+    done.set()
+    reader.join()
+    assert seen <= texts
+
+
+def test_read_jsonl_numbers_lines_from_one_and_skips_blank_ones(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'\n{"a": 1}\r\n \t\n{"a": "x\xe2\x80\xa8y"}')
+    assert list(read_jsonl(path)) == [(2, {"a": 1}), (4, {"a": "x\u2028y"})]
+    path.write_bytes(b"")
+    assert list(read_jsonl(path)) == []
+
+
+@pytest.mark.parametrize("bad", (b'{"a": ', b"[1]", b'"x"', b"1", b"null", b"{} {}", b"\xff", b"[" * 50_000), ids=len)
+def test_read_jsonl_names_file_and_line_of_a_bad_one(tmp_path, bad):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"a": 1}\n\n' + bad + b'\n{"a": 2}\n')
+    rows = read_jsonl(path)
+    assert next(rows) == (1, {"a": 1})
+    with pytest.raises(UserError) as caught:
+        next(rows)
+    assert str(caught.value).startswith(f"{path}:3: ") and "\n" not in str(caught.value)
+
+
+def test_read_jsonl_of_a_missing_file_or_a_folder(tmp_path):
+    for path in (tmp_path / "none.jsonl", tmp_path):
+        with pytest.raises(UserError, match="no such file"):
+            list(read_jsonl(path))
+
+
+def test_T10_only_an_unfinished_last_line_is_forgiven_and_only_when_asked(tmp_path):
+    path, whole, row = tmp_path / "log.jsonl", '{"step": 1, "text": "é判"}\n'.encode(), {"step": 1, "text": "é判"}
+    for cut in range(1, len(whole) - 1):  # also in the middle of a character
+        path.write_bytes(whole + whole[:cut])
+        assert list(read_jsonl(path, torn_end_ok=True)) == [(1, row)]
+        with pytest.raises(UserError, match=r"log\.jsonl:2: "):
+            list(read_jsonl(path))
+    path.write_bytes(whole + whole[:-1])  # only the line break is missing
+    assert list(read_jsonl(path, torn_end_ok=True)) == [(1, row), (2, row)]
+    for torn in (whole[:9] + b"\n" + whole, whole + whole[:9] + b"\n"):  # a bad line that was finished
+        path.write_bytes(torn)
+        with pytest.raises(UserError):
+            list(read_jsonl(path, torn_end_ok=True))
+
+
+# ---- the run folder ------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_keeps_its_configuration(tmp_path):
+    RunFolder(str(tmp_path / "deep" / "run"), Config())
+    saved = json.loads((tmp_path / "deep" / "run" / "config.json").read_text())
+    assert saved["lr"] == 2e-3 and saved["betas"] == [0.9, 0.95]
+    RunFolder(str(tmp_path / "deep" / "run"), Config())  # the same again: no complaint
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"lr": 1e-3}, "lr was 0.002, is 0.001"), ({"lr_schedule": "linear"}, "lr_schedule was 'cosine', is 'linear'"),
+    ({"betas": (0.9, 0.999)}, "betas was"), ({"lr": 1.0, "total_updates": 13}, "total_updates was 12, is 13"),
+])  # fmt: skip
+def test_a_run_folder_of_another_configuration_is_refused_and_the_setting_named(tmp_path, change, words):
+    RunFolder(str(tmp_path), Config())
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UserError) as caught:
+        RunFolder(str(tmp_path), replace(Config(), **change))
+    assert words in str(caught.value) and "--out" in str(caught.value)
+    assert all(name in str(caught.value) for name in change) and "warmup" not in str(caught.value)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_run_folder_may_be_moved(tmp_path):
+    RunFolder(str(tmp_path), Config(out="here"))
+    RunFolder(str(tmp_path), Config(out="there"))
+
+
+def test_a_file_in_the_place_of_a_run_folder_is_refused_in_a_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="file"):
+        RunFolder(str(tmp_path / "file"), Config())
+    assert (tmp_path / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("text", ("not JSON", "", "[1]"))
+def test_a_run_folder_whose_configuration_cannot_be_read_is_refused_in_a_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config"):
+        RunFolder(str(tmp_path), Config())
+    assert (tmp_path / "config.json").read_text() == text
+
+
+def test_only_rank_0_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    folder = RunFolder(str(tmp_path / "run"), Config())
+    folder.log({"step": 0})
+    assert not (tmp_path / "run").exists()
+    folder.checkpoint(0).mkdir(parents=True)
+    folder.prune_checkpoints(keep=1)
+    assert folder.checkpoint(0).exists()
+
+
+def test_T10_rewinding_forgets_the_steps_that_run_again(tmp_path):
+    folder = RunFolder(str(tmp_path), Config())
+    folder.rewind(3)  # no log yet
+    for step in range(6):
+        folder.log({"step": step, "loss": step / 3, "text": "é"})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')  # killed while writing
+    folder.rewind(4)
+    assert [row for _, row in read_jsonl(tmp_path / "metrics.jsonl")] == [
+        {"step": s, "loss": s / 3, "text": "é"} for s in range(4)]  # fmt: skip
+    folder.log({"step": 4})
+    assert [row["step"] for _, row in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4]
+    folder.rewind(0)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_logs_of_other_names_are_apart(tmp_path):
+    folder = RunFolder(str(tmp_path), Config())
+    folder.log({"step": 0})
+    folder.log({"step": 0}, "other.jsonl")
+    folder.rewind(0, "other.jsonl")
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n' and (tmp_path / "other.jsonl").read_text() == ""
+
+
+def test_the_latest_checkpoint_is_the_newest_whole_one(tmp_path):
+    folder = RunFolder(str(tmp_path), Config())
+    assert folder.latest_checkpoint() is None
+    for name in ("step_000002", "step_000010", "step_000009", "part_step_000011", "step_000012.part", "step_old"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert folder.latest_checkpoint() == tmp_path / "checkpoints" / "step_000010" == folder.checkpoint(10)
+
+
+def test_pruning_keeps_the_two_newest_checkpoints_and_nothing_else_is_touched(tmp_path):
+    folder = RunFolder(str(tmp_path), Config())
+    folder.prune_checkpoints()
+    for step in (5, 10, 15, 100):
+        folder.checkpoint(step).mkdir(parents=True)
+        (folder.checkpoint(step) / "weights").write_text("x")
+    (tmp_path / "checkpoints" / "part_step_000020").mkdir()
+    folder.prune_checkpoints()
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["part_step_000020", "step_000015", "step_000100"]
+    folder.prune_checkpoints()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == kept
+
+
+# ---- metrics and time ----------------------------------------------------------------------------------
+
+
+def test_T9_metrics_are_sums_over_counts_divided_once():
+    metrics = Metrics()
+    metrics.add("loss", 10.0, 4)
+    metrics.add("loss", 2.0, 2)  # not the last one (1.0), not the mean of means (1.75)
+    metrics.add("nothing", 0.0, 0)
+    metrics.add("once", 3)
+    metrics.add("zero", 0.0, 5)
+    metrics.add_max("slowest", 1.0)
+    metrics.add_max("slowest", -2.0)
+    metrics.add_max("negative", -2.0)
+    assert metrics.reduce() == {"loss": 2.0, "once": 3.0, "zero": 0.0, "slowest": 1.0, "negative": -2.0}
+    assert metrics.reduce() == metrics.reduce()  # reading does not change them
+    assert Metrics().reduce() == {}
+
+
+def test_T9_ranks_weigh_by_their_counts(monkeypatch):
+    mine, other = Metrics(), Metrics()
+    mine.add("loss", 10.0, 4)
+    other.add("loss", 2.0, 2)
+    other.add("only there", 4.0, 2)
+    mine.add("empty here", 0.0, 0)
+    other.add("empty here", 6.0, 3)
+    mine.add_max("slowest", 1.0)
+    other.add_max("slowest", 5.0)
+    monkeypatch.setattr(run, "gather", lambda value: [value, (other.sums, other.maxima)])
+    assert mine.reduce() == {"loss": 2.0, "only there": 2.0, "empty here": 2.0, "slowest": 5.0}
+
+
+@given(st.lists(st.tuples(st.integers(-100, 100), st.integers(0, 5)), min_size=1, max_size=20))
+def test_T9_the_order_and_split_of_additions_do_not_matter(parts):
+    together, apart = Metrics(), Metrics()
+    together.add("x", sum(t for t, _ in parts), sum(n for _, n in parts))
+    for total, count in reversed(parts):
+        apart.add("x", total, count)
+    assert together.reduce() == apart.reduce()
+    assert bool(together.reduce()) == any(n for _, n in parts)
+
+
+def test_tensors_become_plain_numbers():
+    torch = pytest.importorskip("torch")
+    metrics = Metrics()
+    metrics.add("x", torch.tensor(3.0, requires_grad=True).detach(), torch.tensor(2))
+    metrics.add_max("y", torch.tensor(4.0))
+    assert json.dumps(metrics.reduce()) == '{"x": 1.5, "y": 4.0}'
+
+
+def test_a_clock_measures_laps_and_tokens_per_second(monkeypatch):
+    now = iter([100.0, 102.0, 105.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    clock = Clock()
+    clock.lap("generate")
+    clock.lap("update")
+    rollouts = [SimpleNamespace(response_ids=[1] * 7), SimpleNamespace(response_ids=[1] * 3)]
+    assert clock.times(rollouts) == {"time/generate": 2.0, "time/update": 3.0, "time/step": 5.0,
+                                     "time/generate_max": 2.0, "tokens/s": 2.0}  # fmt: skip
+
+
+# ---- stopping ------------------------------------------------------------------------------------------
+
+
+def test_a_real_SIGTERM_asks_for_a_stop_and_the_old_handlers_come_back():
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    with StopSignal() as stop:
+        assert stop.requested() is False
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested() is True
+        os.kill(os.getpid(), signal.SIGTERM)  # again: still only asked
+        assert stop.requested() is True
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
+    with StopSignal() as stop:
+        assert stop.requested() is False
+
+
+def test_a_second_Ctrl_C_stops_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested() is True
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_any_rank_that_was_asked_stops_all(monkeypatch):
+    with StopSignal() as stop:
+        monkeypatch.setattr(run, "gather", lambda value: [value, True])
+        assert stop.requested() is True
+
+
+RANK_CODE = """
+import os, signal, json, run
+def main():
+    run.join_ranks(1)
+    metrics = run.Metrics()
+    metrics.add("loss", 10.0 if run.rank() == 0 else 2.0, 4 if run.rank() == 0 else 2)
+    metrics.add("empty", 0.0, run.rank())
+    metrics.add_max("max", run.rank())
+    with run.StopSignal() as stop:
+        early = stop.requested()
+        if run.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        print(json.dumps([run.gather(run.rank()), metrics.reduce(), early, stop.requested()]))
+run.start(main)
+"""
+
+
+def test_T13_two_real_ranks_agree_on_metrics_and_on_stopping():
+    pytest.importorskip("torch")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                        "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+    ranks = [subprocess.Popen([sys.executable, "-c", RANK_CODE], env=env | {"RANK": str(r), "LOCAL_RANK": str(r)},
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for r in range(2)]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=60) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], said
+    for out, _ in said:
+        assert json.loads(out) == [[0, 1], {"loss": 2.0, "empty": 0.0, "max": 1.0}, False, True]
+
+
+# ---- scripts -------------------------------------------------------------------------------------------
+
+
+def test_bad_input_ends_in_one_line_and_exit_code_2():
+    done = python("import run\ndef main(): raise run.UserError('--data x.jsonl: no such file')\nrun.start(main)")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: --data x.jsonl: no such file\n")
+
+
+def test_bad_input_is_one_line_even_where_a_library_said_more():
+    done = python("import run\ndef main(): raise run.UserError('data: a\\n  b\\n\\nc')\nrun.start(main)")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: data: a")
+
+
+def test_Ctrl_C_ends_with_exit_code_130_and_one_line():
+    code = "import run, time\ndef main():\n    print('up', flush=True)\n    time.sleep(60)\nrun.start(main)"
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    try:
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.count("\n") == 1 and "continues" in errors
+
+
+def test_a_good_end_is_0_and_a_bug_keeps_its_traceback():
+    assert python("import run; run.start(lambda: print('done'))").returncode == 0
+    broken = python("import run; run.start(lambda: 1 / 0)")
+    assert broken.returncode == 1 and "ZeroDivisionError" in broken.stderr
+
+
+def test_importing_the_shared_files_needs_neither_torch_nor_transformers():
+    code = "import run, data, cor_prompt, reward, sys; print([m for m in ('torch', 'transformers', 'datasets', 'tyro') "
+    assert python(code + "if m in sys.modules])").stdout == "[]\n"
+
+
+LARGE = Config()
+PRESETS = {"large": LARGE, "tiny": replace(LARGE, preset="tiny", lr=0.5, total_updates=3)}
+
+
+def test_the_first_preset_is_the_default():
+    assert run.parse(Config, PRESETS, []) == LARGE
+
+
+@pytest.mark.parametrize("argv", (["--preset", "tiny"], ["--preset=tiny"]))
+def test_a_preset_gives_the_defaults_and_flags_override_them(argv):
+    assert run.parse(Config, PRESETS, argv) == PRESETS["tiny"]
+    expected = replace(PRESETS["tiny"], lr=0.25, lr_schedule="linear")
+    assert run.parse(Config, PRESETS, [*argv, "--lr", "0.25", "--lr-schedule", "linear"]) == expected
+    assert run.parse(Config, PRESETS, ["--lr", "0.25", "--lr-schedule", "linear", *argv]) == expected
+
+
+def test_the_command_line_is_read_by_default(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x.py", "--preset", "tiny", "--lr", "3"])
+    assert run.parse(Config, PRESETS) == replace(PRESETS["tiny"], lr=3.0)
+
+
+def test_an_unknown_preset_is_named_with_the_choices():
+    with pytest.raises(UserError, match="--preset huge: unknown; choose one of large, tiny"):
+        run.parse(Config, PRESETS, ["--preset", "huge", "--lr", "1"])
+
+
+def test_help_shows_the_presets_values(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run.parse(Config, PRESETS, ["--preset", "tiny", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "0.5" in text and "learning rate" in text and "0.002" not in text
+
+
+@pytest.mark.parametrize("argv", (["--lr", "fast"], ["--learning-rate", "1"], ["--lr-schedule", "cubic"], ["--preset"]))
+def test_a_flag_that_is_wrong_ends_with_exit_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run.parse(Config, PRESETS, argv)
+    assert caught.value.code == 2
+
+
+def test_the_papers_sizes_are_refused_without_a_GPU(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"--preset paper-7b.*GPU"):
+        run.check_hardware("paper-7b")
+    run.check_hardware("tiny")
+
+
+def test_a_prompt_file_is_read_without_its_last_line_break(tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text("Judge 判.\n\n{data}\n\n", encoding="utf-8")
+    assert run.read_prompt(str(path)) == "Judge 判.\n\n{data}\n"
+    assert run.read_prompt("") is None
+    path.write_bytes(b"\xff\xfe")
+    for bad in (path, tmp_path, tmp_path / "none.txt"):
+        with pytest.raises(UserError, match=r"--prompt-file .*cannot be read"):
+            run.read_prompt(str(bad))
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_T15_visible_text_controls_nothing(text):
+    """Strangers' texts reach terminals and reports: no escape sequence, no direction mark, no lone surrogate."""
+    shown = run.visible(text)
+    assert not {unicodedata.category(c) for c in shown if c not in "\n\t"} & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+    shown.encode("utf-8")
+    assert run.visible(shown) == shown
+    if text.isprintable():
+        assert shown == text
+    assert shown.count("\n") == text.count("\n")
