@@ -62,7 +62,7 @@ runs/smollm2/config.json:
 	.venv-convert/bin/python recipes/smollm2.py runs/smollm2
 	rm -rf .venv-convert
 
-JUDGE = $(BIN)/python eval.py run --data recipes/real/held_out.jsonl --limit 12 --max-tokens 384
+JUDGE = $(BIN)/python eval.py run --data recipes/real/held_out.jsonl --limit 10 --max-tokens 384
 real: install runs/smollm2/config.json
 	$(JUDGE) --model runs/smollm2 --out $(REAL)/eval/start
 	$(BIN)/python sft.py --preset small

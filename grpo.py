@@ -194,7 +194,7 @@ PRESETS = {
     "paper-32b-instruct": _paper("32b", "instruct", 5e-7),
     "small": replace(
         PAPER, preset="small", model="runs/real/sft", data="recipes/real/pairs.jsonl", out="runs/real/grpo",
-        style="instruct", steps=4, prompts_per_step=4, group_size=4,
+        style="instruct", steps=3, prompts_per_step=4, group_size=4,
         mini_batch=2, max_prompt_tokens=2048, max_response_tokens=384, micro_batch_tokens=4096, lr=2e-6,
         sampler_dtype="float32", checkpointing=False, save_every=1,
     ),

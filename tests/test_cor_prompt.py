@@ -359,6 +359,18 @@ def test_any_text_without_control_tokens_gets_the_ids_of_the_chat_template(any_t
         assert encode_prompt(messages, any_tokenizer) == by_template(messages, any_tokenizer)
 
 
+@pytest.mark.parametrize("how", ("strip('\\n')", "lstrip()", "rstrip('\\n')"))
+def test_templates_may_trim_in_their_own_way(how):
+    """Qwen3's template strips line breaks, but no blanks, from an assistant's turn."""
+    import tiny_tokenizers
+
+    tokenizer = tiny_tokenizers.chatml()
+    tokenizer.chat_template = tokenizer.chat_template.replace("message.content", f"message.content.{how}")
+    for text in HARMLESS:
+        for messages in conversations(text):
+            assert encode_prompt(messages, tokenizer) == by_template(messages, tokenizer)
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_every_style_gets_the_ids_of_the_chat_template(any_tokenizer, style):
     for pair in (single(), multi()):

@@ -162,6 +162,11 @@ def test_T15_a_quoted_tag_does_not_cost_the_format_reward(chain, quoted):
     assert format_reward(text, "instruct") == 1.0
 
 
+def test_T15_a_quoted_type_does_not_cost_a_chain_without_one_its_format_reward():
+    text = CHAT.removeprefix("<type>Chat</type>").replace("<eval>", "<eval><quote_A><type>theirs</type></quote_A>") + A
+    assert format_reward(text, "rubrics") == 1.0
+
+
 # ---- symmetry ------------------------------------------------------------------------------------------
 
 TEXTS = st.lists(
