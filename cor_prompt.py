@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from data import Message, Pair
+from run import UserError
 
 Style = Literal["instruct", "reasoning", "rubrics", "plain"]
 
@@ -124,7 +125,7 @@ def render(pair: Pair, style: Style, system: str | None = None) -> list[Message]
         return [{"role": "system", "content": wording}, {"role": "user", "content": data}]
     before, mark, after = (USER[style] if system is None else system).partition("{data}")
     if not mark:
-        raise ValueError(f"a prompt for style {style!r} needs {{data}} where the responses go")
+        raise UserError(f"a prompt for style {style!r} needs {{data}} where the responses go")
     return [{"role": "user", "content": before + data + after}]
 
 
@@ -165,9 +166,6 @@ def _defuse(text: str, labels: bool = False) -> str:
     return _LABEL.sub(r"\1> ", text) if labels else text
 
 
-_FRAME = "\u2003"  # a blank that no template writes by itself, so that its absence means: this template trims
-
-
 # ---- messages -> ids -----------------------------------------------------------------------------------
 
 
@@ -178,22 +176,20 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:
     between two of them encoded by a copy of the tokenizer without added tokens. For harmless text the ids
     equal those of `apply_chat_template`.
     """
+    cores = [m["content"].strip() for m in messages]  # the blanks around it stay: some templates trim them
     sentinels = [f"\ue000{i}\ue001" for i in range(len(messages))]
-    framed = [{"role": m["role"], "content": _FRAME + s + _FRAME} for m, s in zip(messages, sentinels, strict=True)]
+    framed = [
+        {"role": m["role"], "content": m["content"].replace(core, sentinel) if core else m["content"]}
+        for m, core, sentinel in zip(messages, cores, sentinels, strict=True)
+    ]
     skeleton = tokenizer.apply_chat_template(framed, tokenize=False, add_generation_prompt=True)
-    contents = {s: m["content"] for m, s in zip(messages, sentinels, strict=True)}
-
-    def fill(match: re.Match[str]) -> str:  # a template that trims content has trimmed the frame
-        text = contents[match[2]]
-        text = text if match[1] else text.lstrip()
-        return text if match[3] else text.rstrip()
-
+    contents = dict(zip(sentinels, cores, strict=True))
     plain, control = plain_tokenizer(tokenizer), control_tokens(tokenizer)
-    pieces = re.split("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)", skeleton)
-    found = re.findall("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)", skeleton)
+    marks = "|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)"
+    pieces, found = re.split(marks, skeleton), re.findall(marks, skeleton)
     ids: list[int] = []
     for i, piece in enumerate(pieces):
-        text = re.sub(f"({_FRAME}?)(\ue000[0-9]+\ue001)({_FRAME}?)", fill, piece)
+        text = re.sub("\ue000[0-9]+\ue001", lambda match: contents[match[0]], piece)
         ids += encode_text(text, plain, control)
         ids += [control[found[i]]] if i < len(found) else []
     return ids
@@ -250,18 +246,20 @@ class Trace:
 def parse_trace(text: str) -> Trace:
     """Split a chain into its parts; for reports and the format reward, never for the verdict.
 
-    Text before the last </think> is thought, not answer. A part is looked for after the part before it, and
-    of rubric and solution only the first counts, so that tags quoted from a response do not.
+    Text before the last </think> is thought, not answer. Parts are read in the order in which they stand, and
+    what stands inside a part is not a part, so that tags quoted from a response do not count.
     """
     rest = text.rpartition("</think>")[2]
     parts: dict[str, str | None] = dict.fromkeys(("type", "rubric", "solution", "eval"))
-    for tags in (("type",), ("rubric", "solution"), ("eval",)):
-        found = [(rest.find(f"<{tag}>"), tag) for tag in tags if f"<{tag}>" in rest]
-        if found:
-            start, tag = min(found)
-            inside, end, after = rest[start + len(tag) + 2 :].partition(f"</{tag}>")
-            parts[tag] = inside.strip() if end else None
-            rest = after if end else rest
-    opened = rest.rfind("<answer>", 0, max(0, rest.rfind("</answer>")))
-    answer = rest[opened + len("<answer>") :].partition("</answer>")[0] if opened >= 0 else None
-    return Trace(**parts, answer=answer)
+    closed, place = {tag: rest.rfind(f"</{tag}>") for tag in parts}, 0
+    while match := _OPEN.search(rest, place):
+        tag, place = match[1], match.end()
+        if closed[tag] >= place:
+            end = rest.find(f"</{tag}>", place)
+            parts[tag] = rest[place:end].strip() if parts[tag] is None else parts[tag]
+            place = end
+    answers = re.findall(r"<answer>([^<]*)</answer>", rest[place:])
+    return Trace(**parts, answer=answers[-1] if answers else None)
+
+
+_OPEN = re.compile(r"<(type|rubric|solution|eval)>")

@@ -142,7 +142,7 @@ def read_pair(row: dict[str, Any], where: str, index: int, stem: str) -> Pair:
         "pair_id": str(row.get("pair_id", row.get("id", f"{stem}-{index}"))),
         "source": str(row.get("source", stem)),
         "category": str(row.get("category") or ""),
-        "meta": {str(k): str(v) for k, v in meta.items()},
+        "meta": {str(k): str(v) for k, v in meta.items() if v is not None},
         "trace": row.get("trace"),
     }
     if common["trace"] is not None and not isinstance(common["trace"], str):

@@ -75,10 +75,7 @@ def evaluate(cfg: Run, sampler: Chat | None = None) -> dict[str, Any]:
     check(cfg)
     system = run.read_prompt(cfg.prompt_file)
     pairs = distinct(load_pairs(cfg.data))[: cfg.limit or None]
-    try:
-        render(pairs[0], cfg.style, system)
-    except ValueError as error:
-        raise UserError(f"--prompt-file {cfg.prompt_file}: {error}") from None
+    render(pairs[0], cfg.style, system)  # refuses an unusable prompt file before the model is loaded
     for pair in pairs if cfg.both_orders else []:
         swap(pair)  # refuses ready-made prompts before the model is loaded
     orders = ("AB", "BA") if cfg.both_orders else ("AB",)

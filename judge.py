@@ -148,10 +148,7 @@ def judge_rows(cfg: Pairs, sampler: Chat | None = None) -> None:
     if cfg.at_once < 1 or cfg.max_tokens < 1:
         raise UserError("--at-once and --max-tokens must be at least 1")
     system = run.read_prompt(cfg.prompt_file)
-    try:
-        render(Pair("", "", ({"role": "user", "content": ""},), "", "", "A"), cfg.style, system)
-    except ValueError as error:
-        raise UserError(f"--prompt-file {cfg.prompt_file}: {error}") from None
+    render(Pair("", "", ({"role": "user", "content": ""},), "", "", "A"), cfg.style, system)  # a usable prompt file
     found = parsed(rows(cfg))
     judge = Judge(sampler or load_sampler(cfg.model, cfg.dtype), cfg.style, system, cfg.max_tokens, cfg.seed)
     while part := list(islice(found, cfg.at_once)):
