@@ -41,7 +41,7 @@ controls: install
 	$(BIN)/python toy.py build $(CLEAN) --seed $(SEED) --clean-teacher
 	$(BIN)/python sft.py --preset tiny --model $(CLEAN)/start $(call TOY,$(CLEAN),sft,sft_held_out) --out $(DEMO)/clean-sft
 	$(EVAL) --model $(DEMO)/clean-sft --out $(DEMO)/eval/clean-sft
-	$(BIN)/python sft.py --preset tiny --model $(DEMO)/start $(call TOY,$(DEMO),sft,sft_held_out) --epochs 6.4 --out $(DEMO)/long-sft
+	$(BIN)/python sft.py --preset tiny --model $(DEMO)/start $(call TOY,$(DEMO),sft,sft_held_out) --epochs 9.6 --out $(DEMO)/long-sft
 	$(EVAL) --model $(DEMO)/long-sft --out $(DEMO)/eval/long-sft
 	$(BIN)/python report.py $(DEMO)
 

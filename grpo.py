@@ -315,6 +315,8 @@ def evaluate(
     sampler: Sampler, held_out: Sequence[Pair], step: int, cfg: Config, system: str | None
 ) -> dict[str, float]:
     """Greedy held-out verdicts in both orders -> eval/* metrics; the traces go to rollouts/step_N.jsonl."""
+    if not held_out:
+        return {}
     mine = held_out[run.rank() :: run.world_size()]
     both = all(pair.messages is None for pair in held_out)
     judged = list(judge_pairs(sampler, mine, cfg.style, max_tokens=cfg.max_response_tokens, both_orders=both,
@@ -397,9 +399,7 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
             clock = run.Clock()
             sampler.sync(model.gathered_weights(policy, getattr(torch, cfg.sampler_dtype)))
             clock.lap("sync")
-            evaluated = (
-                evaluate(sampler, held_out, step, cfg, system) if held_out and step % cfg.eval_every == 0 else {}
-            )
+            evaluated = evaluate(sampler, held_out, step, cfg, system) if step % cfg.eval_every == 0 else {}
             clock.lap("eval")
             rollouts, rewards, state["position"] = collect(  # (1), (2)
                 pairs, state["position"], sampler, prompt_ids,
@@ -434,7 +434,7 @@ def finish(cfg: Config, folder: run.RunFolder, policy: Policy, tokenizer: Any, s
            held_out: Sequence[Pair], system: str | None) -> None:  # fmt: skip
     """The last sync and evaluation, and the exported model."""
     sampler.sync(model.gathered_weights(policy, getattr(torch, cfg.sampler_dtype)))
-    record = evaluate(sampler, held_out, cfg.steps, cfg, system) if held_out else {}
+    record = evaluate(sampler, held_out, cfg.steps, cfg, system)
     folder.rewind(cfg.steps)  # a run that is repeated after its end logs its last evaluation once
     folder.log({"step": cfg.steps} | record)
     model.save_hf(policy, tokenizer, folder.path / "model", torch.float32)

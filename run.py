@@ -304,12 +304,13 @@ class Clock:
         self.laps[name], self.last = now - self.last, now
 
     def times(self, rollouts: Sequence[Any]) -> dict[str, float]:
-        """time/* in seconds (means over ranks; generate_max the slowest rank) and sampled tokens/s of the step."""
+        """time/* in seconds (means over ranks; generate_max: the slowest) and sampled tokens/s, evaluation apart."""
         metrics, tokens = Metrics(), sum(len(r.response_ids) for r in rollouts)
+        busy = self.last - self.began - self.laps.get("eval", 0.0)
         for name, seconds in (self.laps | {"step": self.last - self.began}).items():
             metrics.add(f"time/{name}", seconds)
         metrics.add_max("time/generate_max", self.laps.get("generate", 0.0))
-        return metrics.reduce() | {"tokens/s": sum(gather(tokens)) / (self.last - self.began)}
+        return metrics.reduce() | {"tokens/s": sum(gather(tokens)) / busy}
 
 
 def progress(total: int, initial: int, label: str):

@@ -104,7 +104,7 @@ PRESETS = {
     "tiny": replace(
         PAPER, preset="tiny", model="runs/toy/start", data="runs/toy/sft.jsonl",
         held_out="runs/toy/sft_held_out.jsonl", prompt_file="runs/toy/prompt.txt", out="runs/toy/sft",
-        epochs=3.2, batch_size=16, max_length=256, micro_batch_tokens=4096, lr=4e-3,
+        epochs=4.8, batch_size=16, max_length=256, micro_batch_tokens=4096, lr=4e-3,
         compute_dtype="float32", checkpointing=False, eval_every=200, save_every=400,
     ),
 }  # fmt: skip

@@ -314,6 +314,9 @@ def test_draw_never_takes_a_token_of_probability_zero(temperature):
     for uniform, wanted in ((0.0, 1), (0.25, 1), (0.75, 4), (1 - 2**-24, 4), (edge, 4)):
         ids, logprobs = draw(logits, temperature, torch.tensor([uniform]))
         assert ids.item() == wanted and logprobs.isfinite().all()
+    for size in (3, 10, 49, 999, 5003):  # the sum may miss 1 by rounding, whatever comes last is not taken for it
+        wide = torch.cat([torch.zeros(size), torch.full((3,), -math.inf)])[None]
+        assert draw(wide, temperature, torch.tensor([edge]))[0].item() == size - 1
     steep = torch.tensor([[0.0, -1e4, -1e4]])
     assert draw(steep, temperature, torch.tensor([1 - 2**-24]))[0].item() == 0
 
