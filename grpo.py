@@ -227,7 +227,7 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
     score_rollouts(policy, reference, packed, cfg)  # (3)
     policy.train()
     for m, (mini, batches) in enumerate(zip(mini_batches, packed, strict=True)):
-        total = sum(run.gather(denominator(mini, cfg.agg, cfg.max_response_tokens)))
+        total = max(1, sum(run.gather(denominator(mini, cfg.agg, cfg.max_response_tokens))))
         for batch in batches:
             logprobs, entropy = policy(batch, cfg.temperature, entropy=True)
             if batch.old_logprobs is None:

@@ -87,7 +87,8 @@ def grouped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tens
                       scaling: float | None = None, **_: Any) -> tuple[Tensor, None]:  # fmt: skip
     """SDPA with a boolean mask, (rows, heads, T, dim) in, (rows, T, heads, dim) out; ValueError without a mask.
 
-    Grouped keys and values stay as few as they are: the stock path repeats the whole cache at every token.
+    Grouped keys and values stay as few as they are: the stock path repeats the whole cache at every token. A
+    config's dropout is left out: sampling, old and new log-probs must come from one distribution.
     """
     if attention_mask is None:  # transformers makes no mask for attention it does not know: nothing would be causal
         raise ValueError("attention without a mask; call Policy, or pass a 4-D boolean mask")
@@ -173,7 +174,6 @@ def load_policy(path: str, dtype: torch.dtype = torch.float32, mesh: Any = None,
     if config.model_type not in TESTED or windowed:
         raise UserError(f"{folder}: {config.model_type}{' with windowed layers' if windowed else ''} is not "
                         f"among the tested architectures ({', '.join(TESTED)}, full attention)")  # fmt: skip
-    config.attention_dropout = 0.0  # sampling, old and new log-probs must come from one distribution
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="grouped")
     policy = Policy(lm)

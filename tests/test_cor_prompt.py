@@ -343,8 +343,13 @@ def by_template(messages, tokenizer) -> list[int]:
 
 def conversations(text: str, other: str = "fine") -> list[list[dict[str, str]]]:
     user, reply = {"role": "user", "content": text}, {"role": "assistant", "content": other}
-    return [[user], [{"role": "system", "content": other}, user], [{"role": "system", "content": text}, user],
-            [user, reply, {"role": "user", "content": other}], [user, reply, user, {**reply, "content": text}, user]]
+    return [
+        [user],
+        [{"role": "system", "content": other}, user],
+        [{"role": "system", "content": text}, user],
+        [user, reply, {"role": "user", "content": other}],
+        [user, reply, user, {**reply, "content": text}, user],
+    ]
 
 
 @pytest.mark.parametrize("text", HARMLESS, ids=range(len(HARMLESS)))

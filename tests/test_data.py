@@ -308,7 +308,9 @@ SHARED = {
 RESPONSES = st.lists(st.text(min_size=1, max_size=30), min_size=2, max_size=2, unique=True)
 PAIRS = st.builds(
     lambda texts, **rest: Pair(response_a=texts[0], response_b=texts[1], **rest),
-    texts=RESPONSES, context=CONTEXTS, **SHARED,
+    texts=RESPONSES,
+    context=CONTEXTS,
+    **SHARED,
 ) | st.builds(Pair, context=st.just(()), response_a=st.just(""), response_b=st.just(""), messages=CONTEXTS, **SHARED)
 
 

@@ -303,8 +303,9 @@ def test_P19_a_constant_group_pushes_nothing_but_its_kl_and_still_counts(world, 
 
 def test_T5_a_round_of_empty_responses_is_survived(world, tmp_path):
     rollouts = [Rollout([5, 6, 7], [], [], "", "length", i // 3) for i in range(12)]
-    got, stats = packed_update(world, small(world, tmp_path), rollouts, torch.zeros(4, 3))
-    assert all(torch.isfinite(t).all() for t in got.values()) and stats["optim/grad_norm"] == 0.0
+    for agg in ("seq", "token", "const"):
+        got, stats = packed_update(world, small(world, tmp_path, agg=agg), rollouts, torch.zeros(4, 3))
+        assert all(torch.isfinite(t).all() for t in got.values()) and stats["optim/grad_norm"] == 0.0
 
 
 def test_T9_metrics_are_means_over_all_tokens_not_the_last_micro_batch(world, tmp_path):
