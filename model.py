@@ -8,7 +8,6 @@ embedding and head are touched inside its forward only.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -282,41 +281,26 @@ def gathered_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, 
 def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype, shard_bytes: int = 4 * 2**30) -> None:
     """Export a `from_pretrained` folder (safetensors, a tied head once), whole or not at all.
 
-    Every rank takes part in the gathering; rank 0 writes files of about `shard_bytes`.
+    Every rank takes part in the gathering; rank 0 holds the whole model in host memory and writes it.
     """
-    from safetensors.torch import save_file
+    from huggingface_hub import save_torch_state_dict
 
     aside, tied = path.with_name(path.name + ".part"), policy.lm.config.tie_word_embeddings
-    shutil.rmtree(aside, ignore_errors=True) if rank() == 0 else None
-    sizes = {n: p.numel() * dtype.itemsize for n, p in policy.lm.named_parameters(remove_duplicate=False)}
-    total = sum(size for name, size in sizes.items() if not (tied and name == "lm_head.weight"))
-    files = max(1, math.ceil(total / shard_bytes))
-    names, held, index = [f"model-{i + 1:05d}-of-{files:05d}.safetensors" for i in range(files)], {}, {}
-    aside.mkdir(parents=True, exist_ok=True)
-    done = 0
+    held: dict[str, Tensor] = {}
     for name, tensor in gathered_weights(policy, dtype):
         if rank() == 0 and not (tied and name == "lm_head.weight"):
-            held[name], index[name] = tensor.cpu().contiguous(), names[done * files // max(total, 1)]
-            done += sizes[name]
-            if done * files // max(total, 1) >= files or names[done * files // total] != index[name]:
-                save_file(held, aside / index[name], metadata={"format": "pt"})
-                held = {}
+            held[name] = tensor.cpu()
     if rank() == 0:
-        _write_configs(policy, tokenizer, aside, index, total, dtype)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_torch_state_dict(held, aside, max_shard_size=shard_bytes, metadata={"format": "pt"})
+        config = json.loads(policy.lm.config.to_json_string(use_diff=True)) | {
+            "dtype": str(dtype).removeprefix("torch.")
+        }
+        write_whole(aside / "config.json", json.dumps(config, indent=2) + "\n")
+        policy.lm.generation_config.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
         replace_folder(aside, path)
-
-
-def _write_configs(policy: Policy, tokenizer: Any, folder: Path, index: dict[str, str], total: int,
-                   dtype: torch.dtype) -> None:  # fmt: skip
-    config = json.loads(policy.lm.config.to_json_string(use_diff=True))
-    write_whole(folder / "config.json", json.dumps(config | {"dtype": str(dtype)[6:]}, indent=2) + "\n")
-    policy.lm.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if len(set(index.values())) == 1:
-        os.rename(folder / next(iter(index.values())), folder / "model.safetensors")
-    else:
-        body = {"metadata": {"total_size": total}, "weight_map": index}
-        write_whole(folder / "model.safetensors.index.json", json.dumps(body, indent=2))
 
 
 def replace_folder(aside: Path, path: Path) -> None:

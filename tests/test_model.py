@@ -574,7 +574,7 @@ def test_export_replaces_the_old_folder_whole(tmp_path):
     assert_bit_equal(dict(load_policy(str(folder)).lm.named_parameters()), dict(lm.named_parameters()))
 
 
-@pytest.mark.parametrize("where", ["_write_configs", "gathered_weights"])
+@pytest.mark.parametrize("where", ["write_whole", "gathered_weights"])
 def test_an_interrupted_export_leaves_the_previous_one(tmp_path, monkeypatch, where):
     lm, folder = make_lm("llama", seed=1), tmp_path / "model"
     save_hf(Policy(lm), make_tokenizer(), folder, torch.float32)
