@@ -90,6 +90,12 @@ def read_prompt(path: str) -> str | None:
         raise UserError(f"--prompt-file {path}: cannot be read ({error})") from None
 
 
+def check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be more than 0")
+
+
 def check_hardware(preset: str) -> None:
     """The paper's sizes need GPUs; say so in one line instead of running out of memory an hour later."""
     import torch

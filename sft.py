@@ -147,6 +147,7 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, cfg: Config, system: str
 
 def train(cfg: Config) -> None:
     """Distil; continues an interrupted run of the same configuration from its last resume state."""
+    run.check_positive(cfg, "epochs", "batch_size", "micro_batch_tokens", "max_grad_norm", "eval_every", "save_every")
     run.check_hardware(cfg.preset)
     run.join_ranks()
     if cfg.batch_size % run.world_size():

@@ -427,6 +427,12 @@ def test_paper_presets_are_the_papers_numbers():
         assert cfg.steps == (71 if "reasoning" in name else 62)
 
 
+@pytest.mark.parametrize("name", ["steps", "group_size", "mini_batch", "temperature", "eval_every", "save_every"])
+def test_a_setting_of_zero_is_named(world, tmp_path, name):
+    with pytest.raises(run.UserError, match=f"--{name.replace('_', '-')} 0"):
+        grpo.train(small(world, tmp_path / "x", **{name: 0}))
+
+
 def test_sizes_that_do_not_divide_are_named(world, tmp_path):
     with pytest.raises(run.UserError, match=r"--prompts-per-step 4, --mini-batch 3"):
         grpo.train(small(world, tmp_path / "x", mini_batch=3))
