@@ -377,8 +377,9 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
     prompt(pair, style, system) -> messages; score(rollouts, pairs, policy, tokenizer, cfg) -> (P, G);
     keep(rewards) -> (P,) bool, groups kept, the rest refilled from the stream (None: all are kept).
     """
-    run.check_positive(cfg, "steps", "prompts_per_step", "group_size", "mini_batch", "temperature", "micro_batch_tokens",
-                       "max_response_tokens", "max_grad_norm", "eval_every", "save_every")  # fmt: skip
+    run.check_positive(cfg, "steps", "prompts_per_step", "group_size", "mini_batch", "temperature",
+                       "micro_batch_tokens", "max_response_tokens", "max_grad_norm", "eval_every",
+                       "save_every")  # fmt: skip
     run.check_hardware(cfg.preset)
     run.join_ranks()
     assert cfg.updates_per_step  # sizes that do not divide are refused before anything is written
