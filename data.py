@@ -2,7 +2,7 @@
 
 Three row layouts are read, from JSONL, parquet or a hub data set:
   {context, response_a, response_b, winner, ...}  this project's own
-  {chosen, rejected, messages | prompt}           plain preferences; A/B by strict alternation (Sec. 4 data)
+  {chosen, rejected, messages | prompt}           plain preferences; A/B by strict alternation
   {context_messages, winner}                      the authors' published rows: a ready-made prompt; winner is
                                                   model_a/model_b, or the whole target text in the SFT set
 """

@@ -1,4 +1,4 @@
-"""Stage 1, distillation: negative log-likelihood of the oracles' traces (the paper's Sec. 3.2).
+"""Stage 1, distillation: negative log-likelihood of the oracles' traces.
 
     1. a pair becomes the Chain-of-Rubrics prompt, its trace the target
     2. loss = - sum of log p(trace token) / number of trace tokens in the whole batch
@@ -153,7 +153,7 @@ def train(cfg: Config) -> None:
     if cfg.batch_size % run.world_size():
         raise run.UserError(f"--batch-size {cfg.batch_size} does not divide over {run.world_size()} ranks")
     tokenizer, system = model.load_tokenizer(cfg.model), run.read_prompt(cfg.prompt_file)
-    examples = encode_pairs(load_pairs(cfg.data), tokenizer, cfg, system)
+    examples = encode_pairs(load_pairs(cfg.data), tokenizer, cfg, system)  # (1)
     held_out = encode_pairs(load_pairs(cfg.held_out), tokenizer, cfg, system) if cfg.held_out else []
     cfg = replace(cfg, steps=cfg.steps or max(1, int(cfg.epochs * len(examples) / cfg.batch_size)))
     compute = getattr(torch, cfg.compute_dtype)
@@ -175,8 +175,8 @@ def train(cfg: Config) -> None:
             groups = shard(batch, run.rank(), run.world_size())
             policy.train()
             metrics = run.Metrics()
-            metrics.add("train/loss", *nll_loss(policy, groups, cfg, backward=True))
-            lr = run.learning_rate(step, cfg)
+            metrics.add("train/loss", *nll_loss(policy, groups, cfg, backward=True))  # (2)
+            lr = run.learning_rate(step, cfg)  # (3)
             metrics.add("optim/grad_norm", model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))
             last = step + 1 == cfg.steps
             if held_out and (last or (step + 1) % cfg.eval_every == 0):
