@@ -440,7 +440,7 @@ def finish(cfg: Config, folder: run.RunFolder, policy: Policy, tokenizer: Any, s
     record = evaluate(sampler, held_out, cfg.steps, cfg, system)
     folder.rewind(cfg.steps)  # a run that is repeated after its end logs its last evaluation once
     folder.log({"step": cfg.steps} | record)
-    model.save_hf(policy, tokenizer, folder.path / "model", torch.float32)
+    model.save_hf(policy, tokenizer, folder.path / "model")
     sampler.close()
     if run.rank() == 0:
         accuracy = f" (held-out accuracy {record['eval/accuracy']:.3f})" if record else ""

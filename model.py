@@ -278,7 +278,8 @@ def gathered_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, 
         yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype, shard_bytes: int = 4 * 2**30) -> None:
+def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype = torch.float32,
+            shard_bytes: int = 4 * 2**30) -> None:  # fmt: skip
     """Export a `from_pretrained` folder (safetensors, a tied head once), whole or not at all.
 
     Every rank takes part in the gathering; rank 0 holds the whole model in host memory and writes it.

@@ -381,110 +381,14 @@ style-src 'unsafe-inline'; script-src 'sha256-{policy}'; base-uri 'none'; form-a
 """
 
 
-STYLE = """
-:root { color-scheme: light dark; --ground: #fcfcfb; --card: #fff; --ink: #1c1c1a; --soft: #6b6a65; --line: #e3e2dc;
-  --right: #17794a; --wrong: #b3372b; --accent: #2563b8 }
-@media (prefers-color-scheme: dark) { :root { --ground: #161615; --card: #1f1f1d; --ink: #ecebe6; --soft: #a09f98;
-  --line: #383733; --right: #5cc793; --wrong: #f0857a; --accent: #7fb2f5 } }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.55 system-ui, sans-serif }
-main { max-width: 1200px; margin: 0 auto; padding: 2rem 1.25rem 4rem }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 } h2 { font-size: 1.1rem; margin: 2.4rem 0 .8rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .4rem 1rem .4rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child { text-align: left } thead th { color: var(--soft); font-weight: 500 } tbody th { font-weight: 600 }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr)); gap: 1rem }
-figure { margin: 0; padding: .8rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px }
-figcaption { font-weight: 600; font-size: .9rem } img { width: 100%; height: auto; display: block }
-small, .soft { color: var(--soft); font-size: .82rem } .right { color: var(--right) } .wrong { color: var(--wrong) }
-select, button { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line);
-  border-radius: 6px; padding: .3rem .55rem } select { max-width: 100% } label { margin-right: 1rem }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px }
-.browser { display: grid; grid-template-columns: 240px minmax(0, 1fr); gap: 1.25rem; margin-top: .9rem }
-#list { max-height: 75vh; overflow-y: auto; display: flex; flex-direction: column; gap: 2px }
-#list button { display: flex; justify-content: space-between; gap: .5rem; text-align: left; background: none;
-  border-color: transparent; flex: none }
-#list button > :first-child { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
-#list button:hover, #list [aria-current] { background: var(--card) } #list [aria-current] { border-color: var(--line) }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(250px, 100%), 1fr)); gap: .9rem;
-  margin-top: .9rem }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; min-width: 0 }
-.card h3 { margin: 0 0 .4rem; font-size: .9rem } .card h3:not(:first-child) { margin-top: 1rem }
-#pair > h3 { margin: .3rem 0 .8rem; font-size: 1rem; overflow-wrap: anywhere }
-pre { margin: 0; font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
-@media (max-width: 700px) { .browser { grid-template-columns: minmax(0, 1fr) } #list { max-height: 30vh } }
-"""
+HERE = Path(__file__).parent
+STYLE, SCRIPT = (HERE / "report.css").read_text("utf-8"), (HERE / "report.js").read_text("utf-8")
 
 BROWSER = """<h2>Held-out pairs</h2>
 <p><label>Show <select id="filter"><option value="all">all</option><option value="right">right</option>
 <option value="wrong">wrong</option><option value="changed">changed by the last stage</option></select></label>
 <label>Kind <select id="kind"></select></label> <span id="count" class="soft"></span></p>
 <div class="browser"><nav id="list" aria-label="Pairs"></nav><section id="pair" aria-live="polite"></section></div>
-"""
-
-SCRIPT = """"use strict";
-const at = id => document.getElementById(id), data = JSON.parse(at("data").textContent);
-const tick = right => right === null ? "·" : right ? "✓" : "✗";
-const look = right => right === null ? "soft" : right ? "right" : "wrong";
-function add(parent, tag, text = "", look = "") {  // the only way a text enters the page: as text
-  const node = document.createElement(tag);
-  node.textContent = text; node.className = look; parent.append(node);
-  return node;
-}
-function show(pair) {
-  const section = at("pair");
-  section.replaceChildren();
-  add(section, "h3", pair.id + (pair.kind ? ", " + pair.kind : ""));
-  const [question, ...texts] = pair.asked || [];
-  if (pair.asked) add(add(section, "div", "", "card"), "pre", question);
-  else add(section, "p", "The data file is not there any more; response " + pair.better + " is better.", "soft");
-  const responses = add(section, "div", "", "columns"), columns = add(section, "div", "", "columns");
-  for (const [i, text] of texts.entries()) {
-    const card = add(responses, "div", "", "card"), head = add(card, "h3", "Response " + "AB"[i]);
-    if (pair.better === "AB"[i]) add(head, "span", " better", "right");
-    add(card, "pre", text);
-  }
-  for (const [i, traces] of pair.traces.entries()) {
-    const card = add(columns, "div", "", "card");
-    if (!traces.length) add(card, "h3", data.stages[i] + ": not judged");
-    for (const trace of traces) {
-      const head = add(card, "h3", data.stages[i] + (trace.order === "BA" ? ", B shown as A " : " "));
-      const verdict = trace.verdict ? "says " + trace.verdict + " " : "no verdict ";
-      add(head, "span", verdict + tick(trace.right), look(trace.right));
-      if (trace.cut) add(head, "span", " cut off", "soft");
-      add(card, "pre", trace.text);
-    }
-  }
-}
-function fits(pair) {
-  const [last, before] = pair.right.slice().reverse(), kind = at("kind").value;
-  const changed = pair.right.length > 1 && last !== before;
-  const wanted = {all: true, right: last === true, wrong: last === false, changed: changed};
-  return wanted[at("filter").value] && (kind === "" || kind === "=" + pair.kind);
-}
-function list() {
-  const wanted = data.pairs.filter(fits);
-  at("list").replaceChildren(); at("pair").replaceChildren();
-  at("count").textContent = wanted.length + " of " + data.total + " pairs";
-  for (const pair of wanted) {
-    const button = add(at("list"), "button"), name = add(button, "span", pair.id), marks = add(button, "span");
-    name.title = pair.id;
-    for (const right of pair.right) add(marks, "span", tick(right), look(right));
-    button.addEventListener("click", () => {
-      at("list").querySelector("[aria-current]")?.removeAttribute("aria-current");
-      button.setAttribute("aria-current", "true");
-      show(pair);
-    });
-  }
-  at("list").querySelector("button")?.click();
-}
-if (data.pairs.length) {
-  add(at("kind"), "option", "all").value = "";
-  const kinds = [...new Set(data.pairs.map(pair => pair.kind))].sort();
-  for (const kind of kinds) add(at("kind"), "option", kind || "-").value = "=" + kind;
-  for (const id of ["filter", "kind"]) at(id).addEventListener("change", list);
-  list();
-}
 """
 
 

@@ -17,7 +17,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -188,7 +187,7 @@ def train(cfg: Config) -> None:
             record = metrics.reduce() | {"optim/lr": lr, "tokens/s": tokens / seconds, "time/step": seconds}
             if record.get("eval/loss", math.inf) < best or (last and not held_out):
                 best = record.get("eval/loss", best)
-                model.save_hf(policy, tokenizer, Path(cfg.out) / "model", torch.float32)
+                model.save_hf(policy, tokenizer, folder.path / "model")
             folder.log({"step": step} | record)
             bar.set_postfix(
                 {k: f"{record[k]:.3g}" for k in ("train/loss", "eval/loss", "tokens/s") if k in record}, refresh=False
