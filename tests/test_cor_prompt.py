@@ -322,10 +322,10 @@ def test_harmless_brackets_and_colons_are_left_alone():
 
 
 def test_a_long_run_of_line_breaks_is_rendered_in_linear_time():
-    """A hostile response of 20,000 line breaks has to cost milliseconds, not minutes."""
-    began = time.perf_counter()
-    render(multi("\n" * 20_000 + "x", "y"), "instruct")
-    assert time.perf_counter() - began < 0.5
+    """A hostile response of a million line breaks costs a second; quadratic, it would cost an hour."""
+    began = time.process_time()
+    render(multi("\n" * 1_000_000 + "x", "y"), "instruct")
+    assert time.process_time() - began < 60
 
 
 # ---- ids -----------------------------------------------------------------------------------------------
@@ -566,10 +566,10 @@ def test_T15_a_rubric_quoted_in_the_solution_is_not_a_part():
 
 
 def test_a_chain_that_repeats_one_tag_is_parsed_in_linear_time():
-    """A policy that loops on "<eval>" for 8,192 tokens must not stall the format reward."""
-    began = time.perf_counter()
-    parse_trace("<eval>" * 10_000)
-    assert time.perf_counter() - began < 0.5
+    """A policy that loops on "<eval>" must not stall the format reward: seconds, where quadratic takes hours."""
+    began = time.process_time()
+    parse_trace("<eval>" * 1_000_000)
+    assert time.process_time() - began < 60
 
 
 @pytest.mark.parametrize("name", ("rewardbench", "rmbench"))
