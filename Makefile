@@ -1,4 +1,4 @@
-# make demo          the two stages in the tiny world, four to five minutes on two cores (make demo SEED=1)
+# make demo          the two stages in the tiny world, three to five minutes on two cores (make demo SEED=1)
 # make controls      a clean teacher, and distillation twice as long, in the same world
 # make test          lint, types and the fast tests
 # make test-slow     the end-to-end bounds, kills, long sequences
