@@ -382,11 +382,12 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
                        "save_every")  # fmt: skip
     run.check_hardware(cfg.preset)
     run.join_ranks()
-    assert cfg.updates_per_step  # sizes that do not divide are refused before anything is written
+    _ = cfg.updates_per_step  # sizes that do not divide are refused before anything is written
     tokenizer, system = model.load_tokenizer(cfg.model), run.read_prompt(cfg.prompt_file)
     pairs, prompt_ids = load_prompts(cfg, tokenizer, prompt, system)
     held_out = load_pairs(cfg.held_out) if cfg.held_out else []
-    mesh, compute = model.make_mesh(getattr(torch, cfg.compute_dtype)), getattr(torch, cfg.compute_dtype)
+    compute = getattr(torch, cfg.compute_dtype)
+    mesh = model.make_mesh(compute)
     policy = model.load_policy(cfg.model, torch.float32, mesh, compute, cfg.checkpointing)
     reference = model.load_policy(cfg.model, compute, mesh, compute).requires_grad_(False)
     sampler = make_sampler(cfg, policy, tokenizer, mesh)
