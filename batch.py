@@ -23,6 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attention import BLOCK
+from attention import visible as visible  # the rule of this page, as a dense mask
 from run import gather
 
 Agg = Literal["seq", "token", "const"]
@@ -116,14 +118,15 @@ def plan(groups: Sequence[Group], max_tokens: int, count: int | None = None, one
 def collate(
     groups: Sequence[Group], indices: Sequence[int], device: torch.device | str, one_row: bool = False
 ) -> Batch:
-    """Pack the groups `indices` into rows (one row for all with `one_row`, else one a group).
+    """Pack the groups `indices` into rows (one row of whole tiles for all with `one_row`, else one a group).
 
     [] gives one token with weight 0: every rank makes the same passes, and this one counts for nothing.
     """
     if not indices:
-        return replace(collate([Group([0], [[0]], [0.0], [[0.0]])], [0], device), weight=0.0)
+        return replace(collate([Group([0], [[0]], [0.0], [[0.0]])], [0], device, one_row), weight=0.0)
     rows: list[list[int]] = [list(indices)] if one_row else [[i] for i in indices]
     width = max(sum(group_tokens(groups[i]) for i in row) for row in rows)
+    width = -(-width // BLOCK) * BLOCK if one_row else width
     flat: dict[str, list] = {name: [] for name in ("source", "targets", "sequence", "advantages", "logprobs")}
     table: dict[str, list[list[int]]] = {name: [] for name in ("inputs", "positions", "group", "response")}
     for r, row in enumerate(rows):
@@ -173,14 +176,6 @@ def _append(line: dict[str, list[int]], flat: dict[str, list], group: Group, nam
             flat["logprobs"] += group.sampler_logprobs[k]
 
 
-def visible(group: Tensor, response: Tensor) -> Tensor:
-    """(R, T), (R, T) -> (R, 1, T, T) bool: which earlier tokens each token sees. No row is empty."""
-    index = torch.arange(group.shape[1], device=group.device)
-    same = group[:, :, None] == group[:, None, :]
-    own = (response[:, None, :] == 0) | (response[:, :, None] == response[:, None, :])
-    return (same & own & (index[None, :] <= index[:, None]))[:, None]
-
-
 # ---- per-token values -> one number --------------------------------------------------------------------
 
 
@@ -213,9 +208,10 @@ def aggregate(per_token: Tensor, batch: Batch, agg: Agg, denominator: float) -> 
 
 
 def micro_batches(
-    groups: Sequence[Group], max_tokens: int, device: torch.device | str, one_row: bool = False
+    groups: Sequence[Group], max_tokens: int, device: torch.device | str, one_row: bool | None = None
 ) -> Iterator[Batch]:
-    """This rank's groups -> its micro-batches, as many as the rank that needs most of them."""
+    """This rank's groups -> its micro-batches, as many as the rank that needs most of them; one row on a GPU."""
+    one_row = torch.device(device).type == "cuda" if one_row is None else one_row
     pieces = split(groups, max_tokens)
     count = max(gather(len(plan(pieces, max_tokens, one_row=one_row))))
     for indices in plan(pieces, max_tokens, count, one_row):

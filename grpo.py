@@ -25,12 +25,13 @@ from torch import Tensor
 
 import model
 import run
+from attention import compiled_graphs
 from batch import Agg, Batch, Group, aggregate, denominator, micro_batches
 from cor_prompt import Style, encode_prompt, render
 from data import Pair, load_pairs, stream
 from model import Policy
 from reward import parse_verdict, verdict_reward
-from rollout import Rollout, Sampler, TorchSampler, judge_pairs, tally
+from rollout import Rollout, Sampler, SamplerKind, TorchSampler, VLLMSampler, judge_pairs, tally, which_sampler
 
 # ---- the equations: pure tensor functions --------------------------------------------------------------
 
@@ -146,10 +147,20 @@ class Config:
     """cap of the trainer/sampler importance weight; 0: no correction"""
     compat: Literal["none", "official"] = "none"
     """official: the whole first round trains with learning rate 0, as the authors' schedule did"""
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """arithmetic of forward and backward; stored weights, log-probs and Adam are float32"""
-    sampler_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    sampler: SamplerKind = "auto"
+    """engine of the rollouts; auto: vllm where it is installed and suits the device, else torch"""
+    sampler_dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
     """weights of the sampler's own copy"""
+    tp: int = 1
+    """neighbouring ranks that share one vLLM engine (tensor parallel)"""
+    engine_memory: float = 0.5
+    """share of a GPU's memory that vLLM may fill while the trainer waits (--dry-run prints the largest that fits)"""
+    compute_dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
+    """arithmetic of forward and backward; stored weights, log-probs and Adam are float32 or better"""
+    offload_optimizer: bool = False
+    """keep Adam's moments in host memory while the engine samples"""
+    shard_ranks: int = 0
+    """neighbouring ranks that hold one copy of the weights (hybrid sharding); 0: all ranks hold one"""
     checkpointing: bool = True
     """recompute each layer in the backward pass: less memory, about a third more time"""
     eval_every: int = 10
@@ -203,7 +214,7 @@ PRESETS = {
         prompt_file="runs/toy/prompt.txt", out="runs/grpo-tiny", style="instruct", steps=120,
         prompts_per_step=16, group_size=8, mini_batch=8, max_prompt_tokens=64, max_response_tokens=60,
         micro_batch_tokens=4096, lr=3e-4, lr_schedule="linear", warmup_updates=5, betas=(0.9, 0.99),
-        weight_decay=0.0, kl_coef=0.005, compute_dtype="float32", sampler_dtype="float32",
+        weight_decay=0.0, kl_coef=0.005, compute_dtype="float32", sampler="torch", sampler_dtype="float32",
         checkpointing=False, eval_every=20, save_every=20,
     ),
 }  # fmt: skip
@@ -238,7 +249,8 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
         lr = 0.0 if cfg.compat == "official" and step == 0 else run.learning_rate(
             step * len(mini_batches) + m, cfg)  # fmt: skip
         metrics.add("optim/grad_norm", model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))  # (5)
-    return metrics.reduce() | {"optim/lr": lr}
+    graphs = {"compile/graphs": compiled_graphs()} if device.type == "cuda" else {}
+    return metrics.reduce() | {"optim/lr": lr} | graphs
 
 
 def make_groups(rollouts: Sequence[Rollout], advantages: Tensor) -> list[Group]:
@@ -317,11 +329,13 @@ def evaluate(
     """Greedy held-out verdicts in both orders -> eval/* metrics; the traces go to rollouts/step_N.jsonl."""
     if not held_out:
         return {}
-    mine = held_out[run.rank() :: run.world_size()]
+    places = range(run.rank(), len(held_out) + -len(held_out) % run.world_size(), run.world_size())
+    mine = [held_out[place % len(held_out)] for place in places]  # equally many: ranks may share an engine
     both = all(pair.messages is None for pair in held_out)
     judged = list(judge_pairs(sampler, mine, cfg.style, max_tokens=cfg.max_response_tokens, both_orders=both,
                               rule="train", system=system))  # fmt: skip
-    judged = [j for part in run.gather(judged) for j in part]
+    own = sum(place < len(held_out) for place in places)
+    judged = [j for part in run.gather(judged[: own * (2 if both else 1)]) for j in part]
     if run.rank() == 0:
         lines = "".join(json.dumps(dataclasses.asdict(j), ensure_ascii=False) + "\n" for j in judged)
         run.write_whole(Path(cfg.out) / "rollouts" / f"step_{step:06d}.jsonl", lines)
@@ -343,7 +357,20 @@ def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor) -> dict[str, f
     return metrics.reduce() | {"reward/se": error}
 
 
-def make_sampler(cfg: Config, policy: Policy, tokenizer: Any, mesh: Any) -> Sampler:
+def make_engine(cfg: Config, tokenizer: Any, held_out: Sequence[Pair], system: str | None) -> VLLMSampler | None:
+    """vLLM, if it is to sample; made before the policy, because it counts on the memory that is free."""
+    kind, why = which_sampler(cfg.sampler, cfg.model, cfg.tp)
+    if run.rank() == 0:
+        print(f"sampler: {kind} ({why})")
+    if kind == "torch":
+        return None
+    shown = [len(encode_prompt(render(pair, cfg.style, system), tokenizer)) for pair in held_out]
+    context = min(max([cfg.max_prompt_tokens, *shown]) + cfg.max_response_tokens, model.context_tokens(cfg.model))
+    seed = run.derive_seed(cfg.seed, "engine", run.latest_checkpoint(cfg.out), run.rank() // cfg.tp)
+    return VLLMSampler(cfg.model, tokenizer, cfg.sampler_dtype, context, tp=cfg.tp, memory=cfg.engine_memory, seed=seed)
+
+
+def torch_sampler(cfg: Config, policy: Policy, tokenizer: Any, mesh: Any) -> TorchSampler:
     """The policy itself where one plain process trains, else a whole copy of its own that `sync` fills."""
     if mesh is None:
         return TorchSampler(policy.lm, tokenizer, shared=True)
@@ -387,20 +414,24 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
     pairs, prompt_ids = load_prompts(cfg, tokenizer, prompt, system)
     held_out = load_pairs(cfg.held_out) if cfg.held_out else []
     compute = getattr(torch, cfg.compute_dtype)
-    mesh = model.make_mesh(compute)
-    policy = model.load_policy(cfg.model, torch.float32, mesh, compute, cfg.checkpointing)
+    mesh = model.make_mesh(compute, cfg.shard_ranks)
+    engine = make_engine(cfg, tokenizer, held_out, system)
+    stored = torch.promote_types(compute, torch.float32)
+    policy = model.load_policy(cfg.model, stored, mesh, compute, cfg.checkpointing)
     reference = model.load_policy(cfg.model, compute, mesh, compute).requires_grad_(False)
-    sampler = make_sampler(cfg, policy, tokenizer, mesh)
+    sampler: Sampler = engine or torch_sampler(cfg, policy, tokenizer, mesh)
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
     folder, state = run.RunFolder(cfg.out, cfg), {"step": 0, "position": 0}
     if checkpoint := folder.latest_checkpoint():
-        state = model.load_state(checkpoint, policy, optimizer)
+        state = folder.check(model.load_state(checkpoint, policy, optimizer))
     folder.rewind(state["step"])
+    moments = model.HostMoments(optimizer, cfg.offload_optimizer)
     bar = run.progress(cfg.steps, state["step"], "grpo")
 
     with run.StopSignal() as stop:
         for step in range(state["step"], cfg.steps):
             clock = run.Clock()
+            moments.to_host()
             sampler.sync(model.gathered_weights(policy, getattr(torch, cfg.sampler_dtype)))
             clock.lap("sync")
             evaluated = evaluate(sampler, held_out, step, cfg, system) if step % cfg.eval_every == 0 else {}
@@ -409,6 +440,7 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
                 pairs, state["position"], sampler, prompt_ids,
                 lambda made, taken: score(made, taken, policy, tokenizer, cfg), keep, cfg)  # fmt: skip
             sampler.sleep()
+            moments.to_device()
             clock.lap("generate")
             advantages = advantage(rewards, cfg.scale_by_std)  # (4)
             stats = update(policy, reference, optimizer, rollouts, advantages, cfg, loss, step)  # (3), (5)
@@ -419,11 +451,13 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
             state["step"] = step + 1
             stopping, last = stop.requested(), step + 1 == cfg.steps
             if stopping or last or (step + 1) % cfg.save_every == 0:
-                model.save_state(folder.checkpoint(step + 1), policy, optimizer, state)
+                model.save_state(folder.checkpoint(step + 1), policy, optimizer, state | folder.stamp)
                 folder.prune_checkpoints()
             if stopping and not last:
+                sampler.close()
                 raise KeyboardInterrupt
     bar.close()
+    moments.to_host()
     finish(cfg, folder, policy, tokenizer, sampler, held_out, system)
 
 

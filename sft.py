@@ -67,8 +67,10 @@ class Config:
     """AdamW's decoupled weight decay"""
     max_grad_norm: float = 1.0
     """gradient norm above which gradients are scaled down"""
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """arithmetic of forward and backward; stored weights, log-probs and Adam are float32"""
+    compute_dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
+    """arithmetic of forward and backward; stored weights, log-probs and Adam are float32 or better"""
+    shard_ranks: int = 0
+    """neighbouring ranks that hold one copy of the weights (hybrid sharding); 0: all ranks hold one"""
     checkpointing: bool = True
     """recompute each layer in the backward pass: less memory, about a third more time"""
     eval_every: int = 20
@@ -156,13 +158,13 @@ def train(cfg: Config) -> None:
     held_out = encode_pairs(load_pairs(cfg.held_out), tokenizer, cfg, system) if cfg.held_out else []
     cfg = replace(cfg, steps=cfg.steps or max(1, int(cfg.epochs * len(examples) / cfg.batch_size)))
     compute = getattr(torch, cfg.compute_dtype)
-    mesh = model.make_mesh(compute)
-    policy = model.load_policy(cfg.model, torch.float32, mesh, compute, cfg.checkpointing)
+    mesh = model.make_mesh(compute, cfg.shard_ranks)
+    policy = model.load_policy(cfg.model, torch.promote_types(compute, torch.float32), mesh, compute, cfg.checkpointing)
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
     folder = run.RunFolder(cfg.out, cfg)
     start, best = 0, math.inf
     if state := folder.latest_checkpoint():
-        progress = model.load_state(state, policy, optimizer)
+        progress = folder.check(model.load_state(state, policy, optimizer))
         start, best = progress["step"], progress["best"]
     folder.rewind(start)
 
@@ -195,7 +197,8 @@ def train(cfg: Config) -> None:
             bar.update()
             stopping = stop.requested()
             if last or stopping or (step + 1) % cfg.save_every == 0:
-                model.save_state(folder.checkpoint(step + 1), policy, optimizer, {"step": step + 1, "best": best})
+                model.save_state(folder.checkpoint(step + 1), policy, optimizer,
+                                 {"step": step + 1, "best": best} | folder.stamp)  # fmt: skip
                 folder.prune_checkpoints()
             if stopping and not last:
                 raise KeyboardInterrupt

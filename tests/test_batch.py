@@ -131,8 +131,9 @@ def test_padding_is_a_group_of_its_own():
     assert not seen[2:, :2].any() and not seen[:2, 2:].any()
     assert seen.any(-1).all()  # an empty row of a mask is NaN in some attention kernels
     row = collate(groups, [0, 1], "cpu", one_row=True)
-    assert row.inputs.tolist() == [[1, 2, 3, 4, 5, 7, 8]] and row.group.tolist() == [[0] * 5 + [1] * 2]
-    assert row.source.tolist() == [2, 3, 4, 5, 6] and row.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1]]
+    assert row.inputs.tolist() == [[1, 2, 3, 4, 5, 7, 8] + [0] * 121], "one row is whole tiles of 128"
+    assert row.group.tolist() == [[0] * 5 + [1] * 2 + [-1] * 121]
+    assert row.source.tolist() == [2, 3, 4, 5, 6] and row.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1] + [0] * 121]
 
 
 # ---- which groups go together --------------------------------------------------------------------------
@@ -189,7 +190,8 @@ def test_plan_places_every_group_once_within_the_budget(groups, max_tokens, coun
         cost = sum(lengths) if one_row else len(lengths) * max(lengths)
         assert cost <= max_tokens or len(indices) == 1
         shape = collate(groups, indices, "cpu", one_row).inputs.shape
-        assert shape.numel() == cost, "the cost is what the forward really pays"
+        paid = -(-cost // 128) * 128 if one_row else cost
+        assert shape.numel() == paid, "the cost is what the forward really pays"
     order = [sizes[i] for indices in full for i in indices]
     assert order == sorted(order, reverse=True)  # rows of like length stand together
 
@@ -216,7 +218,7 @@ def test_T13_every_rank_makes_as_many_passes_as_the_one_that_needs_most(monkeypa
 def test_one_row_reaches_plan_and_collate():
     groups = [Group([1] * n, [[2, 3]]) for n in (1, 2, 6)]
     rows = [b.inputs.shape for b in micro_batches(groups, 12, "cpu", one_row=True)]
-    assert rows == [(1, 12)]
+    assert rows == [(1, 128)]
     assert [b.inputs.shape for b in micro_batches(groups, 12, "cpu")] == [(1, 7), (2, 3)]
 
 

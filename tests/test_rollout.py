@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from tiny_models import ARCHITECTURES, EOS, exact_norms, make_folder, make_lm, make_tokenizer, plain_logits
 from torch import Tensor
 
+import decode
 import rollout
 from batch import Group, collate
 from data import Pair
+from decode import KVCache, Uniforms, draw
 from model import Policy, gathered_weights, load_policy
-from rollout import Judgement, KVCache, Reply, Rollout, TorchSampler, Uniforms, draw, judge_pairs, stop_ids, tally
+from rollout import Judgement, Reply, Rollout, TorchSampler, judge_pairs, stop_ids, tally
 from run import UserError, derive_seed
 
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=30)
@@ -227,18 +229,18 @@ def test_the_context_length_caps_each_row_by_itself(full):
 
 def test_finished_rows_leave_the_batch(sampler, monkeypatch):
     kept, forwarded = [], []
-    real_keep, real_forward = KVCache.keep, TorchSampler._forward
+    real_keep, real_forward = KVCache.keep, decode._forward
 
     def keep(self, rows):
         kept.append(len(rows))
         real_keep(self, rows)
 
-    def forward(self, ids, positions, mask, cache):
+    def forward(lm, ids, positions, mask, cache):
         forwarded.append(ids.shape)
-        return real_forward(self, ids, positions, mask, cache)
+        return real_forward(lm, ids, positions, mask, cache)
 
     monkeypatch.setattr(KVCache, "keep", keep)
-    monkeypatch.setattr(TorchSampler, "_forward", forward)
+    monkeypatch.setattr(decode, "_forward", forward)
     made = sampler.generate(PROMPTS, 8, 1.0, 100, SEEDS)
     rows = len(PROMPTS) * 8
     assert forwarded[0] == (len(PROMPTS), max(map(len, PROMPTS))), "each prompt is prefilled once"
@@ -383,7 +385,7 @@ def test_P16_sampling_restores_the_mode_also_after_a_failure(monkeypatch, traini
     def fails(*args):
         raise ValueError("no")
 
-    monkeypatch.setattr(rollout, "draw", fails)
+    monkeypatch.setattr(decode, "draw", fails)
     with pytest.raises(ValueError, match="no"):
         sampler.generate(PROMPTS, 1, 1.0, 3, SEEDS)
     assert all(m.training == training for m in sampler.lm.modules())
