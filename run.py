@@ -35,6 +35,7 @@ def start(main: Callable[[], object]) -> None:
     """Run a script: bad input ends in one line and exit code 2, Ctrl-C in exit code 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # true, and meant
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")  # not ours to mend
     try:
         main()
         leave_ranks()  # not after an error: a rank must never wait for peers that may be gone
