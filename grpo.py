@@ -25,6 +25,7 @@ from torch import Tensor
 
 import model
 import run
+import sizes
 from attention import compiled_graphs
 from batch import Agg, Batch, Group, aggregate, denominator, micro_batches
 from cor_prompt import Style, encode_prompt, render
@@ -90,7 +91,7 @@ def grpo_loss(logprobs: Tensor, batch: Batch, cfg: Config, denominator: float) -
 @dataclass(frozen=True)
 class Config:
     preset: str = "paper-7b-reasoning"
-    """named set of defaults: paper-{7b,14b,32b}-{reasoning,instruct}, small, tiny"""
+    """named set of defaults: paper-{7b,14b,32b}-{reasoning,instruct}, one-gpu, small, tiny"""
     model: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
     """start and reference checkpoint: a folder with safetensors, a run folder, or a hub id"""
     data: str = "gaotang/RM-R1-Reasoning-RLVR"
@@ -169,6 +170,10 @@ class Config:
     """rounds between resume states"""
     seed: int = 0
     """seed of data order and sampling"""
+    dry_run: int = 0
+    """print what a run on this many GPUs needs, then stop; 0: train"""
+    gpu_gb: float = 80.0
+    """memory of one card for --dry-run, in GB (1e9 bytes)"""
 
     @property
     def updates_per_step(self) -> int:
@@ -203,6 +208,11 @@ PRESETS = {
     "paper-7b-instruct": _paper("7b", "instruct", 1e-6),
     "paper-14b-instruct": _paper("14b", "instruct", 7e-7),
     "paper-32b-instruct": _paper("32b", "instruct", 5e-7),
+    "one-gpu": replace(
+        PAPER, preset="one-gpu", model="runs/one-gpu/sft", data="gaotang/RM-R1-after-Distill-RLVR",
+        out="runs/one-gpu/grpo", style="instruct", steps=200, prompts_per_step=64, mini_batch=16,
+        max_response_tokens=2048, micro_batch_tokens=8192, engine_memory=0.4,
+    ),
     "small": replace(
         PAPER, preset="small", model="runs/real/sft", data="recipes/real/pairs.jsonl", out="runs/real/grpo",
         style="instruct", steps=3, prompts_per_step=4, group_size=4,
@@ -271,6 +281,7 @@ def score_rollouts(policy: Policy, reference: Policy, packed: Sequence[Sequence[
             for batch in batches:
                 batch.ref_logprobs = reference(batch, cfg.temperature)
                 batch.old_logprobs = policy(batch, cfg.temperature) if m else None
+    model.release(reference)
 
 
 def record_tokens(metrics: run.Metrics, batch: Batch, stats: dict[str, Tensor]) -> None:
@@ -407,7 +418,12 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
     run.check_positive(cfg, "steps", "prompts_per_step", "group_size", "mini_batch", "temperature",
                        "micro_batch_tokens", "max_response_tokens", "max_grad_norm", "eval_every",
                        "save_every")  # fmt: skip
+    if cfg.dry_run:
+        return sizes.dry_run(cfg)
     run.check_hardware(cfg.preset)
+    if cfg.preset.endswith("instruct") and not Path(cfg.model).exists():
+        raise run.UserError(f"--preset {cfg.preset} continues stage 1, and --model {cfg.model} is not there: run "
+                            "sft.py first, then pass its run folder as --model")  # fmt: skip
     run.join_ranks()
     _ = cfg.updates_per_step  # sizes that do not divide are refused before anything is written
     tokenizer, system = model.load_tokenizer(cfg.model), run.read_prompt(cfg.prompt_file)

@@ -289,14 +289,19 @@ class HostMoments:
 # ---- weights out ---------------------------------------------------------------------------------------
 
 
+def release(policy: Policy) -> None:
+    """Free the gathered embedding, norm and head, which FSDP keeps after a forward that no backward follows."""
+    if isinstance(policy, FSDPModule):
+        policy.reshard()
+
+
 def gathered_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """(name, whole tensor) in checkpoint names: embedding, layers in order, norm, lm_head (also when tied).
 
     The shard is cast before it is gathered; every tensor is fresh; the order is the same on all ranks,
     because gathering is a collective.
     """
-    if isinstance(policy, FSDPModule):
-        policy.reshard()  # after a forward the root's weights may still be whole
+    release(policy)
     for name, parameter in policy.lm.named_parameters(remove_duplicate=False):
         tensor = parameter.detach().to(dtype, copy=True)
         yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -40,7 +40,8 @@ def start(main: Callable[[], object]) -> None:
         main()
         leave_ranks()  # not after an error: a rank must never wait for peers that may be gone
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # every rank of a node meets the same one
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped: the same command continues", file=sys.stderr)
@@ -228,13 +229,27 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
     return next((p for p in reversed(found) if p.name[5:].isdigit()), None)
 
 
+WHERE = (
+    "out",
+    "dry_run",
+    "gpu_gb",
+    "tp",
+    "engine_memory",
+    "offload_optimizer",
+    "shard_ranks",
+    "checkpointing",
+    "micro_batch_tokens",
+)  # fmt: skip - settings of where and how fast a run computes, not of what
+
+
 class RunFolder:
     """One run's files. Only rank 0 writes; a folder that belongs to another configuration is refused."""
 
     def __init__(self, path: str, config: Any):
         self.path = Path(path)
         self.config = json.loads(json.dumps(dataclasses.asdict(config)))
-        self.stamp = {"config": derive_seed(json.dumps(self.config | {"out": ""}, sort_keys=True))}
+        what = {name: value for name, value in self.config.items() if name not in WHERE}
+        self.stamp = {"config": derive_seed(json.dumps(what, sort_keys=True))}
         known = self.path / "config.json"
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{path} is a file; use another --out")
@@ -243,11 +258,11 @@ class RunFolder:
                 before = dict(json.loads(known.read_text(encoding="utf-8")))
             except (ValueError, TypeError) as error:
                 raise UserError(f"{known}: not a run's configuration ({error}); use another --out") from None
-            changed = [k for k in self.config if k != "out" and before.get(k) != self.config[k]]
+            changed = [f"{k} was {before.get(k)!r}, is {v!r}" for k, v in what.items() if before.get(k) != v]
             if changed:
-                what = ", ".join(f"{k} was {before.get(k)!r}, is {self.config[k]!r}" for k in changed)
-                raise UserError(f"{path} holds a run of another configuration ({what}); use another --out")
-        elif rank() == 0:
+                raise UserError(f"{path} holds a run of another configuration ({', '.join(changed)}); "
+                                "use another --out")  # fmt: skip
+        if rank() == 0:
             write_whole(known, json.dumps(self.config, indent=2) + "\n")
 
     def log(self, record: Mapping[str, Any], name: str = "metrics.jsonl") -> None:

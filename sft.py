@@ -23,6 +23,7 @@ import torch
 
 import model
 import run
+import sizes
 from batch import Group, aggregate, denominator, micro_batches
 from cor_prompt import Style, encode_prompt, encode_target, render
 from data import Pair, load_pairs, shard, stream
@@ -32,7 +33,7 @@ from model import Policy
 @dataclass(frozen=True)
 class Config:
     preset: str = "paper-7b"
-    """named set of defaults: paper-7b, paper-14b, paper-32b, small, tiny"""
+    """named set of defaults: paper-7b, paper-14b, paper-32b, one-gpu, small, tiny"""
     model: str = "Qwen/Qwen2.5-7B-Instruct"
     """model to start from: a folder with safetensors, a run folder, or a hub id"""
     data: str = "gaotang/RM-R1-Distill-SFT"
@@ -81,6 +82,10 @@ class Config:
     """seed of the data order"""
     steps: int = 0
     """optimiser steps; 0: epochs x pairs / batch_size"""
+    dry_run: int = 0
+    """print what a run on this many GPUs needs, then stop; 0: train"""
+    gpu_gb: float = 80.0
+    """memory of one card for --dry-run, in GB (1e9 bytes)"""
 
     @property
     def total_updates(self) -> int:
@@ -96,6 +101,10 @@ PRESETS = {
     "paper-7b": PAPER,
     "paper-14b": replace(PAPER, preset="paper-14b", model="Qwen/Qwen2.5-14B-Instruct", lr=3e-6),
     "paper-32b": replace(PAPER, preset="paper-32b", model="Qwen/Qwen2.5-32B-Instruct", lr=2e-6),
+    "one-gpu": replace(
+        PAPER, preset="one-gpu", model="Qwen/Qwen2.5-0.5B-Instruct", out="runs/one-gpu/sft", batch_size=32,
+        max_length=8192, micro_batch_tokens=8192, lr=1e-5,
+    ),
     "small": replace(
         PAPER, preset="small", model="runs/smollm2", data="recipes/real/traces.jsonl",
         held_out="recipes/real/traces_held_out.jsonl", out="runs/real/sft",
@@ -149,6 +158,8 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, cfg: Config, system: str
 def train(cfg: Config) -> None:
     """Distil; continues an interrupted run of the same configuration from its last resume state."""
     run.check_positive(cfg, "epochs", "batch_size", "micro_batch_tokens", "max_grad_norm", "eval_every", "save_every")
+    if cfg.dry_run:
+        return sizes.dry_run(cfg)
     run.check_hardware(cfg.preset)
     run.join_ranks()
     if cfg.batch_size % run.world_size():
