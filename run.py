@@ -40,8 +40,9 @@ def start(main: Callable[[], object]) -> None:
         main()
         leave_ranks()  # not after an error: a rank must never wait for peers that may be gone
     except UserError as error:
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # every rank of a node meets the same one
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(10)  # the node's first rank most likely says the same, and torchrun then ends this one
+        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped: the same command continues", file=sys.stderr)
