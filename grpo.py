@@ -312,26 +312,27 @@ def collect(pairs: Sequence[Pair], start: int, sampler: Sampler, prompt_ids: Cal
             keep: Callable | None, cfg: Config) -> tuple[list[Rollout], Tensor, int]:  # fmt: skip
     """Sample and score until this rank's share of P groups is full -> rollouts, (P, G) rewards, new position.
 
-    Without `keep` that is one pass. With it, groups it refuses are replaced from the stream, every rank
-    drawing as long as one needs more. A prompt's seed is its place in the stream, so neither ranks nor
-    batch sizes change what is sampled.
+    Without `keep` that is one pass. With it, groups it refuses are replaced by the next of the stream,
+    whichever rank drew them. A prompt's seed is its place in the stream, so neither ranks nor batch sizes
+    change what is sampled.
     """
-    wanted, ranks = cfg.prompts_per_step // run.world_size(), run.world_size()
-    rollouts: list[Rollout] = []
-    rewards: list[Tensor] = []
-    while any(run.gather(len(rewards) < wanted)):
+    size, ranks = cfg.group_size, run.world_size()
+    found: list[tuple[int, list[Rollout], Tensor]] = []  # of all ranks: place in the stream, group, its rewards
+    while len(found) < cfg.prompts_per_step:
         places = range(start + run.rank(), start + cfg.prompts_per_step, ranks)
         taken = stream(pairs, start, cfg.prompts_per_step, cfg.seed)[run.rank() :: ranks]
         start += cfg.prompts_per_step
         seeds = [run.derive_seed(cfg.seed, "rollout", place) for place in places]
-        made = sampler.generate([prompt_ids(pair) for pair in taken], cfg.group_size, cfg.temperature,
+        made = sampler.generate([prompt_ids(pair) for pair in taken], size, cfg.temperature,
                                 cfg.max_response_tokens, seeds)  # fmt: skip
         scored = score(made, taken)
-        kept = keep(scored) if keep else torch.ones(len(scored), dtype=torch.bool)
-        for p in kept.nonzero()[:, 0].tolist()[: wanted - len(rewards)]:
-            rollouts += made[p * cfg.group_size : (p + 1) * cfg.group_size]
-            rewards.append(scored[p])
-    return rollouts, torch.stack(rewards), start
+        if keep is None:
+            return made, scored, start
+        kept = [(places[p], made[p * size : (p + 1) * size], scored[p].cpu())
+                for p in keep(scored).nonzero()[:, 0].tolist()]  # fmt: skip
+        found += sorted((group for part in run.gather(kept) for group in part), key=lambda group: group[0])
+    mine = found[: cfg.prompts_per_step][run.rank() :: ranks]
+    return [r for _, group, _ in mine for r in group], torch.stack([rewards for *_, rewards in mine]), start
 
 
 def evaluate(

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from attention import block_mask, register, visible
 from batch import Batch
-from run import UserError, rank, write_whole
+from run import UserError, gather, rank, write_whole
 
 TESTED = ("llama", "qwen2", "qwen3")  # architectures whose packed log-probs the tests compare with a plain forward
 CHUNK = {"cpu": 2**22, "cuda": 2**27}  # elements of (tokens, vocabulary) logits alive at once
@@ -199,7 +199,7 @@ def make_mesh(compute_dtype: torch.dtype, shard_ranks: int = 0) -> Any:
     """A mesh over all ranks, of one rank too where mixed precision or a GPU is wanted; None for plain float32.
 
     With `shard_ranks` it is two-dimensional (hybrid sharding): each run of that many neighbours holds one
-    copy of the weights, and gradients are averaged over the copies.
+    copy of the weights, and gradients are averaged over the copies. No more ranks than that are one copy.
     """
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -211,8 +211,10 @@ def make_mesh(compute_dtype: torch.dtype, shard_ranks: int = 0) -> Any:
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     ranks = dist.get_world_size()
-    if not shard_ranks or shard_ranks == ranks:
+    if not shard_ranks or shard_ranks >= ranks:
         return init_device_mesh(kind, (ranks,))
+    if ranks % shard_ranks:
+        raise UserError(f"--shard-ranks {shard_ranks} does not divide {ranks} ranks")
     return init_device_mesh(kind, (ranks // shard_ranks, shard_ranks), mesh_dim_names=("copy", "shard"))
 
 
@@ -319,7 +321,7 @@ def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype = tor
     held: dict[str, Tensor] = {}
     for name, tensor in gathered_weights(policy, dtype):
         if rank() == 0 and not (tied and name == "lm_head.weight"):
-            held[name] = tensor.cpu()
+            held[name] = tensor.to("cpu", copy=True)  # gathered uneven rows are a view of padded ones
     if rank() == 0:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -349,6 +351,8 @@ def replace_folder(aside: Path, path: Path) -> None:
 def _state(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Weights and Adam moments as one flat dict of tensors; moments not made yet are made as zeros."""
     tensors: dict[str, Tensor] = {}
+    if isinstance(policy, FSDPModule):
+        policy.reshard()  # a scoring pass leaves the root's weights whole: copies, without moments
     for name, parameter in policy.named_parameters():
         moments = optimizer.state[parameter]
         moments.setdefault("step", torch.tensor(0.0))
@@ -367,6 +371,7 @@ def save_state(path: Path, policy: Policy, optimizer: torch.optim.Optimizer, pro
     aside = path.with_name("part_" + path.name)
     if rank() == 0:
         shutil.rmtree(aside, ignore_errors=True)
+    gather(None)  # every rank makes the folder: none before it is cleared
     dcp.save(_state(policy, optimizer), storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True),
              no_dist=not torch.distributed.is_initialized())  # fmt: skip
     if rank() == 0:

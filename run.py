@@ -265,6 +265,10 @@ class RunFolder:
                                 "use another --out")  # fmt: skip
         if rank() == 0:
             write_whole(known, json.dumps(self.config, indent=2) + "\n")
+        if rank() == 0:  # what a kill left: an unfinished state, perhaps of a step that is not saved again; old ones
+            for unfinished in (self.path / "checkpoints").glob("part_*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            self.prune_checkpoints()
 
     def log(self, record: Mapping[str, Any], name: str = "metrics.jsonl") -> None:
         if rank() == 0:
