@@ -529,8 +529,8 @@ def test_a_rank_that_raises_ends_the_job_with_its_error_shown_and_nothing_saved_
 
 @pytest.mark.slow
 def test_T17_a_rank_loads_its_shard_in_the_memory_of_its_shard(after_four):
-    """246 MB of weights on two ranks; the control, a plain load, holds them all."""
-    slack = 16 * 2**20
+    """206 MB of weights on two ranks; the control, a plain load, holds them all."""
+    slack = 32 * 2**20  # what else a process allocates: 5 to 21 MB in the runs seen
     for rank in Launch(after_four / "two_after_four").facts("memory")["ranks"]:
         assert rank["whole"] > 200e6 and rank["filled"] and rank["shard"] == rank["whole"] / 2
         bound = rank["shard"] + rank["largest"] / 2 + slack  # its rows of one tensor at a time
