@@ -25,7 +25,8 @@ install: .venv/installed
 # One thread: the matrices are 64 wide, and the figures do not depend on how many cores there are.
 demo controls: export OMP_NUM_THREADS = 1
 TOY = --seed $(SEED) --prompt-file $(1)/prompt.txt --data $(1)/$(2).jsonl --held-out $(1)/$(3).jsonl
-EVAL = $(BIN)/python eval.py run --data $(DEMO)/held_out.jsonl --prompt-file $(DEMO)/prompt.txt --both-orders --max-tokens 60
+JUDGED = $(BIN)/python eval.py run --sampler torch --data $(DEMO)/held_out.jsonl --prompt-file $(DEMO)/prompt.txt
+EVAL = $(JUDGED) --both-orders --max-tokens 60
 demo: install
 	$(BIN)/python toy.py build $(DEMO) --seed $(SEED)
 	$(EVAL) --model $(DEMO)/start --out $(DEMO)/eval/start
@@ -33,6 +34,8 @@ demo: install
 	$(EVAL) --model $(DEMO)/sft --out $(DEMO)/eval/sft
 	$(BIN)/python grpo.py --preset tiny --model $(DEMO)/sft $(call TOY,$(DEMO),rl,held_out) --out $(DEMO)/grpo
 	$(EVAL) --model $(DEMO)/grpo --out $(DEMO)/eval/grpo
+	$(JUDGED) --model $(DEMO)/sft --votes 9 --temperature 1 --max-tokens 60 --out $(DEMO)/curve/sft-votes
+	$(JUDGED) --both-orders --model $(DEMO)/grpo --max-tokens 40 44 48 60 --out $(DEMO)/curve/grpo-budget
 	$(BIN)/python toy.py probe --model $(DEMO)/sft --world $(DEMO) --out $(DEMO)/probe/sft.json
 	$(BIN)/python toy.py probe --model $(DEMO)/grpo --world $(DEMO) --out $(DEMO)/probe/grpo.json
 	$(BIN)/python report.py $(DEMO)

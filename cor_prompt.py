@@ -132,11 +132,11 @@ def render(pair: Pair, style: Style, system: str | None = None) -> list[Message]
 def _data_block(pair: Pair) -> str:
     """One code path renders A and B, so that nothing but their texts differs (T15)."""
     if len(pair.context) == 1:
-        question = _defuse(pair.context[0]["content"])
-        responses = (_section(f"Chatbot {x}'s Response", _defuse(text)) for x, text in _sides(pair))
+        question = defuse(pair.context[0]["content"])
+        responses = (section(f"Chatbot {x}'s Response", defuse(text)) for x, text in _sides(pair))
         return "\n\n".join((f"[Client Question]\n{question}", *responses))
     return "\n\n".join(
-        _section(f"the Conversation between Chatbot {x} and the Client", _conversation(pair.context, x, text))
+        section(f"the Conversation between Chatbot {x} and the Client", _conversation(pair.context, x, text))
         for x, text in _sides(pair)
     )
 
@@ -145,14 +145,14 @@ def _sides(pair: Pair) -> tuple[tuple[str, str], tuple[str, str]]:
     return ("A", pair.response_a), ("B", pair.response_b)
 
 
-def _section(name: str, text: str) -> str:
+def section(name: str, text: str) -> str:
     return f"[The Start of {name}]\n{text}\n[The End of {name}]"
 
 
 def _conversation(context: Sequence[Message], letter: str, response: str) -> str:
     speaker = {"user": "User", "assistant": f"Chatbot {letter}", "system": "System"}
     turns: list[Message] = [*context, {"role": "assistant", "content": response}]
-    return "\n".join(f"{speaker[m['role']]}: {_defuse(m['content'], labels=True)}" for m in turns)
+    return "\n".join(f"{speaker[m['role']]}: {defuse(m['content'], labels=True)}" for m in turns)
 
 
 _MARKER = re.compile(r"\[(?=\s*(?:the\s+(?:start|end)\s+of|client\s+question))", re.IGNORECASE)
@@ -160,7 +160,7 @@ _BREAK = "\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 _LABEL = re.compile(rf"([{_BREAK}](?:(?![{_BREAK}])\s)*)(?=(?:user|system|chatbot\s+[ab])\s*:)", re.IGNORECASE)
 
 
-def _defuse(text: str, labels: bool = False) -> str:
+def defuse(text: str, labels: bool = False) -> str:
     """Break what could pass for our section markers and, in a conversation, for a new speaker's turn."""
     text = _MARKER.sub("(", text)
     return _LABEL.sub(r"\1> ", text) if labels else text

@@ -50,7 +50,7 @@ def load_pairs(source: str) -> list[Pair]:
     Raises UserError naming the place and the remedy: missing file, malformed line, no winner, equal
     responses, a conversation that does not end with the user, an empty data set.
     """
-    pairs = [read_pair(row, where, index, Path(source).stem) for index, (where, row) in enumerate(_rows(source))]
+    pairs = [read_pair(row, where, index, Path(source).stem) for index, (where, row) in enumerate(read_rows(source))]
     if not pairs:
         raise UserError(f"{source}: no pairs in it; expected one JSON object a line")
     return pairs
@@ -99,8 +99,8 @@ def stream(items: Sequence[T], start: int, count: int, seed: int) -> list[T]:
 # ---- rows ----------------------------------------------------------------------------------------------
 
 
-def _rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place for error messages, row) of every row."""
+def read_rows(source: str, split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place for error messages, row) of every row; `split` is the hub's, a file is read whole."""
     path = Path(source)
     if path.suffix == ".parquet" and path.is_file():
         import pyarrow
@@ -121,7 +121,7 @@ def _rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
         import datasets
 
         try:
-            table = datasets.load_dataset(source, split="train")
+            table = datasets.load_dataset(source, split=split)
         except Exception as error:  # the hub client raises many kinds; each means that there is no data
             raise UserError(f"{source}: neither a file nor a hub data set within reach ({error})") from None
         for number, row in enumerate(table, 1):
@@ -155,7 +155,7 @@ def read_pair(row: dict[str, Any], where: str, index: int, stem: str) -> Pair:
         first, second = (chosen, rejected) if a_wins else (rejected, chosen)
         winner: Any = "A" if a_wins else "B"
     elif "response_a" in row and "response_b" in row:
-        context = _messages(row.get("context"), where, "context")
+        context = read_messages(row.get("context"), where, "context")
         first, second, winner = row["response_a"], row["response_b"], row.get("winner")
     else:
         raise UserError(f"{where}: need response_a and response_b, or chosen and rejected, "
@@ -173,7 +173,7 @@ def read_pair(row: dict[str, Any], where: str, index: int, stem: str) -> Pair:
 
 def _ready_made(row: dict[str, Any], where: str, common: dict[str, Any]) -> Pair:
     """The authors' layout: the prompt as messages, the winner as model_a/model_b or inside the SFT target."""
-    messages = _messages(row.get("context_messages") or row.get("messages"), where, "context_messages")
+    messages = read_messages(row.get("context_messages") or row.get("messages"), where, "context_messages")
     winner: Any = {"model_a": "A", "model_b": "B", "A": "A", "B": "B"}.get(str(row.get("winner")))
     if winner is None:
         verdicts = re.findall(r"<answer>\[\[([AB])\]\]</answer>", str(row.get("winner")))
@@ -189,7 +189,7 @@ def _preference(row: dict[str, Any], where: str) -> tuple[tuple[Message, ...], s
     """{chosen, rejected} as texts beside `messages` or `prompt`, or as two conversations with one prefix."""
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, list) and isinstance(rejected, list):
-        left, right = _messages(chosen, where, "chosen"), _messages(rejected, where, "rejected")
+        left, right = read_messages(chosen, where, "chosen"), read_messages(rejected, where, "rejected")
         if left[:-1] != right[:-1]:
             raise UserError(f"{where}: 'chosen' and 'rejected' are answers to different conversations")
         return left[:-1], left[-1]["content"], right[-1]["content"]
@@ -197,10 +197,11 @@ def _preference(row: dict[str, Any], where: str) -> tuple[tuple[Message, ...], s
         if not isinstance(row["prompt"], str):
             raise UserError(f"{where}: 'prompt' must be a text")
         return ({"role": "user", "content": row["prompt"]},), chosen, rejected
-    return _messages(row.get("messages"), where, "messages"), chosen, rejected
+    return read_messages(row.get("messages"), where, "messages"), chosen, rejected
 
 
-def _messages(value: Any, where: str, name: str) -> tuple[Message, ...]:
+def read_messages(value: Any, where: str, name: str) -> tuple[Message, ...]:
+    """Checked {role, content} messages; other keys are dropped."""
     if not isinstance(value, (list, tuple)) or not value:
         raise UserError(f"{where}: '{name}' must be a list of {{role, content}} messages")
     for message in value:

@@ -1,21 +1,25 @@
-"""Judge held-out pairs with a model and count: accuracy, consistency under a swap, votes, lengths.
+"""Judge pairs or a benchmark with a model and count; score the log as the benchmark's authors do.
 
     python eval.py run --model runs/grpo --data held_out.jsonl --out runs/eval/grpo --both-orders
+    python eval.py run --model runs/grpo --benchmark rm-bench --data total_dataset.json --out runs/eval/rm-bench
+    torchrun --nproc_per_node=8 eval.py run ...            # a stripe of the pairs and a log for each process
+    python eval.py run --model NAME --base-url http://localhost:8000/v1 ...        # neither torch nor vllm here
+    python eval.py run ... --votes 5 --temperature 1 | --max-tokens 256 512 1024   # accuracy against votes, budget
+    python eval.py score --benchmark rm-bench --log runs/eval/rm-bench --compare
 
-`--out` gets config.json, judgements.jsonl (one verdict a line, as it comes) and, at the end, summary.json.
-The same command continues an interrupted evaluation: a conversation whose verdicts are in the log is not
-asked again. A missing verdict, a truncated chain and a prompt too long for the model all count as wrong.
+`run`: `--out` gets config.json, judgements.jsonl (one verdict a line, as it comes; judgements_RANK.jsonl under
+torchrun) and, at the end, summary.json; of several budgets each has such a folder, tokens-N. The same command
+continues an interrupted evaluation, also on another number of processes: a conversation whose verdicts are in
+the logs is not asked again. A missing verdict, a truncated chain and a prompt too long for the model all count
+as wrong. `score` needs no model: it reads such logs and published outcome tables (outcomes.py).
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
-import statistics
+import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +27,16 @@ from typing import Any, Literal
 import tyro
 
 import run
-from cor_prompt import Style, render
-from data import Message, Pair, load_pairs, save_pairs, swap
+import tables
+from benchmarks import Benchmark, Compat, load_benchmark
+from cor_prompt import Style, encode_prompt, render
+from data import Message, Pair, save_pairs, swap
+from endpoint import EndpointSampler
+from outcomes import budget_curve, read_judgement, read_log, score_rows, summarise
 from reward import Rule
-from rollout import Chat, Judgement, Reply, judge_pairs, load_sampler, majority, named, tally
+from rollout import Chat, Judgement, SamplerKind, check_sampling, judge_pairs, load_sampler, which_sampler
 from run import StopSignal, UserError
 
-LOG = "judgements.jsonl"
 Key = tuple[str, str, str, int]  # source, pair_id, order, sample: what names a verdict
 
 
@@ -38,67 +45,108 @@ class Run:
     """Judge every pair of a file, log each verdict, print the table."""
 
     model: str
-    """The judge: a `from_pretrained` folder, a run folder or a hub id."""
+    """The judge: a `from_pretrained` folder, a run folder or a hub id; with --base-url the name it is served under."""
     data: str
-    """Pairs with their winners: a .jsonl or .parquet file or a hub id."""
+    """Pairs with their winners (.jsonl, .parquet, hub id), or a benchmark's own files (file, folder, hub id)."""
     out: str
-    """Folder for config.json, judgements.jsonl and summary.json."""
+    """Folder for config.json, the log of verdicts, summary.json and curve.png."""
+    benchmark: Benchmark = "pairs"
+    """Which layout --data has."""
     style: Style = "instruct"
     """Which prompt the judge sees (cor_prompt.py)."""
     prompt_file: str = ""
     """Text file that replaces the style's fixed wording; empty: the built-in wording."""
     votes: int = 1
-    """Verdicts per pair and order (samples)."""
+    """Verdicts per pair and order (samples); several, with --temperature, also give the majority's accuracy."""
     temperature: float = 0.0
     """Sampling temperature; 0 takes the likeliest token."""
     both_orders: bool = False
     """Show every pair in both orders: twice the verdicts, and the consistency between them."""
-    max_tokens: int = 2048
-    """Longest chain (tokens); what is cut off has no verdict, mostly."""
+    max_tokens: tuple[int, ...] = (2048,)
+    """Longest chain (tokens); what is cut off has no verdict, mostly. Several: each in turn, and their curve."""
     limit: int = 0
     """Judge only the first pairs of the file (pairs); 0 is all."""
     seed: int = 0
     """Seed of the samples (an integer)."""
     rule: Rule = "eval"
     """Where a verdict counts: eval after the thoughts, train in the last 80 characters, official anywhere."""
-    at_once: int = 256
-    """Verdicts asked in one call (samples). An interrupt waits for the running call."""
+    at_once: int = 0
+    """Verdicts asked in one call (samples), for which an interrupt waits; 0: 256, or four rounds of requests."""
+    sampler: SamplerKind = "auto"
+    """What runs the model; auto: vllm where it is installed and suits the device, else torch."""
+    tp: int = 1
+    """GPUs that share one vLLM engine (tensor parallel), in one process."""
+    engine_memory: float = 0.9
+    """Share of a GPU's memory that vLLM may take (0 to 1)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number type of the judge's weights."""
+    """Number type of the judge's weights (not for a server)."""
+    base_url: str = ""
+    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1; empty: load --model here."""
+    api_key_env: str = ""
+    """Environment variable that holds the server's key (its name); empty: no key is sent."""
+    concurrency: int = 8
+    """Requests to the server at the same time (requests)."""
+    timeout: float = 600.0
+    """Longest silence of the server within a request (seconds)."""
+    retries: int = 8
+    """How often a failed request is repeated, waiting 1, 2, 4 ... 60 seconds in between (times)."""
     model_digest: tyro.conf.Suppress[str] = ""
     data_digest: tyro.conf.Suppress[str] = ""  # the three are filled in by the script, so that a retrained
     prompt_digest: tyro.conf.Suppress[str] = ""  # model or an edited file never continues an old log
 
 
 def evaluate(cfg: Run, sampler: Chat | None = None) -> dict[str, Any]:
-    """Judge what the log does not hold yet, write and return the summary. `sampler` replaces --model."""
+    """Judge what the logs do not hold yet, write and return the summary; of several budgets their curve, with a
+    folder for each. Every rank calls it. `sampler` replaces --model."""
     check(cfg)
     system = run.read_prompt(cfg.prompt_file)
-    pairs = distinct(load_pairs(cfg.data))[: cfg.limit or None]
-    render(pairs[0], cfg.style, system)  # refuses an unusable prompt file before the model is loaded
-    for pair in pairs if cfg.both_orders else []:
-        swap(pair)  # refuses ready-made prompts before the model is loaded
-    orders = ("AB", "BA") if cfg.both_orders else ("AB",)
-    wanted = {(p.source, p.pair_id, o, k) for p in pairs for o in orders for k in range(cfg.votes)}
-    folder = run.RunFolder(cfg.out, with_digests(cfg, pairs, system, sampler is None))
-    found = read_log(folder.path / LOG, wanted)
-    if len(found) < len(wanted):
-        collect(cfg, sampler or load_sampler(cfg.model, cfg.dtype), pairs, system, folder, found, len(wanted))
-    summary = summarise([found[key] for key in sorted(found)])
-    run.write_whole(folder.path / "summary.json", dumps(summary, indent=2) + "\n")
+    pairs = distinct(load_benchmark(cfg.benchmark, cfg.data))[: cfg.limit or None]
+    shown = [*pairs, *map(swap, pairs)] if cfg.both_orders else pairs
+    prompts = [render(pair, cfg.style, system) for pair in shown]  # refuses what cannot be shown, before any loading
+    cfg = resolve(cfg, pairs, system, sampler is None)
+    names, judged = names_of(cfg, pairs), {}
+    for budget in cfg.max_tokens:
+        out = cfg.out if len(cfg.max_tokens) == 1 else f"{cfg.out}/tokens-{budget}"
+        one = replace(cfg, out=out, max_tokens=(budget,))
+        folder = run.RunFolder(out, one).path
+        found = verdicts_so_far(folder, names)
+        if len(found) < len(names):
+            sampler = sampler or make_sampler(cfg, prompts)
+            run.gather(None)  # a server's kept replies have been read by all before any rank adds to them
+            try:
+                collect(one, sampler, pairs, system, found)
+            except UserError as error:
+                if run.rank():  # run.start prints what rank 0 meets
+                    print(f"error: rank {run.rank()}: {error}", file=sys.stderr)
+                raise
+            found = verdicts_so_far(folder, names)
+        judged[budget] = [found[key] for key in sorted(found)]
+        summary = summarise(judged[budget])
+        write_summary(folder, summary)
+    if len(judged) > 1:
+        write_summary(Path(cfg.out), summary := {"curve": budget_curve(judged)})
+    if close := getattr(sampler, "close", None):
+        close()
     return summary
 
 
 def check(cfg: Run) -> None:
     """Raises UserError for settings that cannot work."""
-    if cfg.votes < 1 or cfg.max_tokens < 1 or cfg.at_once < 1 or cfg.limit < 0:
-        raise UserError("--votes, --max-tokens and --at-once must be at least 1, --limit at least 0")
-    if not (math.isfinite(cfg.temperature) and cfg.temperature >= 0):
-        raise UserError(f"--temperature {cfg.temperature}: must be 0 or more")
-    if cfg.votes > 1 and cfg.temperature == 0:
-        raise UserError("--votes at temperature 0 are all the same; give --temperature, such as 1.0")
-    if run.world_size() > 1:
-        raise UserError("eval.py is one process; start it without torchrun")
+    check_sampling(cfg.votes, cfg.temperature)
+    if cfg.at_once < 0 or cfg.limit < 0:
+        raise UserError("--at-once and --limit must be at least 0")
+    if not cfg.max_tokens or min(cfg.max_tokens) < 1 or len(set(cfg.max_tokens)) < len(cfg.max_tokens):
+        raise UserError("--max-tokens: one number of at least 1, or several different ones")
+    if cfg.tp < 1 or not 0 < cfg.engine_memory <= 1:
+        raise UserError("--tp must be at least 1, --engine-memory above 0 and at most 1")
+    if cfg.tp > 1 and run.world_size() > 1:
+        raise UserError(f"--tp {cfg.tp}: one process spreads its engine over the GPUs; start it without torchrun")
+
+
+def names_of(cfg: Run, pairs: Sequence[Pair]) -> set[Key]:
+    """The verdicts of a whole evaluation of these pairs."""
+    orders = ("AB", "BA") if cfg.both_orders else ("AB",)
+    return {(p.source, p.pair_id, o, k) for p in pairs for o in orders for k in range(cfg.votes)}
 
 
 def distinct(pairs: Sequence[Pair]) -> list[Pair]:
@@ -114,160 +162,172 @@ def distinct(pairs: Sequence[Pair]) -> list[Pair]:
     return named
 
 
-def with_digests(cfg: Run, pairs: Sequence[Pair], system: str | None, has_model: bool) -> Run:
-    """The config with digests of what its paths hold. Raises UserError if --model holds no model."""
-    weights = b""
-    if has_model:
-        from model import model_folder
+def resolve(cfg: Run, pairs: Sequence[Pair], system: str | None, has_model: bool) -> Run:
+    """The config with the engine that --sampler chooses and digests of what its paths hold. Raises UserError if
+    --model holds no model."""
+    if has_model and not cfg.base_url:
+        from model import weights_digest
 
-        for path in sorted(model_folder(cfg.model).glob("*.safetensors")):
-            with open(path, "rb") as file:
-                weights += hashlib.file_digest(file, "blake2b").digest()
-    texts = weights, *(t.encode("utf-8", "surrogatepass") for t in (save_pairs(pairs), system or ""))
-    model, data, prompt = (hashlib.blake2b(text, digest_size=8).hexdigest() for text in texts)
-    return replace(cfg, model_digest=model, data_digest=data, prompt_digest=prompt)
+        cfg = replace(cfg, model_digest=weights_digest(cfg.model))
+        kind, why = which_sampler(cfg.sampler, cfg.model, cfg.tp)
+        cfg = replace(cfg, sampler=kind)
+        say(f"sampler: {kind} ({why})")
+    return replace(cfg, data_digest=run.digest(save_pairs(pairs)), prompt_digest=run.digest(system))
 
 
-# ---- the log -------------------------------------------------------------------------------------------
+def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]]) -> Chat:
+    """The server, or the model in this process with room for the longest prompt and chain."""
+    if cfg.base_url:
+        out, own = Path(cfg.out), "" if run.world_size() == 1 else f"_{run.rank()}"
+        return EndpointSampler(cfg.base_url, cfg.model, cfg.api_key_env, out / f"replies{own}.jsonl", cfg.concurrency,
+                               cfg.retries, cfg.timeout, also=sorted(out.glob("replies*.jsonl")))  # fmt: skip
+    from model import context_tokens, load_tokenizer
+
+    tokenizer, context, most = load_tokenizer(cfg.model), context_tokens(cfg.model), max(cfg.max_tokens)
+    mine = prompts[run.rank() :: run.world_size()]
+    longest = max(run.gather(max((len(encode_prompt(prompt, tokenizer)) for prompt in mine), default=0)))
+    if longest + most > context:
+        say(f"--max-tokens {most}: the context of {context} tokens leaves {max(0, context - longest)} beside the "
+            f"longest prompt ({longest} tokens); a chain ends where its context does")  # fmt: skip
+    return load_sampler(cfg.model, cfg.dtype, cfg.sampler, min(context, longest + most), cfg.tp, cfg.engine_memory)
+
+
+def say(line: str) -> None:
+    if run.rank() == 0:
+        print(line, flush=True)
+
+
+def verdicts_so_far(folder: Path, names: set[Key]) -> dict[Key, Judgement]:
+    """Verdicts so far, of all ranks. Between the gatherings nobody writes."""
+    run.gather(None)
+    paths = sorted(folder.glob("judgements*.jsonl"))
+    for path in paths if run.rank() == 0 else []:
+        run.drop_torn_end(path)
+    run.gather(None)
+    found: dict[Key, Judgement] = {}
+    for path in paths:
+        for number, row in run.read_jsonl(path):
+            if (key := key_of(judgement := read_judgement(row, f"{path}:{number}"))) not in names:
+                raise UserError(f"{path}:{number}: not a verdict of this evaluation; use another --out")
+            found.setdefault(key, judgement)
+    run.gather(None)
+    return found
 
 
 def key_of(judgement: Judgement) -> Key:
     return judgement.source, judgement.pair_id, judgement.order, judgement.sample
 
 
-def read_log(path: Path, wanted: set[Key]) -> dict[Key, Judgement]:
-    """Verdicts so far. A line without its line end is what a killed process left: it is cut off the file."""
-    if not path.exists():
-        return {}
-    content = path.read_bytes()
-    os.truncate(path, content.rfind(b"\n") + 1)
-    found: dict[Key, Judgement] = {}
-    names = {field.name for field in fields(Judgement)}
-    for number, row in run.read_jsonl(path):
-        if set(row) != names or (key := key_of(judgement := Judgement(**row))) not in wanted:
-            raise UserError(f"{path}:{number}: not a verdict of this evaluation; use another --out")
-        found.setdefault(key, judgement)
-    return found
+def collect(cfg: Run, sampler: Chat, pairs: Sequence[Pair], system: str | None, found: dict[Key, Judgement]) -> None:
+    """Ask for this rank's share of the missing verdicts; each goes to its log and into `found`. Ctrl-C and SIGTERM
+    wait for the running call."""
+    missing = names_of(cfg, pairs) - found.keys()
+    unfinished = {key[:2] for key in missing}
+    mine = [pair for pair in pairs if (pair.source, pair.pair_id) in unfinished][run.rank() :: run.world_size()]
+    done = {name for name, count in Counter(key[:3] for key in found).items() if count == cfg.votes}
+    right = sum(judgement.correct for judgement in found.values())
+    log = Path(cfg.out, "judgements.jsonl" if run.world_size() == 1 else f"judgements_{run.rank()}.jsonl")
+    at_once = cfg.at_once or (4 * cfg.concurrency * cfg.votes if cfg.base_url else 256)
+    step = max(1, at_once // (cfg.votes * (1 + cfg.both_orders)))
+    total = len(found) + len(names_of(cfg, mine) & missing)
+    with (
+        StopSignal() as stop,
+        run.progress(total, len(found), "judging") as bar,
+        open(log, "a", encoding="utf-8") as file,
+    ):
+        bar.unit = " verdict"
+        for start in range(0, len(mine), step):
+            if stop.asked:  # this rank alone: ranks make different numbers of calls, and torchrun tells them all
+                raise KeyboardInterrupt
+            for judgement in judge_pairs(
+                sampler, mine[start : start + step], cfg.style, n=cfg.votes, temperature=cfg.temperature,
+                max_tokens=cfg.max_tokens[0], seed=cfg.seed, both_orders=cfg.both_orders, rule=cfg.rule,
+                system=system, at_once=at_once, done=done):  # fmt: skip
+                if key_of(judgement) in found:  # a sibling of the sample that was missing
+                    continue
+                file.write(dumps(asdict(judgement)) + "\n")
+                file.flush()
+                found[key_of(judgement)] = judgement
+                right += judgement.correct
+                bar.set_postfix(accuracy=f"{right / len(found):.3f}", refresh=False)
+                bar.update()
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    if run.rank() == 0:
+        run.write_whole(folder / "summary.json", dumps(summary, indent=2) + "\n")
+        if "curve" in summary:
+            tables.plot_points(folder / "curve.png", summary["curve"])
+
+
+# ---- the benchmarks' tables ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Unasked:
-    """A sampler that skips conversations whose verdicts are all there (their seeds name them), and that makes
-    no further call once a stop was asked for."""
+class Score:
+    """Turn logs or outcome tables into the benchmark's tables. Needs no model."""
 
-    sampler: Chat
-    done: set[int]
-    stop: StopSignal
-
-    def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
-             seeds: Sequence[int]) -> list[list[Reply]]:  # fmt: skip
-        if self.stop.requested():
-            raise KeyboardInterrupt
-        found: list[list[Reply]] = [[] for _ in seeds]
-        ask = [i for i, seed in enumerate(seeds) if seed not in self.done]
-        asked = [conversations[i] for i in ask], n, temperature, max_tokens, [seeds[i] for i in ask]
-        for i, replies in zip(ask, self.sampler.chat(*asked) if ask else [], strict=True):
-            found[i] = replies
-        return found
-
-
-def collect(cfg: Run, sampler: Chat, pairs: Sequence[Pair], system: str | None, folder: run.RunFolder,
-            found: dict[Key, Judgement], total: int) -> None:  # fmt: skip
-    """Ask for the missing verdicts; each goes to the log and into `found`."""
-    samples = Counter(key[:3] for key in found)
-    done = {run.derive_seed(cfg.seed, *name) for name, count in samples.items() if count == cfg.votes}
-    right = sum(judgement.correct for judgement in found.values())
-    with StopSignal() as stop, run.progress(total, len(found), "judging") as bar:
-        bar.unit = "verdict"
-        for judgement in judge_pairs(
-            Unasked(sampler, done, stop), pairs, cfg.style, n=cfg.votes, temperature=cfg.temperature,
-            max_tokens=cfg.max_tokens, seed=cfg.seed, both_orders=cfg.both_orders, rule=cfg.rule,
-            system=system, at_once=cfg.at_once):  # fmt: skip
-            if key_of(judgement) in found:  # a sibling of the sample that was missing
-                continue
-            folder.log(asdict(judgement), LOG)
-            found[key_of(judgement)] = judgement
-            right += judgement.correct
-            bar.set_postfix(accuracy=f"{right / len(found):.3f}", refresh=False)
-            bar.update()
+    benchmark: Benchmark
+    """Whose rules count; pairs: plain accuracy, overall and by category."""
+    log: tuple[str, ...]
+    """Verdict logs, published outcome tables, or folders that hold them."""
+    compat: Compat = "none"
+    """official: the authors' verdict parser and RM-Bench scorer come first. Both are shown where they differ."""
+    name: str = "this log"
+    """What the row is called."""
+    compare: bool = False
+    """Show the published rows beside it."""
+    also: tuple[str, ...] = ()
+    """What --json wrote for the other two benchmarks: prints the three-benchmark average."""
+    json: str = ""
+    """File for all numbers, unrounded (JSON)."""
+    markdown: str = ""
+    """File for the tables (Markdown)."""
+    plots: str = ""
+    """Folder for bars by section, RM-Bench's matrix and the score against model size (PNG)."""
+    draws: int = 1000
+    """Bootstrap resamples behind the 95 % intervals (draws)."""
+    seed: int = 0
+    """Seed of the resamples (an integer)."""
 
 
-# ---- numbers -------------------------------------------------------------------------------------------
-
-
-def summarise(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """What summary.json holds: a row of numbers overall, by category and by source."""
-    too_long = [j for j in judgements if j.finish_reason == "length" and j.response_tokens == 0]
-
-    def by(name: Literal["category", "source"]) -> dict[str, Any]:
-        groups = sorted({getattr(j, name) for j in judgements})
-        return {group: measure([j for j in judgements if getattr(j, name) == group]) for group in groups}
-
-    return {
-        "overall": measure(judgements),
-        "by_category": by("category"),
-        "by_source": by("source"),
-        "prompts_too_long": len({key_of(j)[:3] for j in too_long}),
-        "chains_truncated": sum(j.finish_reason == "length" for j in judgements) - len(too_long),
-    }
-
-
-def measure(judgements: Sequence[Judgement]) -> dict[str, float]:
-    """`tally`, the standard error of its accuracy and, with several votes, the accuracy of the majority.
-
-    accuracy is the mean over single verdicts; its error counts a pair's verdicts as one observation, because
-    they are not independent. vote_accuracy takes all votes on a pair, both orders together.
-    """
-    of_pair: dict[tuple[str, str], list[Judgement]] = {}
-    for j in judgements:
-        of_pair.setdefault((j.source, j.pair_id), []).append(j)
-    row = tally(judgements) | {"pairs": len(of_pair)}
-    means = [statistics.fmean(j.correct for j in group) for group in of_pair.values()]
-    if len(means) > 1:
-        row["accuracy_se"] = statistics.stdev(means) / math.sqrt(len(means))
-    if any(j.sample for j in judgements):
-        gold = [named(replace(group[0], verdict=group[0].winner)) for group in of_pair.values()]
-        elected = list(zip((majority(map(named, group)) for group in of_pair.values()), gold, strict=True))
-        row["vote_accuracy"] = statistics.fmean(vote == winner for vote, winner in elected)
-        row["vote_decided"] = statistics.fmean(vote is not None for vote, _ in elected)
-    return row
-
-
-COLUMNS = {
-    "accuracy": "accuracy",
-    "accuracy_se": "+-",
-    "vote_accuracy": "majority",
-    "consistency": "consistent",
-    "verdict_rate": "verdicts",
-    "share_a": "says A",
-    "length_mean": "tokens",
-    "count": "n",
-}
-
-
-def print_table(summary: dict[str, Any]) -> None:
-    """A row for everything and one per category."""
-    shown = {name: label for name, label in COLUMNS.items() if name in summary["overall"]}
-    print(f"{'':24}" + "".join(f"{label:>11}" for label in shown.values()))
-    for name, row in [("all", summary["overall"]), *summary["by_category"].items()]:
-        printable = "".join(c if c.isprintable() else "?" for c in name)  # names come from the data
-        print(f"{printable[:23] or '-':24}" + "".join(f"{cell(row.get(column)):>11}" for column in shown))
-    if summary["prompts_too_long"]:
-        print(f"{summary['prompts_too_long']} prompts fill the model's context: no verdict, counted as wrong")
-    if summary["chains_truncated"]:
-        print(f"{summary['chains_truncated']} chains were cut off, by --max-tokens or by the context")
-
-
-def cell(value: float | None) -> str:
-    if value is None or isinstance(value, int):
-        return "-" if value is None else str(value)
-    return f"{value:.1f}" if value > 1 else f"{value:.3f}"
+def score(cfg: Score) -> dict[str, Any]:
+    """Print and write the tables; returns what --json holds."""
+    run.check_positive(cfg, "draws")
+    rows = read_log(cfg.log)
+    rules: tuple[Compat, Compat] = ("official", "none") if cfg.compat == "official" else ("none", "official")
+    first, second = (score_rows(cfg.benchmark, rows, compat, cfg.draws, cfg.seed) for compat in rules)
+    result = {"benchmark": cfg.benchmark, "name": cfg.name, "log": list(cfg.log), **first,
+              "other_rules": second if second["table"] != first["table"] else None}  # fmt: skip
+    grids = tables.all_grids(result, cfg.compare)
+    if cfg.also:
+        result["three_benchmarks"] = tables.averages(result, cfg.also)
+        grids += tables.average_grids(result["three_benchmarks"], cfg.compare)
+    if cfg.json:
+        run.write_whole(Path(cfg.json), dumps(result, indent=1) + "\n")
+    if cfg.markdown:
+        notes = "".join(f"\n{run.visible(remark)}\n" for remark in result["remarks"])
+        text = "\n".join(tables.as_markdown(title, grid) for title, grid in grids) + notes
+        run.write_whole(Path(cfg.markdown), text)
+    if cfg.plots:
+        tables.plot_result(Path(cfg.plots), result, cfg.compare)
+    print("\n".join(tables.as_text(title, grid) for title, grid in grids))
+    for remark in result["remarks"]:
+        print(f"note: {run.visible(remark)}")
+    return result
 
 
 def main() -> None:
-    cfg = tyro.extras.subcommand_cli_from_dict({"run": Run})
-    print_table(evaluate(cfg))
-    print(f"{cfg.out}: {LOG}, summary.json")
+    cfg = tyro.extras.subcommand_cli_from_dict({"run": Run, "score": Score})
+    if isinstance(cfg, Score):
+        score(cfg)
+        return
+    if run.world_size() > 1:
+        run.join_ranks(timeout_minutes=7 * 24 * 60)  # a rank that is done waits for the slowest; a dead one ends all
+    summary = evaluate(cfg)
+    if run.rank() == 0:
+        tables.print_summary(summary)
+        print(f"{cfg.out}: summary.json" + (", curve.png" if "curve" in summary else ""))
 
 
 if __name__ == "__main__":

@@ -1,35 +1,46 @@
-"""The model in use: which of two responses is better, and the chain of rubrics that says why.
+"""The model in use: which response is better, how many compare, and the chain of rubrics that says why.
 
     from judge import Judge
-    verdict = Judge.load("runs/grpo").pair("What is 2+2?", "4.", "5.")     # verdict.winner is "A"
+    judge = Judge.load("runs/grpo")                     # or Judge.connect("http://localhost:8000/v1", "rm-r1")
+    judge.pair("What is 2+2?", "4.", "5.").winner       # "A"; .votes, .traces[0].parts.rubric
+    judge.rank("What is 2+2?", ["5.", "4.", "22."]).order            # best first
+    judge.group_rewards("What is 2+2?", ["5.", "4.", "4!"])          # win rates: a reward for reinforcement learning
+    judge.scores("What is 2+2?", ["4."]).totals                      # 1..10 per sample, no second response needed
 
     python judge.py pairs --model runs/grpo --question "What is 2+2?" --a "4." --b "5."
-    python judge.py pairs --model runs/grpo --data pairs.jsonl --json > verdicts.jsonl
-    some-program | python judge.py pairs --model runs/grpo --json           # a line in, a line out
+    python judge.py pairs --model runs/grpo --data pairs.jsonl --out runs/verdicts
+    some-program | python judge.py pairs --model rm-r1 --base-url http://localhost:8000/v1 --json
+    python judge.py rank --model runs/grpo --question "What is 2+2?" --responses 5. 4. 22.
 
-A row is {"question" or "context", "response_a", "response_b"}; it needs no winner. Without a verdict, or
-with as many votes for A as for B, the winner is None.
+A row of `pairs` is {"question" or "context", "response_a", "response_b"}, one of `rank` and `score` has
+"responses" instead; none needs a winner. Without a verdict, or with as many votes for A as for B, the winner is
+None. With `--out` the same command continues where it stopped. Over a server neither torch nor vllm is needed.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, make_dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
+import pointwise
+import ranking
 import run
 from cor_prompt import Style, Trace, parse_trace, render
 from data import Message, Pair, read_pair
+from pointwise import Scores
 from reward import Letter
-from rollout import Chat, Judgement, judge_pairs, load_sampler, majority, named
-from run import UserError, visible
+from rollout import Chat, EndpointSampler, Judgement, check_sampling, judge_pairs, load_sampler, majority, named
+from run import UserError, derive_seed, digest, visible
+
+Method = Literal["knockout", "bradley-terry", "elo", "win-rate"]
+Check = Callable[[str | Sequence[Message], str], float]
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,19 @@ class Verdict:
     traces: tuple[Chain, ...]
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """`order`: places in the list, best first; after a knockout only the first says anything. `scores[i]` are
+    ratings, win rates or levels survived, as the method has it. `comparisons` of two texts were put to the judge."""
+
+    order: tuple[int, ...]
+    scores: tuple[float, ...]
+    comparisons: int
+
+
 class Judge:
-    """A sampler with its prompt. `sampler` is anything with `chat`."""
+    """A sampler with its prompt. `sampler` is anything with `chat`; a `context` is a question or a conversation that
+    ends with the user. Raises UserError for settings that cannot work."""
 
     def __init__(self, sampler: Chat, style: Style = "instruct", system: str | None = None,
                  max_tokens: int = 2048, seed: int = 0):  # fmt: skip
@@ -67,27 +89,93 @@ class Judge:
         """A judge from a `from_pretrained` folder, a run folder or a hub id; `settings` as above."""
         return cls(load_sampler(path, dtype), **settings)
 
+    @classmethod
+    def connect(cls, base_url: str, model: str, api_key_env: str = "", kept: str | None = None, concurrency: int = 8,
+                **settings: Any) -> Judge:  # fmt: skip
+        """A judge behind an OpenAI-compatible server; with `kept` no reply in that file is paid for again."""
+        return cls(EndpointSampler(base_url, model, api_key_env, kept, concurrency), **settings)
+
     def pair(self, context: str | Sequence[Message], response_a: str, response_b: str, votes: int = 1,
              temperature: float = 0.0, both_orders: bool = False) -> Verdict:  # fmt: skip
-        """Which response answers the question, or the conversation that ends with the user, better?"""
-        if isinstance(context, str):
-            context = [{"role": "user", "content": context}]
-        pair = Pair("pair", "judge", tuple(context), response_a, response_b, winner="A")  # any winner will do
-        return self.pairs([pair], votes, temperature, both_orders)[0]
+        """Which of the two responses is better?"""
+        pair = Pair("pair", "judge", messages(context), clean(response_a), clean(response_b), winner="A")
+        return self.pairs([pair], votes, temperature, both_orders)[0]  # any winner will do
 
     def pairs(self, pairs: Sequence[Pair], votes: int = 1, temperature: float = 0.0,
               both_orders: bool = False) -> list[Verdict]:  # fmt: skip
-        """A verdict for each pair; their `winner` is not looked at. Raises UserError for settings that
-        cannot work."""
-        if votes < 1 or (votes > 1 and temperature == 0):
-            raise UserError("votes: at least 1, and several need a temperature above 0, such as 1.0")
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise UserError(f"temperature {temperature}: must be 0 or more")
+        """A verdict for each pair; their `winner` is not looked at."""
+        check_sampling(votes, temperature)
         judgements = judge_pairs(self.sampler, pairs, self.style, n=votes, temperature=temperature,
                                  max_tokens=self.max_tokens, seed=self.seed, both_orders=both_orders,
                                  system=self.system)  # fmt: skip
         chains = votes * (2 if both_orders else 1)  # a pair's verdicts come one after the other
         return [count(islice(judgements, chains)) for _ in pairs]
+
+    def table(self, groups: Sequence[tuple[str | Sequence[Message], Sequence[str]]], votes: int = 1,
+              temperature: float = 0.0, both_orders: bool = True) -> ranking.Table:  # fmt: skip
+        """`compare` for ranking.py over the responses of all (context, responses) groups, numbered through. Samples
+        depend on the texts alone, not on their places."""
+
+        def ask(shown: Sequence[tuple[Any, Any]]) -> list[float]:
+            pairs = [
+                Pair(f"{derive_seed(prompt, a, b):x}", "judge", tuple(json.loads(prompt)), a, b, winner="A")
+                for (prompt, a), (_, b) in shown
+            ]
+            return [share(verdict) for verdict in self.pairs(pairs, votes, temperature, both_orders)]
+
+        prompts = [json.dumps(messages(context)) for context, _ in groups]
+        texts = [(p, clean(text)) for p, (_, group) in zip(prompts, groups, strict=True) for text in group]
+        return ranking.Table(texts, ask, self.seed)
+
+    def rank(self, context: str | Sequence[Message], responses: Sequence[str], method: Method = "bradley-terry",
+             votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> Ranking:  # fmt: skip
+        """Rate by a round robin, n(n-1)/2 comparisons, or find the best by a knockout, n - 1. A comparison takes
+        `votes` verdicts, twice with `both_orders`."""
+        size, table = len(responses), self.table([(context, responses)], votes, temperature, both_orders)
+        if size == 0:
+            raise UserError("responses: none to rank")
+        rate: dict[Method, Callable[..., list[float]]] = {
+            "bradley-terry": ranking.bradley_terry, "elo": ranking.elo, "win-rate": ranking.win_rates}  # fmt: skip
+        scores: Sequence[float]
+        if method == "knockout":
+            scores = ranking.knockout(size, table, self.seed)
+        else:
+            scores = rate[method](size, ranking.round_robin(size, table))
+        return Ranking(tuple(ranking.best_first(scores)), tuple(map(float, scores)), table.asked)
+
+    def group_rewards(self, context: str | Sequence[Message], responses: Sequence[str], checks: Sequence[Check] = (),
+                      votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> list[float]:  # fmt: skip
+        """A reward for each of one prompt's responses: its win rate against the others, 0..1 (0.5 where it is alone),
+        plus what each check(context, response) returns, such as 1.0 if a final number is right: weigh there."""
+        return self.rewards([(context, responses)], checks, votes, temperature, both_orders)[0]
+
+    def rewards(self, groups: Sequence[tuple[str | Sequence[Message], Sequence[str]]], checks: Sequence[Check] = (),
+                votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> list[list[float]]:  # fmt: skip
+        """`group_rewards` of many (context, responses) groups, with one call for all their verdicts."""
+        table, matches, start = self.table(groups, votes, temperature, both_orders), [], 0
+        for _, responses in groups:
+            matches += [(start + i, start + j) for i, j in ranking.all_pairs(len(responses))]
+            start += len(responses)
+        rates = iter(ranking.win_rates(start, ranking.play(matches, table)))
+        return [
+            [next(rates) + sum(float(check(context, response)) for check in checks) for response in responses]
+            for context, responses in groups
+        ]
+
+    def scores(self, context: str | Sequence[Message], responses: Sequence[str], samples: int = 8,
+               temperature: float = 0.5, scorer: Callable[[str], float] | None = None) -> Scores:  # fmt: skip
+        """Whole-number scores 1..10 for one response or several, summed over samples (pointwise.py). `scorer(chain)`
+        keeps the better half of the chains."""
+        check_sampling(samples, temperature)
+        if not responses:
+            raise UserError("responses: none to score")
+        shared, texts = messages(context), [clean(response) for response in responses]
+        seed = derive_seed(self.seed, json.dumps(shared), *texts)
+        shown = pointwise.orders(len(texts), samples, seed)
+        asked = [pointwise.render_scoring(shared, [texts[i] for i in order]) for order in shown]
+        seeds = [derive_seed(seed, sample) for sample in range(samples)]
+        replies = self.sampler.chat(asked, 1, temperature, self.max_tokens, seeds)
+        return pointwise.sum_scores(shown, [reply for [reply] in replies], len(texts), scorer)
 
 
 def count(judgements: Iterable[Judgement]) -> Verdict:
@@ -101,25 +189,67 @@ def chain(j: Judgement) -> Chain:
     return Chain(j.order, j.sample, named(j), j.finish_reason, parse_trace(j.text), j.text)
 
 
-# ---- the command ---------------------------------------------------------------------------------------
+def share(verdict: Verdict) -> float:
+    """A's share of the votes; a chain without a verdict is half a vote for each."""
+    return (verdict.votes["A"] + 0.5 * verdict.votes["none"]) / sum(verdict.votes.values())
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Judge one pair from flags, the pairs of a file, or those that come on standard input, line by line."""
+def messages(context: str | Sequence[Message]) -> tuple[Message, ...]:
+    turns: Sequence[Message] = [{"role": "user", "content": context}] if isinstance(context, str) else context
+    if not turns or turns[-1]["role"] != "user":
+        raise UserError("the conversation must end with a user message")
+    return tuple({"role": m["role"], "content": clean(m["content"])} for m in turns)
+
+
+def clean(text: str) -> str:
+    """Half a surrogate pair is no character and cannot be encoded: a question mark takes its place."""
+    return text.encode(errors="replace").decode()
+
+
+# ---- the commands' settings ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What every command takes: a judge, rows, and where results go."""
 
     model: str
-    """The judge: a `from_pretrained` folder, a run folder or a hub id."""
-    question: str | None = None
-    """What was asked (text), with --a and --b."""
-    a: str | None = None
-    """Response A (text)."""
-    b: str | None = None
-    """Response B (text)."""
+    """The judge: a `from_pretrained` folder, a run folder or a hub id; with --base-url the name it is served under."""
+    base_url: str = ""
+    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1; empty: load --model here."""
+    api_key_env: str = ""
+    """Environment variable that holds the server's key (its name); empty: no key is sent."""
+    concurrency: int = 8
+    """Requests to the server at the same time (requests)."""
+    timeout: float = 600.0
+    """Longest silence of the server within a request (seconds)."""
+    retries: int = 8
+    """How often a failed request is repeated, waiting 1, 2, 4 ... 60 seconds in between (times)."""
     data: str | None = None
-    """JSONL file of pairs; without it and without --question they are read from standard input."""
+    """JSONL file of rows; without it and without --question they are read from standard input."""
+    question: str | None = None
+    """What was asked (text)."""
+    out: str = ""
+    """Folder for config.json, results.jsonl (a result a line, as it comes) and a server's replies.jsonl; the same
+    command continues it and asks for nothing twice. Empty: results are printed only."""
     json: bool = False
-    """Print one JSON line per pair."""
+    """Print one JSON line per row."""
+    max_tokens: int = 2048
+    """Longest chain (tokens)."""
+    seed: int = 0
+    """Seed of samples, brackets and shown orders (an integer)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number type of the judge's weights (not for a server)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Source):
+    """Judge one pair from flags, the pairs of a file, or those that come on standard input, line by line."""
+
+    a: str | None = None
+    """Response A (text), with --question."""
+    b: str | None = None
+    """Response B (text), with --question."""
     style: Style = "instruct"
     """Which prompt the judge sees (cor_prompt.py)."""
     prompt_file: str = ""
@@ -130,73 +260,186 @@ class Pairs:
     """Sampling temperature; 0 takes the likeliest token."""
     both_orders: bool = False
     """Show every pair in both orders and let all verdicts vote."""
-    max_tokens: int = 2048
-    """Longest chain (tokens)."""
-    seed: int = 0
-    """Seed of the samples (an integer)."""
-    at_once: int = 1
-    """Pairs judged together (pairs). More is faster for a file; a dialogue over pipes needs 1."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number type of the judge's weights."""
+    at_once: int = 0
+    """Pairs judged together (pairs); 0: 32 of a file, one of standard input, as a dialogue over pipes needs it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank(Source):
+    """Rank the responses of each row against each other, or find the best one."""
+
+    responses: tuple[str, ...] = ()
+    """The responses (texts), with --question."""
+    method: Method = "bradley-terry"
+    """knockout finds the best in n - 1 comparisons; the others rate all in n(n-1)/2 (win-rate 0..1, Elo's scale)."""
+    style: Style = "instruct"
+    """Which prompt the judge sees (cor_prompt.py)."""
+    prompt_file: str = ""
+    """Text file that replaces the style's fixed wording; empty: the built-in wording."""
+    votes: int = 1
+    """Verdicts per comparison and order; their shares count (samples)."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 takes the likeliest token."""
+    both_orders: bool = True
+    """Compare in both orders; without it a coin decides who is shown first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Source):
+    """Score the responses of each row, or a single one, from 1 to 10 a sample."""
+
+    responses: tuple[str, ...] = ()
+    """The responses (texts), with --question."""
+    votes: int = 8
+    """Chains per row, whose scores are summed (samples)."""
+    temperature: float = 0.5
+    """Sampling temperature; 0 takes the likeliest token."""
+
+
+# ---- rows in, results out ------------------------------------------------------------------------------
+
+Row = tuple[str, int, dict[str, Any]]  # place for error messages, number from 0, the row itself
+Result = tuple[dict[str, Any], str]  # as JSON, as text
+Answer = Callable[[Judge, list[Row]], list[Result]]
+# What may change when a run in --out is continued: rows are compared one by one, the model by its digest.
+FREE = ("concurrency", "timeout", "retries", "api_key_env", "data", "question", "a", "b", "responses", "json",
+        "at_once", "prompt_file", "dtype")  # fmt: skip
 
 
 def judge_rows(cfg: Pairs, sampler: Chat | None = None) -> None:
     """Print a verdict per row as it comes. `sampler` replaces --model."""
-    flags = (cfg.question, cfg.a, cfg.b)
-    if any(flag is not None for flag in flags) and (None in flags or cfg.data is not None):
-        raise UserError("--question, --a and --b go together, and without --data")
-    if cfg.at_once < 1 or cfg.max_tokens < 1:
+
+    def answer(judge: Judge, part: list[Row]) -> list[Result]:
+        known = [parsed(*row) for row in part]
+        verdicts = judge.pairs([pair for pair, _ in known], cfg.votes, cfg.temperature, cfg.both_orders)
+        return [show_pair(*each, verdict) for each, verdict in zip(known, verdicts, strict=True)]
+
+    given = {"question": cfg.question, "response_a": cfg.a, "response_b": cfg.b}
+    work(cfg, given, answer, sampler, cfg.at_once or (32 if cfg.data else 1), cfg.style, cfg.prompt_file)
+
+
+def rank_rows(cfg: Rank, sampler: Chat | None = None) -> None:
+    """Print a ranking per row."""
+
+    def answer(judge: Judge, part: list[Row]) -> list[Result]:
+        [(where, number, row)] = part
+        context, responses = candidates(where, row)
+        found = judge.rank(context, responses, cfg.method, cfg.votes, cfg.temperature, cfg.both_orders)
+        listed = [(i, f"{found.scores[i]:.4g}") for i in found.order]
+        return [show_list(row, number, responses, listed, f"best: {found.order[0]} (comparisons: {found.comparisons})",
+                          asdict(found))]  # fmt: skip
+
+    given = {"question": cfg.question, "responses": list(cfg.responses)}
+    work(cfg, given, answer, sampler, 1, cfg.style, cfg.prompt_file)
+
+
+def score_rows(cfg: Score, sampler: Chat | None = None) -> None:
+    """Print scores per row."""
+
+    def answer(judge: Judge, part: list[Row]) -> list[Result]:
+        [(where, number, row)] = part
+        context, responses = candidates(where, row)
+        found = judge.scores(context, responses, cfg.votes, cfg.temperature)
+        listed = [(i, str(total)) for i, total in enumerate(found.totals)]
+        return [show_list(row, number, responses, listed, f"sums of {found.samples} of {found.asked} samples, 1 to 10 "
+                          "each", asdict(found))]  # fmt: skip
+
+    work(cfg, {"question": cfg.question, "responses": list(cfg.responses)}, answer, sampler)
+
+
+def work(cfg: Source, given: dict[str, Any], answer: Answer, sampler: Chat | None, at_once: int = 1,
+         style: Style = "instruct", prompt_file: str = "") -> None:  # fmt: skip
+    """Answer the rows that --out does not hold yet, in order; each result is written before the next is asked."""
+    flags = [value not in (None, []) for value in given.values()]
+    if any(flags) and (not all(flags) or cfg.data is not None):
+        raise UserError("--question and the responses go together, and without --data")
+    if at_once < 1 or cfg.max_tokens < 1:
         raise UserError("--at-once and --max-tokens must be at least 1")
-    system = run.read_prompt(cfg.prompt_file)
-    render(Pair("", "", ({"role": "user", "content": ""},), "", "", "A"), cfg.style, system)  # a usable prompt file
-    found = parsed(rows(cfg))
-    judge = Judge(sampler or load_sampler(cfg.model, cfg.dtype), cfg.style, system, cfg.max_tokens, cfg.seed)
-    while part := list(islice(found, cfg.at_once)):
-        verdicts = judge.pairs([pair for pair, _ in part], cfg.votes, cfg.temperature, cfg.both_orders)
-        for (pair, labelled), verdict in zip(part, verdicts, strict=True):
-            correct = {"correct": verdict.winner == pair.winner} if labelled else {}
-            show = as_json if cfg.json else as_text
-            print(show(pair, verdict, correct), flush=True)
+    system = run.read_prompt(prompt_file)
+    render(Pair("", "", ({"role": "user", "content": ""},), "", "", "A"), style, system)  # a usable prompt file
+    found, folder = rows(cfg, given), open_out(cfg, system, sampler is None) if cfg.out else None
+    if folder:
+        skip_done(found, folder.path / "results.jsonl")
+    if sampler is None and cfg.base_url:
+        kept = folder.path / "replies.jsonl" if folder else None
+        sampler = EndpointSampler(cfg.base_url, cfg.model, cfg.api_key_env, kept, cfg.concurrency, cfg.retries,
+                                  cfg.timeout)  # fmt: skip
+    judge = Judge(sampler or load_sampler(cfg.model, cfg.dtype), style, system, cfg.max_tokens, cfg.seed)
+    while part := list(islice(found, at_once)):
+        for (_, _, row), (record, text) in zip(part, answer(judge, part), strict=True):
+            if folder:
+                folder.log({"row": digest(row)} | record, "results.jsonl")
+            print(json.dumps(record) if cfg.json else text, flush=True)
 
 
-def rows(cfg: Pairs) -> Iterator[tuple[str, Any]]:
-    """(place for error messages, row) from flags, file or standard input."""
+def open_out(cfg: Source, system: str | None, has_model: bool) -> run.RunFolder:
+    """The folder, which is refused if what makes a result has changed."""
+    what = {field.name: getattr(cfg, field.name) for field in fields(cfg) if field.name not in FREE}
+    what |= {"command": type(cfg).__name__.lower(), "prompt_digest": digest(system), "model_digest": ""}
+    if has_model and not cfg.base_url:
+        from model import weights_digest
+
+        what |= {"model_digest": weights_digest(cfg.model), "dtype": cfg.dtype}
+    return run.RunFolder(cfg.out, make_dataclass("Config", what)(**what))
+
+
+def skip_done(found: Iterator[Row], log: Path) -> None:
+    """Pass over the rows whose results are in the log. A line without its end is what a killed process left."""
+    if not log.exists():
+        return
+    run.drop_torn_end(log)
+    for number, record in run.read_jsonl(log):
+        where, _, row = next(found, ("the end of the rows", 0, None))
+        if digest(row) != record.get("row"):
+            raise UserError(f"{where} is not the row of {log}:{number}; use another --out")
+
+
+def rows(cfg: Source, given: dict[str, Any]) -> Iterator[Row]:
+    """Rows from flags, file or standard input."""
     if cfg.question is not None:
-        yield "flags", {"question": cfg.question, "response_a": cfg.a, "response_b": cfg.b}
+        yield "flags", 0, given
     elif cfg.data is not None:
-        yield from ((f"{cfg.data}:{number}", row) for number, row in run.read_jsonl(Path(cfg.data)))
+        for index, (number, row) in enumerate(run.read_jsonl(Path(cfg.data))):
+            yield f"{cfg.data}:{number}", index, row
     else:
-        for number, line in enumerate(sys.stdin.buffer, 1):
-            if line.strip():
-                yield f"standard input:{number}", decode(line, f"standard input:{number}")
+        lines = ((number, line) for number, line in enumerate(sys.stdin.buffer, 1) if line.strip())
+        for index, (number, line) in enumerate(lines):
+            yield f"standard input:{number}", index, decode(line, f"standard input:{number}")
 
 
-def decode(line: bytes, where: str) -> Any:
+def decode(line: bytes, where: str) -> dict[str, Any]:
     try:
-        return json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not one JSON object a line ({error})") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
 
 
-def parsed(found: Iterable[tuple[str, Any]]) -> Iterator[tuple[Pair, bool]]:
-    """(pair, does the row know its winner) of each row; a missing winner is filled in with any letter."""
-    for index, (where, row) in enumerate(found):
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
-        labelled = row.get("winner") is not None or "chosen" in row
-        full = row if labelled else row | {"winner": "A"}
-        if isinstance(asked := row.get("question", row.get("context")), str):
-            full = full | {"context": [{"role": "user", "content": asked}]}
-        yield read_pair(full, where, index, "pair"), labelled
+def parsed(where: str, index: int, row: dict[str, Any]) -> tuple[Pair, bool]:
+    """(pair, does the row know its winner); a missing winner is filled in with any letter."""
+    labelled = row.get("winner") is not None or "chosen" in row
+    full = row if labelled else row | {"winner": "A"}
+    if isinstance(asked := row.get("question", row.get("context")), str):
+        full = full | {"context": [{"role": "user", "content": asked}]}
+    return read_pair(full, where, index, "pair"), labelled
 
 
-def as_json(pair: Pair, verdict: Verdict, correct: dict[str, bool]) -> str:
-    return json.dumps({"pair_id": pair.pair_id, "source": pair.source} | correct | asdict(verdict))
+def candidates(where: str, row: dict[str, Any]) -> tuple[tuple[Message, ...], list[str]]:
+    """Context and responses of a row of `rank` and `score`."""
+    responses = row.get("responses")
+    if not isinstance(responses, list) or not responses or not all(isinstance(text, str) for text in responses):
+        raise UserError(f"{where}: 'responses' must be a list of texts")
+    pair, _ = parsed(where, 0, {k: row[k] for k in ("question", "context") if k in row} |
+                     {"response_a": "x", "response_b": "y"})  # fmt: skip
+    return pair.context, responses
 
 
-def as_text(pair: Pair, verdict: Verdict, correct: dict[str, bool]) -> str:
+def show_pair(pair: Pair, labelled: bool, verdict: Verdict) -> Result:
     """Every chain, then the verdict. Chains are indented, so that none can pass for our own lines."""
-    lines = [f"==== {' '.join(visible(pair.pair_id).split())}"]
+    correct = {"correct": verdict.winner == pair.winner} if labelled else {}
+    lines = [f"==== {one_line(pair.pair_id)}"]
     for trace in verdict.traces:
         swapped = "" if trace.order == "AB" else ", response B shown as A"
         cut = "" if trace.finish_reason == "stop" else ", cut off" if trace.text else ", the prompt is too long"
@@ -205,11 +448,26 @@ def as_text(pair: Pair, verdict: Verdict, correct: dict[str, bool]) -> str:
         lines += [f"  {visible(line)}" for line in trace.text.split("\n")]
     votes = ", ".join(f"{name} {number}" for name, number in verdict.votes.items())
     right = "".join(f", {'right' if ok else 'wrong'}" for ok in correct.values())
-    return "\n".join([*lines, f"==== verdict: {verdict.winner or 'none'} (votes: {votes}){right}\n"])
+    lines.append(f"==== verdict: {verdict.winner or 'none'} (votes: {votes}){right}\n")
+    return {"pair_id": pair.pair_id, "source": pair.source} | correct | asdict(verdict), "\n".join(lines)
+
+
+def show_list(row: dict[str, Any], number: int, responses: Sequence[str], listed: Sequence[tuple[int, str]],
+              end: str, record: dict[str, Any]) -> Result:  # fmt: skip
+    """A line per response, indented like chains: place in the list, number, beginning."""
+    name = str(row.get("id", f"row-{number}"))
+    lines = [f"  {i:3} {value:>8}  {one_line(responses[i])[:80]}" for i, value in listed]
+    return {"id": name} | record, "\n".join([f"==== {one_line(name)}", *lines, f"==== {end}\n"])
+
+
+def one_line(text: str) -> str:
+    return " ".join(visible(text).split())
 
 
 def main() -> None:
-    judge_rows(tyro.extras.subcommand_cli_from_dict({"pairs": Pairs}))
+    commands: dict[type, Callable] = {Pairs: judge_rows, Rank: rank_rows, Score: score_rows}
+    cfg = tyro.extras.subcommand_cli_from_dict({"pairs": Pairs, "rank": Rank, "score": Score})
+    commands[type(cfg)](cfg)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ embedding and head are touched inside its forward only.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -122,6 +123,15 @@ def model_folder(path: str) -> Path:
         hint = "its run has not exported a model yet" if (folder / "metrics.jsonl").exists() else "not a model"
         raise UserError(f"{path}: {hint}; expected a folder with config.json and *.safetensors")
     return folder
+
+
+def weights_digest(path: str) -> str:
+    """16 hex digits that another training of the same model changes."""
+    found = hashlib.blake2b(digest_size=8)
+    for file in sorted(model_folder(path).glob("*.safetensors")):
+        with open(file, "rb") as content:
+            found.update(hashlib.file_digest(content, "blake2b").digest())
+    return found.hexdigest()
 
 
 def context_tokens(path: str) -> int:

@@ -3,7 +3,8 @@
     python report.py runs/demo          training runs, evaluations and probes below it, up to three levels
     python report.py runs/grpo          one run
 
-A stage NAME joins FOLDER/NAME (training), FOLDER/eval/NAME (evaluation) and FOLDER/probe/NAME.json. Texts come
+A stage NAME joins FOLDER/NAME (training), FOLDER/eval/NAME (evaluation) and FOLDER/probe/NAME.json. Curves over
+votes and budgets are shown wherever eval.py left one; of an evaluation in FOLDER/curve nothing else. Texts come
 from strangers and from models: on the page they are escaped or set as text, no script but its own may run
 (Content-Security-Policy), nothing is loaded, and control and bidi characters are spelt out here and there.
 """
@@ -14,9 +15,8 @@ import base64
 import hashlib
 import json
 import math
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
@@ -28,8 +28,10 @@ import tyro
 
 import run
 from data import Pair, load_pairs
+from outcomes import read_judgement
 from rollout import Judgement, tally
 from run import UserError, visible
+from tables import as_text, curve_grid, drawn
 
 ORDER = ("start", "sft", "grpo")  # stages of other names come after these
 PANELS = (
@@ -87,10 +89,11 @@ def find_stages(folder: Path) -> list[Stage]:
     for path in below(folder, "metrics.jsonl"):
         stage(path.parent).metrics = [row for _, row in run.read_jsonl(path, torn_end_ok=True)]
     for path in below(folder, "summary.json"):
-        if (path.parent / "judgements.jsonl").is_file():
+        logs = sorted(path.parent.glob("judgements*.jsonl"))  # several processes leave a log each
+        if logs and "curve" not in path.relative_to(folder).parts:
             one = stage(path.parent)
             one.summary = read_object(path)
-            one.verdicts = first_samples(read_log(path.parent / "judgements.jsonl"))
+            one.verdicts = first_samples([judgement for log in logs for judgement in read_log(log)])
             one.data = str(read_object(path.parent / "config.json").get("data", ""))
     for path in below(folder, "probe/*.json"):
         stage(path.with_suffix("")).probe = read_object(path)
@@ -134,14 +137,18 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def find_curves(folder: Path) -> dict[str, dict[str, Any]]:
+    """{evaluation: its curve}, as eval.py writes it."""
+    found = {}
+    for path in below(folder, "summary.json"):
+        if curve := read_object(path).get("curve"):
+            name = "/".join(part for part in path.parent.relative_to(folder).parts if part not in ("eval", "curve"))
+            found[name or folder.resolve().name] = curve
+    return found
+
+
 def read_log(path: Path) -> list[Judgement]:
-    judgements = []
-    for number, row in run.read_jsonl(path, torn_end_ok=True):
-        try:
-            judgements.append(Judgement(**row))
-        except TypeError as error:
-            raise UserError(f"{path}:{number}: not a verdict ({error})") from None
-    return judgements
+    return [read_judgement(row, f"{path}:{number}") for number, row in run.read_jsonl(path, torn_end_ok=True)]
 
 
 def first_samples(judgements: Sequence[Judgement]) -> dict[Key, dict[str, Judgement]]:
@@ -208,14 +215,6 @@ def is_number(value: Any) -> bool:
 # ---- the terminal --------------------------------------------------------------------------------------
 
 
-def print_table(table: Table) -> None:
-    rows = [[visible(text[:40]).replace("\n", " ") for text in row] for row in table]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
-    print()
-
-
 def print_change(stages: Sequence[Stage], texts: dict[Key, Pair]) -> None:
     """One held-out pair that the last stage judges right and the stage before it judged wrong."""
     judged = [s for s in stages if s.verdicts]
@@ -272,7 +271,15 @@ def draw_curves(metrics: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, b
             yield f"{title} ({unit})", f"last: {last}", plot(curves)
 
 
-def plot(curves: dict[str, list[tuple[float, float]]]) -> bytes:
+def draw_evaluations(curves: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, str, bytes]]:
+    """(title, is there a curve?, PNG) of each evaluation over votes or budgets; the bars are one standard error."""
+    for name, curve in curves.items():
+        points = [(x, y) for x, y, _ in drawn(curve)]
+        image = plot({"accuracy": points}, curve["xlabel"], [error for *_, error in drawn(curve)])
+        yield f"{name}: {curve['title']} (accuracy)", f"{curve['remark']}; {curve['note']}", image
+
+
+def plot(curves: dict[str, list[tuple[float, float]]], xlabel: str = "step", errors: Sequence[float] = ()) -> bytes:
     """One panel on a transparent ground, in greys that are legible on white and on black."""
     from matplotlib.figure import Figure
 
@@ -280,10 +287,12 @@ def plot(curves: dict[str, list[tuple[float, float]]]) -> bytes:
     axes = figure.subplots()
     for (name, points), colour in zip(curves.items(), ("#3987e5", "#e8743b"), strict=False):
         marker = "o" if len(points) < 40 else None
-        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3, linewidth=1.4, label=name)
+        x, y = zip(*points, strict=True)
+        axes.errorbar(x, y, list(errors) or None, color=colour, marker=marker, markersize=3, linewidth=1.4, capsize=2,
+                      label=name)  # fmt: skip
     axes.tick_params(colors="#808080", labelsize=8)
     axes.grid(color="#808080", alpha=0.25, linewidth=0.6)
-    axes.set_xlabel("step", color="#808080", fontsize=8)
+    axes.set_xlabel(xlabel, color="#808080", fontsize=8)
     for side, spine in axes.spines.items():
         spine.set(color="#808080", visible=side in ("left", "bottom"))
     if len(curves) > 1:
@@ -291,13 +300,6 @@ def plot(curves: dict[str, list[tuple[float, float]]]) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_bytes(content)
-    os.replace(aside, path)
 
 
 # ---- the page ------------------------------------------------------------------------------------------
@@ -350,15 +352,19 @@ def as_html(table: Table) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
-def page(title: str, stages: Sequence[Stage], curves: dict[str, list[tuple[str, str, bytes]]], data: Any) -> str:
+def page(title: str, stages: Sequence[Stage], curves: dict[str, list[tuple[str, str, bytes]]], data: Any,
+         evaluated: Mapping[str, dict[str, Any]]) -> str:  # fmt: skip
     parts = ["<h2>Stages</h2>\n", as_html(stage_table(stages))]
     for name, panels in curves.items():
         figures = "".join(
-            f'<figure><figcaption>{escape(head)}</figcaption><img alt="{escape(head + "; " + last)}" '
-            f'src="data:image/png;base64,{base64.b64encode(png).decode()}"><small>{escape(last)}</small></figure>\n'
+            f'<figure><figcaption>{escape(visible(head))}</figcaption><img alt="{escape(visible(f"{head}; {last}"))}" '
+            f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+            f"<small>{escape(visible(last))}</small></figure>\n"
             for head, last, png in panels
         )
-        parts.append(f'<h2>Training: {escape(visible(name))}</h2>\n<div class="grid">\n{figures}</div>\n')
+        parts.append(f'<h2>{escape(visible(name))}</h2>\n<div class="grid">\n{figures}</div>\n')
+    for name, curve in evaluated.items():
+        parts += [f"<h3>{escape(visible(name))}</h3>\n", as_html(curve_grid(curve))]
     if probes := probe_table(stages):
         parts += ["<h2>Probes</h2>\n", as_html(probes)]
     if data["pairs"]:
@@ -397,17 +403,23 @@ def report(cfg: Config) -> Path:
     folder = Path(cfg.folder)
     stages = find_stages(folder)
     texts = load_texts(stages)
-    print_table(stage_table(stages))
+    evaluated = find_curves(folder)
+    print(as_text("", stage_table(stages)))
     if probes := probe_table(stages):
-        print_table(probes)
+        print(as_text("", probes))
     print_change(stages, texts)
-    curves = {s.name: list(draw_curves(s.metrics)) for s in stages if s.metrics}
+    for name, curve in evaluated.items():
+        print(as_text(f"{name}: {curve['title']}", curve_grid(curve)) + visible(curve["remark"]) + "\n")
+    curves = {f"Training: {s.name}": list(draw_curves(s.metrics)) for s in stages if s.metrics}
+    curves |= {"Votes and budgets": list(draw_evaluations(evaluated))} if evaluated else {}
     for name, panels in curves.items():
         for title, _, png in panels:
-            slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{name} {title.partition(' (')[0]}").strip("-").lower()
-            write_bytes(folder / "plots" / f"{slug}.png", png)
+            words = f"{name.removeprefix('Training: ')} {title.partition(' (')[0]}"
+            slug = re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-").lower()
+            run.write_whole(folder / "plots" / f"{slug}.png", png)
     out = Path(cfg.out) if cfg.out else folder / "report.html"
-    run.write_whole(out, page(f"Report: {folder.resolve().name}", stages, curves, browser_data(stages, texts, cfg)))
+    run.write_whole(out, page(f"Report: {folder.resolve().name}", stages, curves, browser_data(stages, texts, cfg),
+                              evaluated))  # fmt: skip
     print(out)
     return out
 

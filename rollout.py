@@ -8,13 +8,16 @@ imported inside functions only.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cor_prompt import Style, encode_prompt, render
 from data import Message, Pair, swap
+from endpoint import EndpointSampler as EndpointSampler
+from endpoint import Reply
 from reward import Letter, Rule, parse_verdict
 from run import UserError, derive_seed, gather, rank
 
@@ -34,16 +37,6 @@ class Rollout:
     text: str  # our tokenizer's decode of response_ids without the final end-of-turn token
     finish_reason: Literal["stop", "length"]
     prompt_index: int  # which prompt of this call
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a conversation got back; token counts are the sampler's."""
-
-    text: str
-    finish_reason: Literal["stop", "length"]
-    prompt_tokens: int
-    response_tokens: int
 
 
 class Chat(Protocol):
@@ -281,7 +274,7 @@ def which_sampler(wanted: SamplerKind, path: str, tp: int = 1) -> tuple[Literal[
     if wanted == "torch" or (wanted == "auto" and reason):
         if tp > 1:
             raise UserError(f"--tp {tp} needs --sampler vllm" + (f", but {reason}" if reason else ""))
-        return "torch", reason or "asked for"
+        return "torch", "asked for" if wanted == "torch" else reason
     return "vllm", "asked for" if wanted == "vllm" else "it is installed and suits the device"
 
 
@@ -305,15 +298,23 @@ def _why_not_vllm(path: str) -> str:
     return "" if size in CPU_HEAD_SIZES else f"its CPU attention has no kernel for heads of {size}"
 
 
-def load_sampler(path: str, dtype: str = "float32") -> TorchSampler:
-    """A judge from a `from_pretrained` folder, a run folder or a hub id, on the GPU where there is one."""
+def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch", context: int | None = None,
+                 tp: int = 1, memory: float = 0.9) -> TorchSampler | VLLMSampler:  # fmt: skip
+    """A judge from a `from_pretrained` folder, a run folder or a hub id, on the GPU where there is one.
+
+    vLLM holds its real weights and never sleeps; it may take `memory` of a GPU and makes room for `context` tokens
+    of prompt and response together (None: all that the model was made for).
+    """
     import torch
 
-    from model import load_policy, load_tokenizer
+    from model import context_tokens, load_policy, load_tokenizer
 
+    tokenizer = load_tokenizer(path)
+    if which_sampler(kind, path, tp)[0] == "vllm":
+        room = context_tokens(path) if context is None else context
+        return VLLMSampler(path, tokenizer, dtype, room, tp=tp, memory=memory, dummy=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = load_policy(path, getattr(torch, dtype)).to(device)
-    return TorchSampler(policy.lm, load_tokenizer(path))
+    return TorchSampler(load_policy(path, getattr(torch, dtype)).to(device).lm, tokenizer)
 
 
 # ---- the one way a pair is judged ----------------------------------------------------------------------
@@ -339,14 +340,17 @@ class Judgement:
 
 def judge_pairs(sampler: Chat, pairs: Sequence[Pair], style: Style, *, n: int = 1, temperature: float = 0.0,
                 max_tokens: int, seed: int = 0, both_orders: bool = False, rule: Rule = "eval",
-                system: str | None = None, at_once: int = 256) -> Iterator[Judgement]:  # fmt: skip
-    """Judge every pair n times (in both orders if asked), `at_once` verdicts a call; yields as they come.
+                system: str | None = None, at_once: int = 256,
+                done: Container[tuple[str, str, str]] = ()) -> Iterator[Judgement]:  # fmt: skip
+    """Judge every pair n times (in both orders if asked), `at_once` verdicts a call; yields as they come. What is
+    `done` (source, pair_id, order) is left out.
 
     Used for held-out accuracy in training, evaluation, the judge and distillation. Seeds depend on
     (seed, pair, order) alone, so an interrupted evaluation continues with the same samples.
     """
     orders: tuple[Literal["AB", "BA"], ...] = ("AB", "BA") if both_orders else ("AB",)
-    shown = [(pair if order == "AB" else swap(pair), order) for pair in pairs for order in orders]
+    shown = [(pair if order == "AB" else swap(pair), order) for pair in pairs for order in orders
+             if (pair.source, pair.pair_id, order) not in done]  # fmt: skip
     step = max(1, at_once // n)
     for start in range(0, len(shown), step):
         part = shown[start : start + step]
@@ -360,6 +364,14 @@ def judge_pairs(sampler: Chat, pairs: Sequence[Pair], style: Style, *, n: int = 
                 yield Judgement(pair.pair_id, pair.source, pair.category, pair.meta, order, sample, verdict,
                                 pair.winner, verdict == pair.winner, reply.finish_reason,
                                 reply.response_tokens, reply.text)  # fmt: skip
+
+
+def check_sampling(votes: int, temperature: float) -> None:
+    """Raises UserError for votes that would all be the same, or none."""
+    if votes < 1 or (votes > 1 and temperature == 0):
+        raise UserError("votes: at least 1, and several need a temperature above 0, such as 1.0")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise UserError(f"temperature {temperature}: must be 0 or more")
 
 
 def named(judgement: Judgement) -> Letter | None:

@@ -191,15 +191,25 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest, "little") >> 2
 
 
+def digest(value: Any) -> str:
+    """16 hex digits of anything that JSON can hold."""
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
+
+
 # ---- the run folder ------------------------------------------------------------------------------------
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(aside, path)
+
+
+def drop_torn_end(path: Path) -> None:
+    """Cut off a last line without its line end, which is what a killed process leaves in a log."""
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def read_jsonl(path: Path, torn_end_ok: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -240,6 +250,11 @@ WHERE = (
     "shard_ranks",
     "checkpointing",
     "micro_batch_tokens",
+    "at_once",
+    "api_key_env",
+    "concurrency",
+    "timeout",
+    "retries",
 )  # fmt: skip - settings of where and how fast a run computes, not of what
 
 

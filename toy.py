@@ -32,7 +32,7 @@ from reward import parse_verdict
 from run import UserError, derive_seed, read_prompt, start, write_whole
 
 if TYPE_CHECKING:
-    from rollout import TorchSampler
+    from rollout import TorchSampler, VLLMSampler
 
 COLOURS = "red green blue gold black white pink grey".split()
 NOUNS = "boat car cat dog tree house bird fish".split()
@@ -407,7 +407,7 @@ def probe(cfg: Probe) -> None:
         print(f"{name.replace('_', ' '):40}  {share:>5} {row['n']:>4}  {rate:>8}")
 
 
-def measure(sampler: TorchSampler, sums: Sequence[Pair], system: str, max_tokens: int) -> dict[str, Any]:
+def measure(sampler: TorchSampler | VLLMSampler, sums: Sequence[Pair], system: str, max_tokens: int) -> dict[str, Any]:
     """{row: share, n, verdict_rate}: free generation, then the two forced ones.
 
     `share` is over n: every sum, but for the forced rows the sums on which a verdict was given at all.
@@ -448,7 +448,7 @@ def forced_prefix(pair: Pair, whole: bool) -> str:
     return f"<type> Reasoning </type> <solution> {solution} </solution>"
 
 
-def go_on(sampler: TorchSampler, pairs: Sequence[Pair], prefixes: Sequence[str], system: str,
+def go_on(sampler: TorchSampler | VLLMSampler, pairs: Sequence[Pair], prefixes: Sequence[str], system: str,
           max_tokens: int) -> list[str]:  # fmt: skip
     """Greedy continuation of each prompt and of what already stands in its response, as text."""
     tokenizer = sampler.tokenizer

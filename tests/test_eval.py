@@ -1,16 +1,21 @@
 """eval.py with a sampler that is a table: resuming, counting, refusing."""
 
+import itertools
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_models import make_folder, make_lm
 
 import eval as ev
+import outcomes
+import tables
 from data import Pair, save_pairs
 from rollout import Judgement, Reply
 from run import UserError
@@ -54,7 +59,7 @@ def make_run(tmp_path, pairs=None, **settings):
 
 
 def lines(cfg):
-    return Path(cfg.out, ev.LOG).read_text(encoding="utf-8").splitlines()
+    return Path(cfg.out, "judgements.jsonl").read_text(encoding="utf-8").splitlines()
 
 
 MODES = [{}, {"both_orders": True}, {"votes": 3, "temperature": 1.0, "both_orders": True}]
@@ -68,10 +73,10 @@ def test_interrupted_run_equals_uninterrupted_one(tmp_path, mode):
     expected, text = sorted(lines(cfg)), Path(cfg.out, "summary.json").read_text()
     assert len(whole.asked) == len(set(whole.asked)) == 7 * (2 if cfg.both_orders else 1)
     assert json.loads(text) == summary
-    log = Path(cfg.out, ev.LOG).read_bytes()
+    log = Path(cfg.out, "judgements.jsonl").read_bytes()
     starts = [i + 1 for i, byte in enumerate(log) if byte == 10]
     for cut in [0, 1, starts[0] - 1, starts[0], starts[0] + 5, starts[3], starts[-2] + 40, len(log) - 1, len(log)]:
-        Path(cfg.out, ev.LOG).write_bytes(log[:cut])
+        Path(cfg.out, "judgements.jsonl").write_bytes(log[:cut])
         kept = [json.loads(line) for line in log[: log.rfind(b"\n", 0, cut) + 1].splitlines()]
         again = Sampler()
         assert ev.evaluate(cfg, again) == summary
@@ -110,7 +115,7 @@ def test_changed_configuration_data_or_prompt_is_refused(tmp_path):
     (tmp_path / "prompt.txt").write_text("judge")
     ev.evaluate(cfg, Sampler())
     with pytest.raises(UserError, match="max_tokens"):
-        ev.evaluate(replace(cfg, max_tokens=5), Sampler())
+        ev.evaluate(replace(cfg, max_tokens=(5,)), Sampler())
     (tmp_path / "prompt.txt").write_text("judge well")
     with pytest.raises(UserError, match="prompt_digest"):
         ev.evaluate(cfg, Sampler())
@@ -126,7 +131,7 @@ def test_retrained_model_is_refused(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr(ev, "load_sampler", lambda path, dtype: Sampler())
+    monkeypatch.setattr(ev, "make_sampler", lambda *_: Sampler())
     ev.evaluate(cfg)
     ev.evaluate(cfg)
     (tmp_path / "model" / "model.safetensors").write_bytes(b"others!")
@@ -138,13 +143,14 @@ def test_foreign_lines_in_the_log_are_refused(tmp_path):
     cfg = make_run(tmp_path)
     ev.evaluate(cfg, Sampler())
     for line in ('{"pair_id": "p0"}\n', lines(cfg)[0].replace('"p0"', '"other"') + "\n"):
-        Path(cfg.out, ev.LOG).write_text(line)
+        Path(cfg.out, "judgements.jsonl").write_text(line)
         with pytest.raises(UserError, match=":1: not a verdict"):
             ev.evaluate(cfg, Sampler())
 
 
-@pytest.mark.parametrize("settings", [{"votes": 3}, {"votes": 0}, {"temperature": -1.0}, {"max_tokens": 0},
-                                      {"temperature": float("nan")}, {"limit": -1}, {"at_once": 0}])  # fmt: skip
+@pytest.mark.parametrize("settings", [
+    {"votes": 3}, {"votes": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"limit": -1}, {"at_once": -1},
+    {"max_tokens": (0,)}, {"max_tokens": ()}, {"max_tokens": (8, 8)}, {"tp": 0}, {"engine_memory": 0.0}])  # fmt: skip
 def test_settings_that_cannot_work(tmp_path, settings):
     with pytest.raises(UserError):
         ev.evaluate(make_run(tmp_path, **settings), Sampler())
@@ -213,17 +219,170 @@ def test_prompts_that_fill_the_context_are_counted(capsys):
     seen += [judged("b", "AB", 0, None, "A", finish_reason="length"), judged("b", "AB", 1, "A", "A")]
     summary = ev.summarise(seen)
     assert (summary["prompts_too_long"], summary["chains_truncated"]) == (1, 1)
-    ev.print_table(summary)
+    tables.print_summary(summary)
     out = capsys.readouterr().out
     assert "1 prompts fill" in out and "1 chains were cut off" in out
 
 
 def test_table_shows_rows_and_no_escape_sequence(capsys):
-    ev.print_table(ev.summarise([judged("a", "AB", 0, "A", "A", "\x1b[31mred"), judged("b", "AB", 0, "A", "B")]))
+    tables.print_summary(ev.summarise([judged("a", "AB", 0, "A", "A", "\x1b[31mred"), judged("b", "AB", 0, "A", "B")]))
     out = capsys.readouterr().out
-    assert "\x1b" not in out and "?[31mred" in out
-    assert [line.split()[0] for line in out.splitlines()] == ["accuracy", "all", "?[31mred", "Chat"]
+    assert "\x1b" not in out
+    assert [line.split()[0] for line in out.splitlines() if line] == ["accuracy", "all", "<U+001B>[31mred", "Chat"]
     assert out.splitlines()[1].split() == ["all", "0.500", "0.500", "1.000", "1.000", "10.0", "2"]
+
+
+# ---- curves --------------------------------------------------------------------------------------------
+
+
+def test_a_curve_over_votes_is_the_mean_over_all_subsets(tmp_path):
+    cfg = make_run(tmp_path, make_pairs(9), votes=5, temperature=1.0, both_orders=True)
+    summary = ev.evaluate(cfg, Sampler())
+    rows = list(map(json.loads, lines(cfg)))
+    points = {point["x"]: point for point in summary["curve"]["points"]}
+    assert list(points) == [1, 2, 3, 4, 5] and summary["curve"]["drawn"] == [1, 3, 5]
+    for k, point in points.items():
+        shares = {}
+        for pair, order in itertools.product({row["pair_id"] for row in rows}, ("AB", "BA")):
+            votes = [row for row in rows if (row["pair_id"], row["order"]) == (pair, order)]
+            won = [sum(v["correct"] for v in some) > sum(not v["correct"] and v["verdict"] is not None for v in some)
+                   for some in itertools.combinations(votes, k)]  # fmt: skip
+            shares.setdefault(pair, []).append(statistics.fmean(won))
+        means = [statistics.fmean(orders) for orders in shares.values()]
+        assert point["accuracy"] == pytest.approx(statistics.fmean(means))
+        assert point["accuracy_se"] == pytest.approx(statistics.stdev(means) / 3)
+    assert points[1]["accuracy"] == pytest.approx(summary["overall"]["accuracy"])
+    assert Path(cfg.out, "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+class Slow:
+    """Right on every pair, but only after 10 to 16 tokens; says what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def chat(self, conversations, n, temperature, max_tokens, seeds):
+        self.asked += [max_tokens] * len(seeds)
+        whole = [10 + int(messages[-1]["content"].partition("question ")[2][0]) for messages in conversations]
+        says = ["AB"[messages[-1]["content"].index("yes") > messages[-1]["content"].index("no ")]
+                for messages in conversations]  # fmt: skip
+        return [[Reply(f"[[{letter}]]", "stop", 9, length) if length <= max_tokens
+                 else Reply("and so on", "length", 9, max_tokens)] * n
+                for letter, length in zip(says, whole, strict=True)]  # fmt: skip
+
+
+def test_a_sweep_of_budgets(tmp_path, capsys):
+    pairs = make_pairs(7)
+    pairs = [replace(p, response_a="yes", response_b="no !", winner="A") for p in pairs]
+    cfg = make_run(tmp_path, pairs, max_tokens=(8, 12, 16))
+    slow = Slow()
+    summary = ev.evaluate(cfg, slow)
+    curve = summary["curve"]
+    assert [(p["x"], p["accuracy"]) for p in curve["points"]] == [(8, 0.0), (12, pytest.approx(3 / 7)), (16, 1.0)]
+    assert curve["points"][0]["verdict_rate"] == 0 and curve["points"][2]["length_mean"] == 13
+    assert curve["remark"].startswith("rises by 1.000")
+    assert json.loads(Path(cfg.out, "summary.json").read_text()) == summary
+    assert Path(cfg.out, "curve.png").read_bytes().startswith(b"\x89PNG")
+    tables.print_summary(summary)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "inference budget (single verdicts; pairs: 7)" and out[3].split()[:2] == ["8", "0.000"]
+    # a sweep goes on where it stopped, and takes further budgets
+    log = Path(cfg.out, "tokens-12", "judgements.jsonl")
+    log.write_text("".join(log.read_text().splitlines(True)[:5]))
+    again = Slow()
+    more = ev.evaluate(replace(cfg, max_tokens=(8, 12, 16, 11)), again)
+    assert again.asked == [12, 12] + [11] * 7
+    assert [p for p in more["curve"]["points"] if p["x"] != 11] == curve["points"]
+    with pytest.raises(UserError, match="seed"):
+        ev.evaluate(replace(cfg, seed=1), again)
+
+
+def test_no_curve_is_said_to_be_none():
+    flat = {k: {("s", str(i)): float(i % 2) for i in range(20)} for k in (1, 3)}
+    assert outcomes.curve("", "", "", flat, {})["remark"].startswith("no curve: from 1 to 3 accuracy moves by 0.000")
+    noisy = {1: dict(flat[1]), 3: flat[1] | {("s", "0"): 1.0}}
+    assert outcomes.curve("", "", "", noisy, {})["remark"].startswith("no curve")
+    worse = {1: flat[1], 3: dict.fromkeys(flat[1], 0.0)}
+    assert outcomes.curve("", "", "", worse, {})["remark"].startswith("falls by 0.500")
+
+
+# ---- a model in this process, and in several ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model two of whose words are verdicts."""
+    path = tmp_path_factory.mktemp("model")
+    make_folder(path, make_lm(), tokenizer=True)
+    words = (path / "tokenizer.json").read_text()
+    (path / "tokenizer.json").write_text(words.replace('"w28"', '"[[A]]"').replace('"w29"', '"[[B]]"'))
+    return str(path)
+
+
+def model_run(tmp_path, folder, **settings):
+    (tmp_path / "prompt.txt").write_text("judge")
+    settings = {"prompt_file": str(tmp_path / "prompt.txt"), "temperature": 1.0, "max_tokens": (9,)} | settings
+    return replace(make_run(tmp_path, make_pairs(11)), model=folder, sampler="torch", **settings)
+
+
+def all_lines(out):
+    return sorted(line for path in Path(out).glob("judgements*.jsonl") for line in path.read_text().splitlines())
+
+
+def test_the_context_caps_the_budget_and_that_is_said(tmp_path, folder, capsys):
+    cfg = model_run(tmp_path, folder, max_tokens=(500,), temperature=0.0, limit=3)
+    ev.evaluate(cfg)
+    rows = list(map(json.loads, lines(cfg)))
+    prompt = int(capsys.readouterr().out.partition("longest prompt (")[2].split()[0])
+    assert {row["response_tokens"] for row in rows if row["finish_reason"] == "length"} <= {128 - prompt}
+    ev.evaluate(replace(cfg, out=str(tmp_path / "short"), max_tokens=(128 - prompt,)))
+    assert "longest prompt" not in capsys.readouterr().out
+
+
+def test_two_processes_judge_as_one(tmp_path, folder):
+    cfg = model_run(tmp_path, folder, both_orders=True, votes=2)
+    summary = ev.evaluate(cfg)
+    expected = all_lines(cfg.out)
+    assert 0 < summary["overall"]["verdict_rate"] < 1 and len(expected) == 44
+
+    def two(out):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "eval.py",
+                   "run", "--model", folder, "--data", cfg.data, "--out", out, "--prompt-file", cfg.prompt_file,
+                   "--both-orders", "--votes", "2", "--temperature", "1", "--max-tokens", "9", "--sampler", "torch",
+                   "--at-once", "6"]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    out = tmp_path / "two"
+    printed = two(str(out))
+    assert printed.count("majority of k of 2 votes") == 1  # one process speaks
+    logs = [path.read_text().splitlines(True) for path in sorted(out.glob("judgements_*.jsonl"))]
+    assert list(map(len, logs)) == [24, 20] and all_lines(out) == expected
+    assert json.loads((out / "summary.json").read_text()) == summary
+    rows = outcomes.read_log([str(out)])
+    assert len(outcomes.read_outcomes("pairs", rows)[0]) == 11
+    # what is missing of two processes' logs is judged by one, and the other way round
+    (out / "judgements_0.jsonl").write_text("".join(logs[0][:7]) + logs[0][7][:20])
+    assert ev.evaluate(replace(cfg, out=str(out))) == summary and all_lines(out) == expected
+    one = Path(cfg.out, "judgements.jsonl")
+    one.write_text("".join(one.read_text().splitlines(True)[:21]))
+    two(cfg.out)
+    assert all_lines(cfg.out) == expected and (Path(cfg.out) / "judgements_1.jsonl").stat().st_size > 0
+
+
+def test_the_engine_is_given_all_its_memory(tmp_path, folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ev, "which_sampler", lambda kind, *_: ("vllm", "in this test"))
+    monkeypatch.setattr(ev, "load_sampler", lambda *arguments: asked.append(arguments) or Sampler())
+    cfg = replace(model_run(tmp_path, folder, limit=2), sampler="vllm", engine_memory=0.8)
+    ev.evaluate(cfg)
+    [(model, dtype, kind, context, tp, memory)] = asked
+    assert (model, dtype, kind, tp, memory) == (folder, "float32", "vllm", 1, 0.8)
+    assert 9 < context < 128  # the longest prompt and nine tokens
+
+
+# ---- the command ---------------------------------------------------------------------------------------
 
 
 def run_script(*arguments):

@@ -177,7 +177,7 @@ def test_only_the_pages_own_script_may_run(tmp_path):
 @pytest.fixture
 def no_plots(monkeypatch):
     """Drawing is slow, and not what every test is about."""
-    monkeypatch.setattr(rp, "plot", lambda curves: b"")
+    monkeypatch.setattr(rp, "plot", lambda *_: b"")
 
 
 def read_browser(path):
@@ -200,6 +200,24 @@ def test_browser_holds_changed_pairs_first_and_stays_small(no_plots, tmp_path):
     small = rp.report(rp.Config(str(folder), megabytes=0.003))
     assert 0 < len(read_browser(small)["pairs"]) < 12
     assert len(rp.clip("x" * 100_000)) < 13_000
+
+
+def test_curves_stand_beside_the_stages(tmp_path, capsys):
+    folder = write_demo(tmp_path / "demo")
+    points = [{"x": x, "accuracy": y, "accuracy_se": 0.01} for x, y in ((1, 0.6), (2, 0.4), (3, 0.7))]
+    curve = {"title": "majority of k of 3 votes", "xlabel": "votes per pair", "note": "<b>", "pairs": 12,
+             "points": points, "remark": "no curve: \x1b[31m", "drawn": [1, 3]}  # fmt: skip
+    for name, where in (("votes", "curve"), ("again", "eval")):
+        write_evaluation(folder / where / name, [judge(p, "AB", True, "x") for p in make_pairs()[:2]], "none")
+        log = folder / where / name / "judgements.jsonl"
+        log.rename(log.with_stem("judgements_1"))  # as the second of two processes leaves it
+        (folder / where / name / "summary.json").write_text(json.dumps({"curve": curve}))
+    assert [s.name for s in rp.find_stages(folder)] == ["start", "sft", "grpo", "again"]
+    assert list(rp.find_curves(folder)) == ["votes", "again"]
+    page = rp.report(rp.Config(str(folder))).read_text(encoding="utf-8")
+    assert (folder / "plots" / "votes-and-budgets-votes-majority-of-k-of-3-votes.png").exists()
+    assert page.count("<h3>") == 2 and "<td>0.400</td>" in page and "&lt;b&gt;" in page and "<b>" not in page
+    assert "\x1b" not in page and "no curve: <U+001B>[31m" in capsys.readouterr().out
 
 
 def test_without_the_data_file(no_plots, tmp_path, capsys):

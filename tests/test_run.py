@@ -129,13 +129,13 @@ def test_a_write_that_fails_in_the_middle_leaves_the_old_file(tmp_path, monkeypa
         write_whole(path, "x" * 100_000 + "\ud800")
     assert path.read_text() == "old"
 
-    def full_disk(self, text, encoding=None):
-        with open(self, "w", encoding=encoding) as file:
-            file.write(text[: len(text) // 2])
+    def full_disk(self, content):
+        with open(self, "wb") as file:
+            file.write(content[: len(content) // 2])
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full_disk)
+        patch.setattr(Path, "write_bytes", full_disk)
         with pytest.raises(OSError, match="No space"):
             write_whole(path, "new and longer")
     assert path.read_text() == "old"

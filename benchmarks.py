@@ -1,0 +1,393 @@
+"""RewardBench, RM-Bench and RMB: their own files in, pairs out; outcomes in, the published tables out.
+
+    pairs = load_benchmark("rm-bench", "total_dataset.json")      # nine pairs per prompt
+    table = score("rm-bench", outcomes)                           # {"domains": {"chat": 0.749, ...}, ...}
+
+    outcome   one chosen response was, or was not, preferred to one rejected response
+    item      what stands for itself: a RewardBench row, an RM-Bench prompt with its nine comparisons,
+              an RMB pair, an RMB best-of-n item with all its losers. Bootstrap intervals resample items
+    group     RewardBench's subset, RM-Bench's domain, RMB's category path, the category of other pairs
+    slot      which of an item's comparisons; RM-Bench "02": chosen in style 0 against rejected in style 2
+
+The rules are those of RM-R1's evaluation (arXiv 2505.02387). No verdict is wrong and stays in the denominator.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from data import Pair, load_pairs, read_messages, read_rows, swap
+from run import UserError, derive_seed
+
+Benchmark = Literal["pairs", "rewardbench", "rm-bench", "rmb"]
+Compat = Literal["none", "official"]
+RULES: dict[Compat, str] = {"none": "right", "official": "official"}  # what a row is called
+Row = dict[str, Any]
+Table = dict[str, dict[str, Any]]  # block -> name -> share; None where nothing was judged
+Counts = dict[str, dict[str, tuple[Any, Any]]]  # group -> slot -> (right, total): numbers, or arrays (draws,)
+
+SECTIONS: dict[str, dict[str, int]] = {  # RewardBench: section -> subset -> weight, in the scorer's order
+    "Chat": {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28,
+             "mt-bench-med": 40},
+    "Chat Hard": {"mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134,
+                  "llmbar-adver-GPTInst": 92, "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46},
+    "Safety": {"refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154,
+               "xstest-should-respond": 250, "donotanswer": 136},
+    # weights are row counts but for math-prm: its 447 rows weigh as much as the six code subsets together
+    "Reasoning": {"math-prm": 984, "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164,
+                  "hep-python": 164, "hep-rust": 164},
+}  # fmt: skip
+SECTION_OF = {subset: section for section, weights in SECTIONS.items() for subset in weights}
+DOMAINS = ("chat", "math", "code", "safety")  # RM-Bench; safety-refuse and safety-response are pooled
+STYLES = ("concise", "detailed", "detailed, Markdown")
+LEVELS = {  # hard: the rejected response has the fancier style
+    "easy": ("10", "20", "21"),
+    "normal": ("00", "11", "22"),
+    "hard": ("01", "02", "12"),
+}
+SLIP = {"01": "02", "12": "10", "20": "21"}  # the released scorer opens the third result file twice, never the second
+PARTS = {  # RMB, in the order of its mean
+    "Pairwise Helpfulness": "Pairwise_set/Helpfulness/",
+    "Pairwise Harmlessness": "Pairwise_set/Harmlessness/",
+    "BoN Helpfulness": "BoN_set/Helpfulness/",
+    "BoN Harmlessness": "BoN_set/Harmlessness/",
+}
+FULL = {"rewardbench": 2985, "rm-bench": 1327, "rmb": 7064 + 10067 + 1677 + 2109}  # items
+
+
+# ---- files -> pairs ------------------------------------------------------------------------------------
+
+
+def load_benchmark(name: Benchmark, source: str, seed: int = 0) -> list[Pair]:
+    """Pairs of a benchmark from its original file, a folder of them or a hub id, in the order of the files.
+
+    Which response is A is a function of (seed, benchmark, pair_id), whatever the order of files and rows.
+    A comparison that occurs in several files, as RM-Bench's do, comes once. Raises UserError naming file and
+    row: a field that is missing, an unknown subset or domain, two different comparisons with one id.
+    """
+    if name == "pairs":
+        return load_pairs(source)
+    read = {"rewardbench": _rewardbench_pairs, "rm-bench": _rm_bench_pairs, "rmb": _rmb_pairs}[name]
+    found: dict[str, Pair] = {}
+    for where, stem, row in _source_rows(name, source):
+        for pair in read(row, where, stem):
+            if found.setdefault(pair.pair_id, pair) != pair:
+                raise UserError(f"{where}: another comparison is called {pair.pair_id} too; give one set of files")
+    if not found:
+        raise UserError(f"{source}: no items of {name} in it; give its original .json, .jsonl or .parquet files")
+    return [pair if derive_seed(seed, "A", name, pair.pair_id) % 2 else swap(pair) for pair in found.values()]
+
+
+def _source_rows(name: str, source: str) -> Iterator[tuple[str, str, Row]]:
+    """(place for error messages, stem of the file, row). On the hub RewardBench's rows are split `filtered`."""
+    path = Path(source)
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in (".json", ".jsonl", ".parquet"))
+        if name == "rewardbench":  # a copy of the hub's folder also holds the raw split
+            files = [p for p in files if p.stem.startswith("filtered")] or files
+    for file in files:
+        if file.suffix == ".json":
+            rows = json_rows(file, read_json(file))
+        else:
+            rows = read_rows(source if file is path else str(file), "filtered" if name == "rewardbench" else "train")
+        for where, row in rows:
+            yield where, file.stem, row
+
+
+def read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+
+
+def json_rows(path: Path, value: Any) -> Iterator[tuple[str, Row]]:
+    if not isinstance(value, list):
+        raise UserError(f"{path}: expected a list of objects, found {type(value).__name__}")
+    for number, row in enumerate(value, 1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: item {number}: expected an object, found {type(row).__name__}")
+        yield f"{path}: item {number}", row
+
+
+# The three readers give every pair with the chosen response as A. Equal responses are kept: RMB has such a
+# pair among its 7,064, and dropping it would change the denominator.
+
+
+def _rewardbench_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
+    subset = read_text(row, "subset", where)
+    item = f"{subset}/{read_id(row, 'id', where)}"  # ids alone repeat: 3692 is in donotanswer and in hep-python
+    context = read_messages([{"role": "user", "content": read_text(row, "prompt", where)}], where, "prompt")
+    yield Pair(item, "rewardbench", context, read_text(row, "chosen", where), read_text(row, "rejected", where), "A",
+               section_of(subset, where), {"subset": subset, "item": item})  # fmt: skip
+
+
+def _rm_bench_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
+    """Nine pairs of a prompt, from total_dataset.json, from any of the rotated total_dataset_{1,2,3}.json, of
+    which file f has the rejected responses f - 1 places to the left, or from a domain's *_filtered.json."""
+    item, domain = read_id(row, "id", where), row.get("domain")
+    if domain is None and stem.endswith("_filtered"):
+        domain = stem.removesuffix("_filtered")
+        item = f"{domain}/{item}"
+    kind = domain_of(domain, where)
+    rotated = re.fullmatch("total_dataset_([123])", stem)
+    shift = int(rotated[1]) - 1 if rotated else 0
+    context = read_messages([{"role": "user", "content": read_text(row, "prompt", where)}], where, "prompt")
+    chosen, rejected = _three(row, "chosen", where), _three(row, "rejected", where)
+    for i, j in product(range(3), range(3)):
+        meta = {"domain": str(domain), "item": item, "chosen_style": str(i), "rejected_style": str(j)}
+        yield Pair(f"{item}:{i}{j}", "rm-bench", context, chosen[i], rejected[(j - shift) % 3], "A", kind, meta)
+
+
+def _rmb_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
+    """One pair of a pairwise row; one for each loser of a best-of-n row."""
+    path = read_text(row, "category_path", where)
+    part = part_of(path, where)
+    context = read_messages(row.get("conversation_input"), where, "conversation_input")
+    if context[-1]["role"] != "user":
+        raise UserError(f"{where}: the conversation must end with a user message")
+    if part.startswith("Pairwise"):
+        item = f"{path}/{read_id(row, 'pair_uid', where)}"
+        yield Pair(item, "rmb", context, _answer(row.get("chosen"), "chosen", where),
+                   _answer(row.get("reject"), "reject", where), "A", part,
+                   {"category_path": path, "item": item, "loser": "", "losers": "1"})  # fmt: skip
+        return
+    item, losers = f"{path}/{read_id(row, 'bon_uid', where)}", row.get("loser_list")
+    if not isinstance(losers, list) or not losers:
+        raise UserError(f"{where}: 'loser_list' must be a list of {{llm_name, answer}} objects")
+    best = _answer(row.get("bon_best"), "bon_best", where)
+    for k, loser in enumerate(losers):
+        meta = {"category_path": path, "item": item, "loser": str(k), "losers": str(len(losers))}
+        yield Pair(f"{item}:{k}", "rmb", context, best, _answer(loser, "loser_list", where), "A", part, meta)
+
+
+def read_text(row: Mapping[str, Any], name: str, where: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: '{name}' must be a text, found {str(value)[:40]!r}")
+    if re.search("[\ud800-\udfff]", value):
+        raise UserError(f"{where}: '{name}' holds half a surrogate pair, which is no character; repair the text")
+    return value
+
+
+def read_id(row: Mapping[str, Any], name: str, where: str) -> str:
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise UserError(f"{where}: '{name}' must be a number or a text, found {str(value)[:40]!r}")
+    return str(value)
+
+
+def _three(row: Row, name: str, where: str) -> list[str]:
+    texts = row.get(name)
+    if not isinstance(texts, list) or len(texts) != 3:
+        raise UserError(f"{where}: '{name}' must be a list of three texts, one per style")
+    return [read_text({name: text}, name, where) for text in texts]
+
+
+def _answer(value: Any, name: str, where: str) -> str:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: '{name}' must be made of {{llm_name, answer}} objects")
+    return read_text(value, "answer", where)
+
+
+def section_of(subset: str, where: str) -> str:
+    if subset not in SECTION_OF:
+        raise UserError(f"{where}: subset {subset!r} is none of RewardBench's {len(SECTION_OF)}; use split `filtered`")
+    return SECTION_OF[subset]
+
+
+def domain_of(value: Any, where: str) -> str:
+    found = [domain for domain in DOMAINS if str(value).startswith(domain)]
+    if not found:
+        raise UserError(f"{where}: domain {value!r} is none of RM-Bench's ({', '.join(DOMAINS)})")
+    return found[0]
+
+
+def part_of(path: str, where: str) -> str:
+    found = [part for part, prefix in PARTS.items() if path.startswith(prefix)]
+    if not found:
+        raise UserError(f"{where}: category_path {path!r} starts with none of {', '.join(PARTS.values())}")
+    return found[0]
+
+
+# ---- outcomes -> tables --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`correct` is 1 or 0, or 0.5 where the two orders of a pair disagree. `of` is how many comparisons the
+    item has in its benchmark, 0 where the log does not say."""
+
+    item: str
+    group: str
+    slot: str
+    correct: float
+    of: int = 0
+
+
+def score(benchmark: Benchmark, outcomes: Sequence[Outcome], compat: Compat = "none") -> Table:
+    """The benchmark's table. `compat="official"` repeats the index slip of RM-R1's RM-Bench scorer."""
+    return make_table(benchmark, count(outcomes), compat)
+
+
+def intervals(benchmark: Benchmark, outcomes: Sequence[Outcome], compat: Compat = "none", draws: int = 1000,
+              seed: int = 0) -> Table:  # fmt: skip
+    """The same table of (2.5 %, 97.5 %) percentiles over `draws` bootstrap resamples.
+
+    Items are resampled with replacement within their group (all comparisons of an item stay together), so
+    the make-up of the benchmark is fixed and only which items were drawn varies. Where every item of a group
+    is right the interval has no width, which understates what is unknown.
+    """
+    drawn = make_table(benchmark, resample(outcomes, draws, seed), compat)
+
+    def interval(values: Any) -> Any:
+        if not isinstance(values, np.ndarray):
+            return values if values is None else (values, values)
+        low, high = np.percentile(values, (2.5, 97.5))
+        return float(low), float(high)
+
+    return {block: {name: interval(values) for name, values in rows.items()} for block, rows in drawn.items()}
+
+
+def per_item(outcomes: Iterable[Outcome]) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+    """group -> item -> slot -> (right, total). A best-of-n item is one thing that is right if it beats every
+    loser (slot ""), and keeps its comparisons beside (slot "each"); one with unjudged losers is left out."""
+    items: dict[str, dict[str, list[Outcome]]] = {}
+    for o in outcomes:
+        items.setdefault(o.group, {}).setdefault(o.item, []).append(o)
+    found: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    for group, members in items.items():
+        for item, seen in members.items():
+            slots = {o.slot: (o.correct, 1.0) for o in seen}
+            if group.startswith("BoN_set/"):
+                if len(seen) < seen[0].of:
+                    continue
+                slots = {"": (float(all(o.correct == 1 for o in seen)), 1.0)}
+                if all(o.slot for o in seen):  # slot "" is a table's word on the whole item
+                    slots["each"] = sum(o.correct for o in seen), float(len(seen))
+            found.setdefault(group, {})[item] = slots
+    return found
+
+
+def count(outcomes: Iterable[Outcome]) -> Counts:
+    """group -> slot -> (right, total)."""
+    counts: Counts = {}
+    for group, items in per_item(outcomes).items():
+        cells = counts.setdefault(group, {})
+        for slots in items.values():
+            for slot, (right, total) in slots.items():
+                before = cells.get(slot, (0.0, 0.0))
+                cells[slot] = before[0] + right, before[1] + total
+    return counts
+
+
+def resample(outcomes: Iterable[Outcome], draws: int, seed: int) -> Counts:
+    """`count` of `draws` resamples at once: right and total are arrays (draws,)."""
+    counts: Counts = {}
+    for group, items in per_item(outcomes).items():
+        rows = [items[name] for name in sorted(items)]  # the order of a log changes nothing
+        generator = np.random.default_rng(derive_seed(seed, "bootstrap", group))
+        picked = generator.integers(len(rows), size=(draws, len(rows)))
+        for slot in sorted({slot for row in rows for slot in row}):
+            right, total = np.array([row.get(slot, (0.0, 0.0)) for row in rows]).T
+            counts.setdefault(group, {})[slot] = right[picked].sum(1), total[picked].sum(1)
+    return counts
+
+
+def make_table(benchmark: Benchmark, counts: Counts, compat: Compat = "none") -> Table:
+    """The arithmetic of a table; plain Python sums in the authors' order, on numbers or on arrays alike."""
+    if benchmark == "rewardbench":
+        return _rewardbench_table(counts)
+    if benchmark == "rm-bench":
+        return _rm_bench_table(counts, compat)
+    if benchmark == "rmb":
+        return _rmb_table(counts)
+    categories = {group: _pooled(counts, [group]) for group in sorted(counts)}
+    return {"overall": {"accuracy": _pooled(counts, counts)}, "categories": categories}
+
+
+def _rewardbench_table(counts: Counts) -> Table:
+    """A subset that is absent does not weigh in its section; a section without subsets scores 0."""
+    subsets = {subset: _pooled(counts, [subset]) for subset in SECTION_OF if subset in counts}
+    sections: dict[str, Any] = {}
+    for section, weights in SECTIONS.items():
+        there = {subset: weight for subset, weight in weights.items() if subset in subsets}
+        total = sum(subsets[subset] * weight for subset, weight in there.items())
+        sections[section] = total / sum(there.values()) if there else 0.0
+    overall = {"average": _mean(sections.values()), "accuracy": _pooled(counts, counts)}
+    return {"overall": overall, "sections": sections, "subsets": subsets}
+
+
+def _rm_bench_table(counts: Counts, compat: Compat) -> Table:
+    """Cells are (chosen style, rejected style); a domain is the mean of its three levels."""
+    slip = SLIP if compat == "official" else {}
+    cells = {f"{i}{j}": slip.get(f"{i}{j}", f"{i}{j}") for i, j in product(range(3), range(3))}
+    groups = {d: [group for group in counts if group.startswith(d)] for d in DOMAINS}
+    matrix = {(d, cell): _pooled(counts, groups[d], source) for d in DOMAINS for cell, source in cells.items()}
+    levels = {(d, level): _mean(matrix[d, cell] for cell in names) for d in DOMAINS for level, names in LEVELS.items()}
+    domains = {d: _mean(levels[d, level] for level in ("hard", "normal", "easy")) for d in DOMAINS}
+    return {
+        "overall": {"average": _mean(domains.values())},
+        "domains": domains,
+        "levels": {level: _mean(levels[d, level] for d in DOMAINS) for level in LEVELS},
+        "matrix": {cell: _mean(matrix[d, cell] for d in DOMAINS) for cell in cells},
+        "domain levels": {f"{d} {level}": value for (d, level), value in levels.items()},
+        "domain matrix": {f"{d} {cell}": value for (d, cell), value in matrix.items()},
+    }
+
+
+def _rmb_table(counts: Counts) -> Table:
+    """Parts count rows, not categories; their mean is the score. "comparisons": single wins of best-of-n."""
+    groups = {part: [group for group in counts if group.startswith(prefix)] for part, prefix in PARTS.items()}
+    parts = {part: _pooled(counts, groups[part]) for part in PARTS}
+    each = {part: _pooled(counts, groups[part], "each") for part in PARTS if part.startswith("BoN")}
+    categories = {group: _pooled(counts, [group]) for group in sorted(counts)}
+    return {"overall": {"average": _mean(parts.values())}, "parts": parts, "categories": categories,
+            "comparisons": each}  # fmt: skip
+
+
+def _pooled(counts: Counts, groups: Iterable[str], slot: str = "") -> Any:
+    """Right / total of one slot over some groups; None where there is nothing."""
+    cells = [counts[group][slot] for group in groups if slot in counts[group]]
+    total = sum(total for _, total in cells)
+    return sum(right for right, _ in cells) / total if np.all(total) else None
+
+
+def _mean(values: Iterable[Any]) -> Any:
+    seen = list(values)
+    return None if any(value is None for value in seen) else sum(seen) / len(seen)
+
+
+def benchmark_average(tables: Mapping[str, Table]) -> Any:
+    """The paper's headline: the mean of the three benchmarks' scores; None unless all three are there."""
+    names = ("rewardbench", "rm-bench", "rmb")
+    return _mean(tables[name]["overall"]["average"] if name in tables else None for name in names)
+
+
+def gaps(benchmark: Benchmark, outcomes: Sequence[Outcome]) -> list[str]:
+    """What is missing for numbers that can be held against published ones."""
+    seen: dict[str, dict[str, list[Outcome]]] = {}
+    for o in outcomes:
+        seen.setdefault(o.group, {}).setdefault(o.item, []).append(o)
+    items = sum(map(len, seen.values()))
+    found = []
+    if items < FULL.get(benchmark, 0):
+        found.append(f"{items} of {FULL[benchmark]} items: not to be held against published numbers")
+    if benchmark == "rewardbench" and (absent := [s for s in SECTION_OF if s not in seen]):
+        found.append(f"subsets without a verdict: {', '.join(absent)}; a section without subsets scores 0")
+    partial = sum(len(some) < some[0].of for members in seen.values() for some in members.values())
+    if partial:
+        effect = "left out" if benchmark == "rmb" else "counted for the cells they have"
+        found.append(f"{partial} items are not judged completely: {effect}")
+    return found

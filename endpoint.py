@@ -1,0 +1,306 @@
+"""A model behind a server: conversations -> replies over HTTP, nothing lost and nothing paid for twice.
+
+Needs neither torch nor vllm. `rollout` hands both names on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from data import Message
+from run import UserError, derive_seed, drop_torn_end, read_jsonl, visible
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a conversation got back; token counts are the sampler's."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    response_tokens: int
+
+
+class EndpointSampler:
+    """`chat` over HTTP: `vllm serve`, a hosted model, anything that speaks OpenAI's chat completions.
+
+    Each reply is kept the moment it comes, in memory and with `kept` in that file, under all that was asked: after
+    an error, Ctrl-C or a kill the same call pays for nothing twice. Failures are tried again, waiting `backoff`
+    seconds, then twice that, and so on, or what Retry-After says; a 429 holds back every request. Sample k of a
+    conversation asked alone has a seed of its own; servers that give several at once vary the first seed.
+    `api_key_env` names the environment variable with the key; without it none is sent. `also`: files of other
+    processes, read and never written. One `chat` at a time.
+    """
+
+    def __init__(self, base_url: str, model: str, api_key_env: str = "", kept: str | Path | None = None,
+                 concurrency: int = 8, retries: int = 8, timeout: float = 600.0, backoff: float = 1.0,
+                 also: Sequence[Path] = ()):  # fmt: skip
+        if not re.fullmatch(r"https?://[^/@\s]+(/[^@\s?#]*)?", base_url):
+            raise UserError("--base-url must look like http://host:8000/v1, without user, password or query")
+        if concurrency < 1 or retries < 0 or not timeout > 0:
+            raise UserError("--concurrency and --timeout must be more than 0, --retries at least 0")
+        self.base_url, self.model, self.api_key_env = base_url, model, api_key_env
+        self.concurrency, self.retries, self.backoff = concurrency, retries, backoff
+        self._key = read_key(api_key_env)
+        self._client = make_client(base_url, self._key, timeout)
+        self._lock, self._halt, self._resume_at = threading.Lock(), threading.Event(), 0.0
+        self._several, self._seeded, self._limit = True, True, "max_tokens"  # what this server was found to accept
+        self._kept = Path(kept) if kept else None
+        self._known: dict[str, Reply] = {}
+        for path in dict.fromkeys([*also, *([self._kept] if self._kept else [])]):
+            self._known |= read_kept(path)
+
+    def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
+             seeds: Sequence[int]) -> list[list[Reply]]:  # fmt: skip
+        """n replies per conversation, in order. Raises UserError (server, status, remedy) once the retries are spent
+        or there is nothing to retry; requests under way are waited for and their replies kept."""
+        asked: dict[str, tuple[Sequence[Message], int]] = {}
+        keys = []
+        for messages, seed in zip(conversations, seeds, strict=True):
+            what = json.dumps([self.base_url, self.model, list(messages), temperature, max_tokens, seed])
+            keys.append(hashlib.blake2b(what.encode(), digest_size=16).hexdigest())
+            asked[keys[-1]] = messages, seed
+        failures: list[UserError] = []  # the first says what is wrong
+
+        def answer(key: str) -> None:
+            try:
+                self._answer(key, asked[key][0], n, asked[key][1], temperature, max_tokens)
+            except UserError as error:
+                failures.append(error)
+                self._halt.set()
+
+        self._halt.clear()
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            try:
+                list(pool.map(answer, asked))
+            except BaseException:  # Ctrl-C: nothing new is sent, what is under way is paid for and awaited
+                self._halt.set()
+                raise
+        if failures:
+            raise failures[0]
+        return [[self._known[f"{key}-{k}"] for k in range(n)] for key in keys]
+
+    def _answer(self, key: str, messages: Sequence[Message], n: int, seed: int, temperature: float,
+                max_tokens: int) -> None:  # fmt: skip
+        """Ask for the samples that are not known yet: all at once where the server can, the rest one by one."""
+        fields = {"model": self.model, "messages": plain_messages(messages), "temperature": temperature}
+        missing = [k for k in range(n) if f"{key}-{k}" not in self._known]
+        if len(missing) == n > 1 and self._several:
+            found = self._ask(fields | {"n": n}, max_tokens, seed)[:n]
+            self._keep({f"{key}-{k}": reply for k, reply in enumerate(found)})
+            missing = missing[len(found) :]
+        for k in missing:
+            self._keep({f"{key}-{k}": self._ask(fields, max_tokens, derive_seed(seed, k))[0]})
+
+    def _keep(self, replies: Mapping[str, Reply]) -> None:
+        with self._lock:
+            self._known |= replies
+            if self._kept and replies:
+                with open(self._kept, "a", encoding="utf-8") as file:
+                    file.writelines(
+                        json.dumps({"key": k, "reply": asdict(reply)}) + "\n" for k, reply in replies.items()
+                    )
+
+    def _ask(self, fields: dict[str, Any], max_tokens: int | None, seed: int) -> list[Reply]:
+        """One request, repeated until it is answered -> a reply per choice; [] where n > 1 is refused."""
+        import openai
+
+        for attempt in range(self.retries + 1):
+            self._wait_for_turn()
+            sent = fields | ({} if max_tokens is None else {self._limit: max_tokens})
+            sent |= {"seed": seed % 2**31} if self._seeded else {}  # some servers hold seeds in 32 bits
+            try:
+                return read_replies(self._client.chat.completions.with_raw_response.create(**sent).content)
+            except openai.APIStatusError as error:
+                if error.status_code in (400, 413, 422):
+                    return self._give_way(error, sent, fields, max_tokens, seed)
+                if error.code == "insufficient_quota" or not (error.status_code in (408, 409, 429) or
+                                                              error.status_code >= 500):  # fmt: skip
+                    raise self._failure(error) from None
+                last: Exception = error
+            except (openai.APIConnectionError, ValueError) as error:
+                last = error
+            if attempt < self.retries:
+                self._back_off(last, attempt)
+        if isinstance(last, ValueError) and self._known:  # a server that works, but not for this conversation
+            return [no_reply("malformed answer")]
+        raise self._failure(last)
+
+    def _give_way(self, error: Any, sent: dict[str, Any], fields: dict[str, Any], max_tokens: int | None,
+                  seed: int) -> list[Reply]:  # fmt: skip
+        """The server refuses this request: ask otherwise where that changes nothing, else say why it refuses."""
+        said = f"{error.code} {error.param} {error.message}".lower()
+        if re.search(r"content_filter|content_policy|invalid_prompt", said):
+            return [no_reply("content filter")] * fields.get("n", 1)
+        if "max_completion_tokens" in said and "max_tokens" in sent:
+            self._limit = "max_completion_tokens"
+            return self._ask(fields, max_tokens, seed)
+        if re.search(r"context.{0,9}(length|window|size)|too (long|large)|reduce the length", said):
+            if max_tokens is None:
+                return [Reply("", "length", 0, 0)] * fields.get("n", 1)  # as TorchSampler says it
+            return self._ask(fields, None, seed)  # a smaller room than max_tokens is left: use what there is
+        if "seed" in said and "seed" in sent:
+            self._seeded = False
+            return self._ask(fields, max_tokens, seed)
+        if "n" in fields:
+            self._several = False
+            return []
+        raise self._failure(error)
+
+    def _wait_for_turn(self) -> None:
+        """Sleep while the server wants quiet; raises once this call is given up."""
+        while (left := self._resume_at - time.monotonic()) > 0 and not self._halt.is_set():
+            self._halt.wait(left + random.uniform(0, self.backoff))  # not all at the same moment
+        if self._halt.is_set():
+            raise UserError("stopped")
+
+    def _back_off(self, error: Exception, attempt: int) -> None:
+        response = getattr(error, "response", None)
+        asked = None if response is None else seconds_to_wait(response.headers.get("retry-after", ""))
+        if asked is not None and asked > PATIENCE:
+            raise self._failure(error, f"it asks to come back in {asked:.0f} s")
+        wait = min(60.0, self.backoff * 2**attempt) * random.uniform(0.5, 1.0) if asked is None else asked
+        if asked is not None or getattr(error, "status_code", 0) == 429:
+            with self._lock:
+                self._resume_at = max(self._resume_at, time.monotonic() + wait)
+        else:
+            self._halt.wait(wait)
+
+    def _failure(self, error: Exception, remedy: str = "") -> UserError:
+        """One line: server, status and its words without the key, remedy."""
+        status = getattr(error, "status_code", None)
+        said = str(getattr(error, "message", error) if status else error.__cause__ or "") or str(error)
+        said = " ".join(visible(said.replace(self._key, "***") if self._key else said).split())[:300]
+        remedies = {
+            401: f"check the key in {self.api_key_env}" if self.api_key_env else "it wants a key: --api-key-env",
+            403: "this key may not use this model",
+            404: "check --base-url (most end in /v1) and --model",
+            429: "come back later or lower --concurrency",
+        }
+        remedy = remedy or remedies.get(status or 0, "is the server up, and is --base-url its address?"
+                                        if status is None or status >= 500 else "change what it refuses")  # fmt: skip
+        return UserError(f"{self.base_url} ({f'status {status}' if status else 'no status'}): {said}; {remedy}")
+
+
+PATIENCE = 600.0  # seconds that a server may ask us to wait before the run gives up instead
+
+
+def read_key(api_key_env: str) -> str:
+    key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
+    if api_key_env and not key:
+        raise UserError(f"--api-key-env {api_key_env}: no such environment variable, or it is empty")
+    if not re.fullmatch(r"[!-~]*", key):  # the HTTP library would print it in its complaint
+        raise UserError(f"--api-key-env {api_key_env}: holds blanks or characters that no key has")
+    return key
+
+
+def make_client(base_url: str, key: str, timeout: float) -> Any:
+    try:
+        import openai
+    except ImportError:
+        raise UserError("--base-url needs the openai package: pip install openai") from None
+    # The client would add what it finds in OPENAI_* variables, which are not meant for this server.
+    unsaid = {name: openai.Omit() for name in ("OpenAI-Organization", "OpenAI-Project")}
+    return openai.OpenAI(base_url=base_url, api_key=key or "none", timeout=timeout, max_retries=0,
+                         default_headers=cast(Any, unsaid))  # fmt: skip
+
+
+def read_kept(path: Path) -> dict[str, Reply]:
+    """Replies of earlier calls; a line without its end is what a killed process left, and is cut off. The file is
+    made, so that one that cannot be written is known before anything is paid for."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        drop_torn_end(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error})") from None
+    known: dict[str, Reply] = {}
+    for number, row in read_jsonl(path):
+        try:
+            known[row["key"]] = Reply(**row["reply"])
+        except (KeyError, TypeError):
+            raise UserError(f"{path}:{number}: not a reply of this server; use another folder") from None
+    return known
+
+
+def read_replies(body: bytes) -> list[Reply]:
+    """A chat completion -> one reply per choice; ValueError for anything else."""
+    try:
+        answer = json.loads(body)
+        found = [(choice["message"].get, choice.get("finish_reason")) for choice in answer["choices"]]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise ValueError("the answer is no chat completion") from None
+    if not found:
+        raise ValueError("the answer holds no choice")
+    usage = answer.get("usage")
+    counts = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
+    prompt_tokens, total = (max(0, c) if isinstance(c, int) else 0 for c in counts)
+    replies = []
+    for k, (part, reason) in enumerate(found):
+        tokens = total * (k + 1) // len(found) - total * k // len(found)  # only their sum is told
+        thought, text = part("reasoning_content") or part("reasoning"), part("content")
+        text = text if isinstance(text, str) else ""
+        if isinstance(thought, str) and thought:  # closed even if cut off: a thought is never the verdict
+            text = f"<think>{thought}</think>{text}"
+        if reason == "content_filter":
+            text = no_reply("content filter").text
+        elif not text:
+            text = no_reply("cut off" if reason == "length" else "empty").text
+        finish: Literal["stop", "length"] = "length" if reason == "length" else "stop"
+        replies.append(Reply(text, finish, prompt_tokens, max(1, tokens)))
+    return replies
+
+
+def no_reply(why: str) -> Reply:
+    """Our own words in place of an answer; they hold no verdict."""
+    return Reply(f"(no reply: {why})", "stop", 0, 0)
+
+
+def seconds_to_wait(value: str) -> float | None:
+    """Retry-After, in seconds or as a date -> seconds from now; None where there is none.
+
+    >>> seconds_to_wait("2"), seconds_to_wait("soon"), seconds_to_wait("Thu, 01 Jan 1970 00:00:00 GMT")
+    (2.0, None, 0.0)
+    """
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+_CONTROL = re.compile(
+    r"<(?=[|｜][^<>|｜\s]{1,60}[|｜]?>|[^<>|｜\s]{1,60}[|｜]>|/?(?:s|bos|eos|pad|unk|think|(?:start|end)_of_turn)>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\])"
+)
+
+
+def plain_messages(messages: Sequence[Message]) -> list[Message]:
+    """Messages in which texts that servers' tokenizers know as control tokens are broken by a blank.
+
+    A server templates text, not ids, so `encode_prompt`'s guarantee cannot be had here: this covers the token
+    shapes of the common model families.
+
+    >>> plain_messages([{"role": "user", "content": "<|im_end|> x <| y |> z </think>"}])[0]["content"]
+    '< |im_end|> x <| y |> z < /think>'
+    """
+    return [
+        {"role": m["role"], "content": _CONTROL.sub(r"\g<0> ", m["content"].encode(errors="replace").decode())}
+        for m in messages
+    ]

@@ -1,0 +1,335 @@
+"""Verdict logs and published outcome tables -> outcomes, which `benchmarks.score` turns into tables; verdicts ->
+what an evaluation says of itself: accuracy with its error, consistency, curves over votes and budgets.
+
+    rows = read_log(["runs/eval/rm-bench"])
+    outcomes, remarks = read_outcomes("rm-bench", rows)
+    summary = summarise(judgements)
+
+Read are what eval.py logs (a verdict a line) and the per-sample tables of other evaluations:
+  {subset, id, correct}                             RewardBench
+  {domain, id, result_1, result_2, result_3}        RM-Bench: slot k of result_f is chosen style k against
+                                                    rejected style (k + f - 1) % 3, the three rotated files
+  {category_path, pair_uid | bon_uid, results}      RMB, a record of the authors' logs; also their accuracies
+                                                    per category with the items per category beside
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import benchmarks
+from benchmarks import Benchmark, Compat, Outcome, Row, domain_of, json_rows, part_of, read_id, read_json, read_text
+from reward import Rule, parse_verdict
+from rollout import Judgement, majority, named, tally
+from run import UserError, read_jsonl
+
+
+def read_log(paths: Sequence[str]) -> list[tuple[str, Row]]:
+    """(place for error messages, row) of verdict logs and outcome tables; of a folder those it holds itself."""
+    rows: list[tuple[str, Row]] = []
+    for path in map(Path, paths):
+        files = [path]
+        if path.is_dir():
+            kinds = (sorted(path.glob(kind)) for kind in ("judgements*.jsonl", "*outcomes*.jsonl", "*scores*.json"))
+            files = next(filter(None, kinds), [])
+        if not files:
+            raise UserError(f"{path}: no judgements*.jsonl and no *outcomes*.jsonl in it; name the files")
+        for file in files:
+            if file.suffix == ".json":
+                rows += _json_log(file)
+            else:
+                rows += ((f"{file}:{number}", row) for number, row in read_jsonl(file, torn_end_ok=True))
+    if not rows:
+        raise UserError(f"{', '.join(paths) or '--log'}: no verdicts in it")
+    return rows
+
+
+def _json_log(path: Path) -> Iterator[tuple[str, Row]]:
+    """A list of records, or RMB's two layouts: {set: records} and {set: {per_category: accuracies}}; the
+    items per category that the latter needs are in *counts*.json beside it."""
+    content = read_json(path)
+    if isinstance(content, list):
+        yield from json_rows(path, content)
+        return
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a list or an object, found {type(content).__name__}")
+    for part in content.values():
+        if isinstance(part, list):
+            yield from json_rows(path, part)
+    shares = [(name, share) for part in content.values() if isinstance(part, dict)
+              for name, share in part.get("per_category", {}).items()]  # fmt: skip
+    sizes: dict[str, Any] = {}
+    for file in sorted(path.parent.glob("*counts*.json")) if shares else []:
+        counted = read_json(file)
+        for part in counted.values() if isinstance(counted, dict) else []:
+            sizes |= part if isinstance(part, dict) else {}
+    for name, share in shares:
+        total = sizes.get(name)
+        if not isinstance(total, int):
+            raise UserError(
+                f"{path}: how many items {name!r} has is unknown; put it into *counts*.json beside the file"
+            )
+        right = _share(share, name, str(path)) * total
+        if abs(right - round(right)) > 1e-6:
+            raise UserError(
+                f"{path}: {name!r}: {share} is not a whole number of {total} items; one of the two is wrong"
+            )
+        yield f"{path}: {name}", {"category_path": name, "right": round(right), "total": total}
+
+
+def read_outcomes(
+    benchmark: Benchmark, rows: Iterable[tuple[str, Row]], rule: Rule | None = None
+) -> tuple[list[Outcome], list[str]]:
+    """Rows of logs or outcome tables -> outcomes, and remarks on what was found.
+
+    A verdict or a row that comes twice counts once. Several verdicts on one pair are a vote in each order,
+    a tie being wrong, and the orders are averaged. `rule` parses the logged text again; None takes the verdicts
+    as logged. Raises UserError for a row that does not belong to the benchmark.
+    """
+    votes: dict[tuple[str, str], dict[tuple[str, int], tuple[str, Judgement]]] = {}
+    found: dict[tuple[str, str, str], Outcome] = {}
+    twice = changed = 0
+    for where, row in rows:
+        if "verdict" in row and "winner" in row:
+            judgement = read_judgement(row, where, rule)
+            of_pair = votes.setdefault((judgement.source, judgement.pair_id), {})
+            name = judgement.order, judgement.sample
+            twice += name in of_pair
+            changed += of_pair.setdefault(name, (where, judgement))[1].verdict != judgement.verdict
+        else:
+            for outcome in _tabled(benchmark, row, where):
+                key = outcome.group, outcome.item, outcome.slot
+                twice += key in found
+                changed += found.setdefault(key, outcome) != outcome
+    for of_pair in votes.values():
+        where, one = next(iter(of_pair.values()))
+        outcome = _judged(benchmark, one, elect([j for _, j in of_pair.values()]), where)
+        found.setdefault((outcome.group, outcome.item, outcome.slot), outcome)
+    judged = [judgement for of_pair in votes.values() for _, judgement in of_pair.values()]
+    return list(found.values()), _remarks(judged, len(votes), twice, changed)
+
+
+def score_rows(benchmark: Benchmark, rows: Sequence[tuple[str, Row]], compat: Compat, draws: int = 1000,
+               seed: int = 0) -> dict[str, Any]:  # fmt: skip
+    """All numbers under one set of rules; the official one parses the logged texts again."""
+    outcomes, remarks = read_outcomes(benchmark, rows, "official" if compat == "official" else None)
+    return {
+        "rules": benchmarks.RULES[compat],
+        "table": benchmarks.score(benchmark, outcomes, compat),
+        "intervals": benchmarks.intervals(benchmark, outcomes, compat, draws, seed),
+        "counts": benchmarks.count(outcomes),
+        "remarks": remarks + benchmarks.gaps(benchmark, outcomes),
+    }
+
+
+def elect(judgements: Sequence[Judgement]) -> float:
+    """Right or not: the majority in each order, averaged over the orders; a tie is wrong."""
+    orders = {order: [j for j in judgements if j.order == order] for order in sorted({j.order for j in judgements})}
+    right = [majority(j.verdict for j in group) == group[0].winner for group in orders.values()]
+    return sum(right) / len(right)
+
+
+def _remarks(judged: Sequence[Judgement], pairs: int, twice: int, changed: int) -> list[str]:
+    silent = sum(j.verdict is None for j in judged)
+    most = max(Counter((j.source, j.pair_id) for j in judged).values(), default=1)
+    remarks = [f"{silent} of {len(judged)} verdicts are missing or name both: wrong"] if silent else []
+    if most > 1:
+        remarks.append(f"{len(judged)} verdicts on {pairs} comparisons: a vote in each order, the orders averaged")
+    if twice:
+        other = f", {changed} of them otherwise the second time: are these logs of one model?" if changed else ""
+        remarks.append(f"{twice} verdicts came twice and count once{other}")
+    return remarks
+
+
+def read_judgement(row: Row, where: str, rule: Rule | None = None) -> Judgement:
+    """A line of a log, under `rule` parsed again. Raises UserError for one that eval.py did not write."""
+    try:
+        judgement = Judgement(**row)
+        texts = judgement.pair_id, judgement.source, judgement.category, judgement.text, *judgement.meta.values()
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a name or a text is none")
+        if judgement.order not in ("AB", "BA") or not {judgement.winner, judgement.verdict} <= {"A", "B", None}:
+            raise TypeError("order, winner or verdict is no such letter")
+        return judgement if rule is None else Judgement(**row | {"verdict": parse_verdict(judgement.text, rule)})
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{where}: not a verdict as eval.py logs it ({error})") from None
+
+
+def _judged(benchmark: Benchmark, one: Judgement, correct: float, where: str) -> Outcome:
+    meta = one.meta
+    try:
+        if benchmark == "rewardbench":
+            benchmarks.section_of(meta["subset"], where)
+            return Outcome(meta["item"], meta["subset"], "", correct, 1)
+        if benchmark == "rm-bench":
+            domain_of(meta["domain"], where)
+            slot = meta["chosen_style"] + meta["rejected_style"]
+            return Outcome(meta["item"], meta["domain"], slot, correct, 9)
+        if benchmark == "rmb":
+            part_of(meta["category_path"], where)
+            return Outcome(meta["item"], meta["category_path"], meta["loser"], correct, int(meta["losers"]))
+    except KeyError as error:
+        raise UserError(f"{where}: not a verdict on {benchmark}, its meta has no {error}; judge with "
+                        f"eval.py run --benchmark {benchmark}") from None  # fmt: skip
+    return Outcome(f"{one.source}/{one.pair_id}", one.category, "", correct, 1)
+
+
+def _tabled(benchmark: Benchmark, row: Row, where: str) -> Iterator[Outcome]:
+    """Outcomes of one row of a published table."""
+    if benchmark == "rewardbench" and "correct" in row:
+        subset = read_text(row, "subset", where)
+        benchmarks.section_of(subset, where)
+        yield Outcome(f"{subset}/{read_id(row, 'id', where)}", subset, "", _share(row["correct"], "correct", where), 1)
+    elif benchmark == "rm-bench" and "result_1" in row:
+        item, domain = read_id(row, "id", where), read_text(row, "domain", where)
+        domain_of(domain, where)
+        for f, k in product(range(3), range(3)):
+            results = row.get(f"result_{f + 1}")
+            if not isinstance(results, list) or len(results) != 3:
+                raise UserError(f"{where}: 'result_{f + 1}' must be three outcomes of 0 or 1")
+            yield Outcome(item, domain, f"{k}{(k + f) % 3}", _share(results[k], f"result_{f + 1}", where), 9)
+    elif benchmark == "rmb" and "results" in row:  # a record of the authors' logs
+        path, name = read_text(row, "category_path", where), "bon_uid" if "bon_uid" in row else "pair_uid"
+        part_of(path, where)
+        slot = json.dumps(row.get("text_rejected")) if name == "bon_uid" else ""  # losers have no number there
+        yield Outcome(f"{path}/{read_id(row, name, where)}", path, slot, _share(row["results"], "results", where))
+    elif benchmark == "rmb" and "total" in row:
+        path = row["category_path"]
+        part_of(path, where)
+        yield from (Outcome(f"{path}/{i}", path, "", float(i < row["right"]), 1) for i in range(row["total"]))
+    else:
+        raise UserError(f"{where}: neither a verdict of eval.py nor a row of a {benchmark} outcome table; "
+                        f"found {', '.join(sorted(row))[:80]}")  # fmt: skip
+
+
+def _share(value: Any, name: str, where: str) -> float:
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"{where}: '{name}' must be 0 or 1, found {str(value)[:40]!r}")
+    return share
+
+
+# ---- an evaluation's own numbers -----------------------------------------------------------------------
+
+Name = tuple[str, str]  # source, pair_id
+
+
+def summarise(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """What summary.json holds: a row of numbers overall, by category and by source."""
+    too_long = [j for j in judgements if j.finish_reason == "length" and j.response_tokens == 0]
+
+    def by(name: Literal["category", "source"]) -> dict[str, Any]:
+        groups = sorted({getattr(j, name) for j in judgements})
+        return {group: measure([j for j in judgements if getattr(j, name) == group]) for group in groups}
+
+    several = {"curve": votes_curve(judgements)} if any(j.sample for j in judgements) else {}
+    return {
+        "overall": measure(judgements),
+        "by_category": by("category"),
+        "by_source": by("source"),
+        "prompts_too_long": len({(j.source, j.pair_id, j.order) for j in too_long}),
+        "chains_truncated": sum(j.finish_reason == "length" for j in judgements) - len(too_long),
+        **several,
+    }
+
+
+def measure(judgements: Sequence[Judgement]) -> dict[str, float]:
+    """`tally`, the standard error of its accuracy and, with several votes, the accuracy of the majority.
+
+    accuracy is the mean over single verdicts; its error counts a pair's verdicts as one observation, because
+    they are not independent. vote_accuracy takes all votes on a pair, both orders together.
+    """
+    of_pair = by_pair(judgements)
+    row = tally(judgements) | {"pairs": len(of_pair)}
+    means = [statistics.fmean(j.correct for j in group) for group in of_pair.values()]
+    if (error := standard_error(means)) is not None:
+        row["accuracy_se"] = error
+    if any(j.sample for j in judgements):
+        gold = [named(replace(group[0], verdict=group[0].winner)) for group in of_pair.values()]
+        elected = list(zip((majority(map(named, group)) for group in of_pair.values()), gold, strict=True))
+        row["vote_accuracy"] = statistics.fmean(vote == winner for vote, winner in elected)
+        row["vote_decided"] = statistics.fmean(vote is not None for vote, _ in elected)
+    return row
+
+
+def by_pair(judgements: Iterable[Judgement]) -> dict[Name, list[Judgement]]:
+    found: dict[Name, list[Judgement]] = {}
+    for j in judgements:
+        found.setdefault((j.source, j.pair_id), []).append(j)
+    return found
+
+
+def votes_curve(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """Accuracy of the majority of k = 1 .. K votes: the mean over all subsets of k of a pair's K votes, in
+    each order, the orders averaged. k = 1 is the mean accuracy of a single verdict. Drawn are odd k (and K): only
+    even ones lose ties."""
+    most = 1 + max(j.sample for j in judgements)
+    values: dict[int, dict[Name, float]] = {k: {} for k in range(1, most + 1)}
+    for name, group in by_pair(judgements).items():
+        orders = [[j for j in group if j.order == order] for order in sorted({j.order for j in group})]
+        tallies = [
+            (sum(j.correct for j in votes), sum(j.verdict is None for j in votes), len(votes)) for votes in orders
+        ]
+        for k, of_pair in values.items():
+            chances = [majority_chance(right, total - right - silent, silent, min(k, total))
+                       for right, silent, total in tallies]  # fmt: skip
+            of_pair[name] = sum(chances) / len(chances)
+    title = f"majority of k of {most} votes"
+    found = curve(title, "votes per pair", "mean over all subsets of k votes; a tie is wrong", values, {})
+    return found | {"drawn": [k for k in values if k % 2 or k == most]}
+
+
+def majority_chance(right: int, wrong: int, silent: int, k: int) -> float:
+    """How often k of these votes, drawn without replacement, name the right response more often than the other.
+
+    >>> majority_chance(2, 2, 0, 1), majority_chance(3, 1, 0, 3), majority_chance(1, 0, 2, 3)
+    (0.5, 1.0, 1.0)
+    """
+    ways = sum(math.comb(right, i) * math.comb(wrong, j) * math.comb(silent, k - i - j)
+               for i in range(1, k + 1) for j in range(min(i, k - i + 1)))  # fmt: skip
+    return ways / math.comb(right + wrong + silent, k)
+
+
+def budget_curve(judged: Mapping[int, Sequence[Judgement]]) -> dict[str, Any]:
+    """Accuracy against the tokens that a chain may have, from the verdicts under each budget."""
+    values = {budget: {name: statistics.fmean(j.correct for j in group) for name, group in by_pair(seen).items()}
+              for budget, seen in judged.items()}  # fmt: skip
+    rows = {budget: measure(seen) for budget, seen in judged.items()}
+    shown = ("vote_accuracy", "consistency", "verdict_rate", "length_mean")
+    more = {budget: {name: row[name] for name in shown if name in row} for budget, row in rows.items()}
+    return curve("inference budget", "tokens a chain may have", "single verdicts", values, more)
+
+
+def curve(title: str, xlabel: str, note: str, values: Mapping[int, Mapping[Name, float]],
+          more: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:  # fmt: skip
+    """{x: {pair: share right}} -> title, axis, points and a remark that says whether there is a curve: the last
+    point is held against the first pair by pair, because both are of the same pairs."""
+    points = []
+    for x, of_pair in sorted(values.items()):
+        error = standard_error(list(of_pair.values()))
+        point = {"x": x, "accuracy": statistics.fmean(of_pair.values())}
+        points.append(point | ({} if error is None else {"accuracy_se": error}) | dict(more.get(x, {})))
+    first, last = min(values), max(values)
+    gains = [values[last][name] - values[first][name] for name in values[first]]
+    gain, error = statistics.fmean(gains), standard_error(gains)
+    size = f"{abs(gain):.3f}" + ("" if error is None else f" \u00b1 {error:.3f}")
+    if error is None or abs(gain) <= 2 * error:
+        remark = f"no curve: from {first} to {last} accuracy moves by {size}, at most two standard errors"
+    else:
+        remark = f"{'rises' if gain > 0 else 'falls'} by {size} from {first} to {last}"
+    return {"title": title, "xlabel": xlabel, "note": note, "pairs": len(gains), "points": points, "remark": remark}
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

@@ -1,0 +1,93 @@
+"""Scores for one response or several, without pairs: the prompt, and text -> scores -> sums over samples.
+
+After DeepSeek-GRM (arXiv 2504.02495): the model writes its own criteria, an analysis, then one whole number from
+1 to 10 per response in \\boxed{}. k samples, each with the responses in an order of its own, are summed; a scorer
+of the chains (their meta reward model) may keep the better half. The wording is this project's own.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cor_prompt import defuse, section
+from data import Message
+from rollout import Reply
+from run import derive_seed
+
+SYSTEM = """You are an impartial judge of how well AI Chatbots served their Client. Score each response below.
+
+1. Write the criteria that fit this request, each with a weight; by default: does it follow the instruction, \
+is it useful, is it detailed enough, is it relevant.
+2. Analyse every response by these criteria. Let every claim rest on what the response really says; order, length \
+and names must not sway you.
+3. Give each response one whole number from 1 (useless or harmful) to 10 (could not be better), in the order in \
+which the responses are shown, last of all and in exactly this form: \\boxed{first, second, ...}. A single \
+response gets a single number: \\boxed{number}."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`totals[i]`: response i's scores summed over the samples that count, each 1..10. `samples` of `asked` count:
+    the others gave no readable scores, or the scorer left them out. `chains` are the texts of those that count."""
+
+    totals: tuple[int, ...]
+    samples: int
+    asked: int
+    chains: tuple[str, ...]
+
+
+def render_scoring(context: Sequence[Message], responses: Sequence[str]) -> list[Message]:
+    """Chat messages that ask for a score per response, in the order given."""
+    if len(context) == 1:
+        blocks = [f"[Client Question]\n{defuse(context[0]['content'])}"]
+    else:
+        speaker = {"user": "User", "assistant": "Chatbot", "system": "System"}
+        turns = (f"{speaker[m['role']]}: {defuse(m['content'], labels=True)}" for m in context)
+        blocks = [section("the Conversation", "\n".join(turns))]
+    blocks += [section(f"Response {i}", defuse(text)) for i, text in enumerate(responses, 1)]
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "\n\n".join(blocks)}]
+
+
+def parse_scores(text: str, count: int) -> list[int] | None:
+    """`count` scores from the last box, which must stand at the end of the text; clamped to 1..10, else None.
+
+    Far from the end it may be a quotation from a response.
+
+    >>> parse_scores("So \\\\boxed{7, 12}", 2), parse_scores("So \\\\boxed{7}", 2), parse_scores("So 7", 1)
+    ([7, 10], None, None)
+    """
+    end = text.rpartition("</think>")[2].rstrip()[-(80 + 4 * count) :]
+    box = end.rpartition("\\boxed{")[2].partition("}")
+    values = re.findall(r"[^,\s]+", box[0].strip().removeprefix("[").removesuffix("]"))
+    whole = [int(value) for value in values if re.fullmatch(r"[+-]?[0-9]{1,9}", value)]
+    if "\\boxed{" not in end or not box[1] or len(whole) != count or len(values) != count:
+        return None
+    return [min(10, max(1, value)) for value in whole]
+
+
+def orders(count: int, samples: int, seed: int) -> list[list[int]]:
+    """Per sample, the order in which the responses are shown."""
+    shuffled = []
+    for sample in range(samples):
+        order = list(range(count))
+        random.Random(derive_seed(seed, "order", sample)).shuffle(order)
+        shuffled.append(order)
+    return shuffled
+
+
+def sum_scores(shown: Sequence[Sequence[int]], replies: Sequence[Reply], count: int,
+               scorer: Callable[[str], float] | None = None) -> Scores:  # fmt: skip
+    """Samples -> sums. `shown[k]` is the order of sample k. A chain that was cut off has no scores. With `scorer`
+    the better half of the readable chains counts (the larger half of an odd number)."""
+    read = []
+    for order, reply in zip(shown, replies, strict=True):
+        found = parse_scores(reply.text, count) if reply.finish_reason == "stop" else None
+        if found is not None:
+            read.append((reply.text, dict(zip(order, found, strict=True))))
+    if scorer is not None:
+        read = sorted(read, key=lambda chain: -scorer(chain[0]))[: (len(read) + 1) // 2]
+    totals = tuple(sum(scores[i] for _, scores in read) for i in range(count))
+    return Scores(totals, len(read), len(replies), tuple(text for text, _ in read))

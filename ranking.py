@@ -1,0 +1,147 @@
+"""Many responses, judged two at a time: knockout, round robin, and ratings from the results.
+
+Pure functions over `compare(matches) -> outcomes`: a match (i, j) names two of `count` responses, its outcome is
+i's share of the verdicts - 1 where i wins, 0 where j wins, 0.5 where nobody does. A round goes into one call, so
+that a judge can answer it as one batch. After Reward Reasoning Models (arXiv 2505.14674): a knockout finds the
+best in n - 1 matches, a round robin rates everybody in n(n-1)/2.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+from run import derive_seed
+
+Match = tuple[int, int]
+Compare = Callable[[Sequence[Match]], Sequence[float]]
+Text = str | tuple[str, str]  # a response, or (its prompt, the response) where several prompts share a table
+Ask = Callable[[Sequence[tuple[Text, Text]]], Sequence[float]]  # -> share of verdicts for the first of each
+Results = Sequence[tuple[int, int, float]]  # i, j and i's outcome
+
+
+class Table:
+    """`compare` over texts: what was asked once is known, equal texts draw, and of two texts a coin of the seed
+    decides which one is shown first, so that no place in the list is an advantage. `asked` counts the questions."""
+
+    def __init__(self, texts: Sequence[Text], ask: Ask, seed: int = 0):
+        self.texts, self.ask, self.seed, self.asked = texts, ask, seed, 0
+        self.known: dict[tuple[Text, Text], float] = {}
+
+    def shown(self, i: int, j: int) -> tuple[Text, Text]:
+        first, second = sorted((self.texts[i], self.texts[j]), key=repr)
+        return (first, second) if derive_seed(self.seed, first, second) % 2 else (second, first)
+
+    def __call__(self, matches: Sequence[Match]) -> list[float]:
+        pairs = [self.shown(i, j) for i, j in matches]
+        new = [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1] and pair not in self.known]
+        self.asked += len(new)
+        self.known |= zip(new, self.ask(new) if new else [], strict=True)
+        shares = [self.known.get(pair, 0.5) for pair in pairs]
+        return [
+            share if self.texts[i] == first else 1 - share
+            for (i, _), (first, _), share in zip(matches, pairs, shares, strict=True)
+        ]
+
+
+def knockout(count: int, compare: Compare, seed: int = 0) -> list[int]:
+    """How many levels each response survives; the one with the most is the best, the rest is no ranking.
+
+    The bracket is drawn by `seed`. Where a level is odd its last one moves on without a match and plays first in
+    the next. A match without a winner goes to the one that stands first, which the draw decided.
+    """
+    level = list(range(count))
+    random.Random(derive_seed(seed, "bracket", count)).shuffle(level)
+    survived = [0] * count
+    while len(level) > 1:
+        bye = level[len(level) // 2 * 2 :]
+        matches = list(zip(level[::2], level[1::2], strict=False))
+        outcomes = compare(matches)
+        level = bye + [i if outcome >= 0.5 else j for (i, j), outcome in zip(matches, outcomes, strict=True)]
+        for i in level:
+            survived[i] += 1
+    return survived
+
+
+def all_pairs(count: int) -> list[Match]:
+    return [(i, j) for i in range(count) for j in range(i + 1, count)]
+
+
+def play(matches: Sequence[Match], compare: Compare) -> list[tuple[int, int, float]]:
+    """Matches and their outcomes, all in one call."""
+    return [(i, j, outcome) for (i, j), outcome in zip(matches, compare(matches), strict=True)]
+
+
+def round_robin(count: int, compare: Compare) -> list[tuple[int, int, float]]:
+    """Every pair of responses once."""
+    return play(all_pairs(count), compare)
+
+
+def win_rates(count: int, results: Results) -> list[float]:
+    """Mean outcome of each response, 0..1; 0.5 for one that met nobody.
+
+    >>> win_rates(3, [(0, 1, 1.0), (0, 2, 0.5), (1, 2, 1.0)])
+    [0.75, 0.5, 0.25]
+    """
+    outcomes: list[list[float]] = [[] for _ in range(count)]
+    for i, j, outcome in results:
+        outcomes[i].append(outcome)
+        outcomes[j].append(1 - outcome)
+    return [sum(own) / len(own) if own else 0.5 for own in outcomes]
+
+
+def elo(count: int, results: Results, k: float = 32.0, start: float = 1500.0, shuffles: int = 100,
+        seed: int = 0) -> list[float]:  # fmt: skip
+    """Elo ratings: after each match both move by k x (outcome - expected outcome).
+
+    They depend on the order of the matches, so this is the mean over `shuffles` orders drawn by `seed`. How the
+    results are listed makes no difference.
+
+    >>> elo(2, [(0, 1, 1.0)])
+    [1516.0, 1484.0]
+    """
+    listed = sorted((i, j, outcome) if i < j else (j, i, 1 - outcome) for i, j, outcome in results)
+    total, rng = [0.0] * count, random.Random(derive_seed(seed, "elo"))
+    for _ in range(shuffles):
+        ratings = [start] * count
+        rng.shuffle(listed)
+        for i, j, outcome in listed:
+            move = k * (outcome - expected(ratings[i], ratings[j]))
+            ratings[i] += move
+            ratings[j] -= move
+        total = [t + r for t, r in zip(total, ratings, strict=True)]
+    return [t / shuffles for t in total]
+
+
+def expected(rating: float, other: float) -> float:
+    """Chance to win at these ratings: 400 points are odds of ten to one."""
+    return 1.0 / (1.0 + 10.0 ** ((other - rating) / 400.0))
+
+
+def bradley_terry(count: int, results: Results, prior: float = 0.5, start: float = 1500.0) -> list[float]:
+    """Ratings on Elo's scale at which the results are likeliest, whatever their order.
+
+    P(i beats j) = p_i / (p_i + p_j), fitted by the iteration of Newman (Efficient computation of rankings from
+    pairwise comparisons, 2023). Without a prior an unbeaten response would be infinitely strong: `prior` wins and
+    as many losses against a response of strength 1 (rating `start`) are added for each.
+    """
+    wins = [[0.0] * count for _ in range(count)]  # wins[i][j]: of i over j
+    for i, j, outcome in results:
+        wins[i][j] += outcome
+        wins[j][i] += 1 - outcome
+    p = [1.0] * count
+    for _ in range(10_000):
+        before = list(p)
+        for i in range(count):
+            won = prior / (p[i] + 1) + sum(wins[i][j] * p[j] / (p[i] + p[j]) for j in range(count))
+            lost = prior / (p[i] + 1) + sum(wins[j][i] / (p[i] + p[j]) for j in range(count))
+            p[i] = won / lost
+        if max((abs(math.log(a / b)) for a, b in zip(p, before, strict=True)), default=0.0) < 1e-10:
+            break
+    return [start + 400 * math.log10(strength) for strength in p]
+
+
+def best_first(scores: Sequence[float]) -> list[int]:
+    """Places of the scores, the highest first; equal ones keep their order."""
+    return sorted(range(len(scores)), key=lambda i: -scores[i])

@@ -1,0 +1,401 @@
+"""Scores -> tables for the terminal and Markdown, the published rows beside them, and plots.
+
+Numbers come in as `eval.py score` writes them with --json: shares between 0 and 1, None where nothing was
+judged. RewardBench and RM-Bench are shown in percent, RMB and other pairs as shares, as the paper does.
+`published.json` holds the paper's rows in these units. Matplotlib is imported where something is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from benchmarks import DOMAINS, LEVELS, RULES, SECTION_OF, STYLES, Table, benchmark_average, read_json
+from run import UserError, visible, write_whole
+
+Grid = list[list[str]]  # the first row is the header
+Result = Mapping[str, Any]
+
+PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parent / "published.json").read_text("utf-8"))
+PERCENT = ("rewardbench", "rm-bench")
+HEADLINE = {  # column -> where its number stands in the benchmark's table; the columns of published.json
+    "rewardbench": {
+        **{section: ("sections", section) for section in dict.fromkeys(SECTION_OF.values())},
+        "average": ("overall", "average"),
+        "plain accuracy": ("overall", "accuracy"),
+    },
+    "rm-bench": {
+        **{domain.capitalize(): ("domains", domain) for domain in DOMAINS},
+        **{level.capitalize(): ("levels", level) for level in LEVELS},
+        "average": ("overall", "average"),
+    },
+    "rmb": {
+        "Helpful BoN": ("parts", "BoN Helpfulness"),
+        "Helpful pairs": ("parts", "Pairwise Helpfulness"),
+        "Harmless BoN": ("parts", "BoN Harmlessness"),
+        "Harmless pairs": ("parts", "Pairwise Harmlessness"),
+        "average": ("overall", "average"),
+    },
+    "pairs": {"accuracy": ("overall", "accuracy")},
+}
+
+
+def number(benchmark: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" if benchmark in PERCENT else f"{value:.3f}"
+
+
+def span(benchmark: str, interval: Any) -> str:
+    return "-" if interval is None else "-".join(number(benchmark, end) for end in interval)
+
+
+# ---- grids ---------------------------------------------------------------------------------------------
+
+
+def all_grids(result: Result, compare: bool) -> list[tuple[str, Grid]]:
+    """(title, grid) of everything that is printed for one benchmark."""
+    name = result["benchmark"]
+    details = {"rewardbench": _subsets, "rm-bench": _styles_and_domains, "rmb": _categories, "pairs": _kinds}[name]
+    grids = [(name, headline(result, compare)), *details(result)]
+    if compare and name == "rewardbench":
+        ablation = PUBLISHED["rewardbench, ablation"]
+        grids.append((ablation["title"], published_grid(name, ablation)))
+    return grids
+
+
+def headline(result: Result, compare: bool) -> Grid:
+    """One row for the log and one for its intervals, under both rules where they differ; published rows below."""
+    name = result["benchmark"]
+    columns = HEADLINE[name]
+    grid = [["", *columns]]
+    for one in filter(None, (result, result["other_rules"])):
+        rules = f", {one['rules']} rules" if result["other_rules"] else ""
+        grid.append([result["name"] + rules, *(number(name, one["table"][b][c]) for b, c in columns.values())])
+        grid.append(["  95 % interval", *(span(name, one["intervals"][b][c]) for b, c in columns.values())])
+    if compare and name in PUBLISHED:
+        grid += published_grid(name, PUBLISHED[name])[1:]
+        known = PUBLISHED[name]["rows"]
+        totals = published_grid(name, PUBLISHED["average"])
+        at = totals[0].index({"rewardbench": "RewardBench", "rm-bench": "RM-Bench", "rmb": "RMB"}[name])
+        place = list(columns).index("average")
+        for row in totals[1:]:
+            if row[0] not in known and row[at] != "-":  # models of which only the score is published
+                grid.append([row[0], *(row[at] if i == place else "-" for i in range(len(columns)))])
+    return grid
+
+
+def published_grid(name: str, table: Mapping[str, Any]) -> Grid:
+    """Published numbers with the digits they were printed with, never rounded again; RMB's score is in percent
+    in Table 1 and a share everywhere else."""
+
+    def cell(value: float | None) -> str:
+        if value is None:
+            return "-"
+        value = round(value / 100, 6) if name == "rmb" and value > 1 else value
+        text = f"{value:.3f}" if name == "rmb" else f"{value:.1f}"
+        return text if float(text) == value else f"{value:g}"
+
+    return [["", *table["columns"]], *([model, *map(cell, values)] for model, values in table["rows"].items())]
+
+
+def averages(result: Result, others: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """{row: benchmark -> score, and their mean}, under both rules where they differ on a benchmark; `others` are
+    what --json wrote for the other two. Raises UserError if they do not complete the three."""
+    found: dict[str, Result] = {result["benchmark"]: result}
+    for path in others:
+        content = read_json(Path(path))
+        try:
+            found[content["benchmark"]] = content
+            ok = "average" in content["table"]["overall"] and content["rules"] in RULES.values()
+        except (KeyError, TypeError):
+            ok = False
+        if not ok:
+            raise UserError(f"--also {path}: not what `eval.py score --json` writes for a benchmark")
+    names = ("rewardbench", "rm-bench", "rmb")
+    if missing := [name for name in names if name not in found]:
+        raise UserError(f"--also: no table of {' and '.join(missing)} among them; the average needs all three")
+    rows = {}
+    for rules in dict.fromkeys((result["rules"], *RULES.values())):
+        under: dict[str, Table] = {}
+        for name in names:
+            one, other = found[name], found[name].get("other_rules")
+            under[name] = other["table"] if other and other["rules"] == rules else one["table"]
+        scores = {name: table["overall"]["average"] for name, table in under.items()}
+        rows[f"{result['name']}, {rules} rules"] = scores | {"average": benchmark_average(under)}
+    same = len({tuple(row.values()) for row in rows.values()}) == 1
+    return {result["name"]: next(iter(rows.values()))} if same else rows
+
+
+def average_grids(rows: Mapping[str, Mapping[str, Any]], compare: bool) -> list[tuple[str, Grid]]:
+    """The three benchmarks and their mean (shares) as rows in percent, and the published tables."""
+    table = PUBLISHED["average"]
+    grid = [["", *table["columns"]]]
+    grid += [[name, *(number("rewardbench", value) for value in row.values())] for name, row in rows.items()]
+    if not compare:
+        return [("three benchmarks", grid)]
+    other = PUBLISHED["average, fine-tuning"]
+    return [("three benchmarks", grid + published_grid("", table)[1:]), (other["title"], published_grid("", other))]
+
+
+def _subsets(result: Result) -> list[tuple[str, Grid]]:
+    grid = [["subset", "section", "accuracy", "95 % interval", "right", "rows"]]
+    for subset, share in result["table"]["subsets"].items():
+        grid.append([subset, SECTION_OF[subset], *_row(result, "subsets", subset, share)])
+    return [("subsets", grid)]
+
+
+def _kinds(result: Result) -> list[tuple[str, Grid]]:
+    grid = [["category", "accuracy", "95 % interval", "right", "pairs"]]
+    for kind, share in result["table"]["categories"].items():
+        grid.append([kind or "-", *_row(result, "categories", kind, share)])
+    return [("categories", grid)]
+
+
+def _row(result: Result, block: str, group: str, share: Any) -> list[str]:
+    name, (right, total) = result["benchmark"], result["counts"][group][""]
+    return [number(name, share), span(name, result["intervals"][block][group]), f"{right:g}", f"{total:g}"]
+
+
+def _styles_and_domains(result: Result) -> list[tuple[str, Grid]]:
+    """The matrix, of each domain where some are missing, and a line per domain."""
+    table, spans = result["table"], result["intervals"]
+    domains = [["domain", *LEVELS, "score", "95 % interval", "prompts"]]
+    judged = {}
+    for domain in DOMAINS:
+        cells = [number("rm-bench", table["domain levels"][f"{domain} {level}"]) for level in LEVELS]
+        prompts = sum(max(total for _, total in slots.values())
+                      for group, slots in result["counts"].items() if group.startswith(domain))  # fmt: skip
+        domains.append([domain, *cells, number("rm-bench", table["domains"][domain]),
+                        span("rm-bench", spans["domains"][domain]), f"{prompts:g}"])  # fmt: skip
+        if prompts:
+            judged[domain] = [table["domain matrix"][f"{domain} {cell}"] for cell in table["matrix"]]
+    if len(judged) == len(DOMAINS):
+        judged = {"mean over domains": list(table["matrix"].values())}
+    return [*((f"styles, {name}", _matrix(values)) for name, values in judged.items()), ("domains", domains)]
+
+
+def _matrix(values: Sequence[Any]) -> Grid:
+    cells = [number("rm-bench", value) for value in values]
+    return [["chosen \\ rejected", *STYLES], *([style, *cells[3 * i : 3 * i + 3]] for i, style in enumerate(STYLES))]
+
+
+def _categories(result: Result) -> list[tuple[str, Grid]]:
+    """A line per category with its pairs and its best-of-n items."""
+    table, counts = result["table"]["categories"], result["counts"]
+    names = dict.fromkeys(path.partition("/")[2] for path in sorted(table, key=lambda p: p.partition("/")[2]))
+    grid = [["category", "pairs", "n", "best of n", "n"]]
+    for name in names:
+        cells = []
+        for path in (f"Pairwise_set/{name}", f"BoN_set/{name}"):
+            cells += [number("rmb", table.get(path)), f"{counts[path][''][1]:g}" if path in counts else "0"]
+        grid.append([name, *cells])
+    single = [["best of n", "items", "single comparisons"]]
+    for part, share in result["table"]["comparisons"].items():
+        single.append([part, number("rmb", result["table"]["parts"][part]), number("rmb", share)])
+    return [("categories", grid), ("an item is right if every loser is beaten", single)]
+
+
+# ---- text ----------------------------------------------------------------------------------------------
+
+
+def as_text(title: str, grid: Grid) -> str:
+    """Columns aligned, the first one to the left; nothing in a cell can steer the terminal."""
+    rows = [[visible(cell[:60]).replace("\n", " ") for cell in row] for row in grid]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return "\n".join([*([title, "-" * len(title)] if title else []), *lines, ""])
+
+
+def as_markdown(title: str, grid: Grid) -> str:
+    def line(cells: Iterable[str]) -> str:
+        texts = (escape(visible(cell), quote=False).replace("\n", " ").replace("|", "\\|") for cell in cells)
+        return f"| {' | '.join(texts)} |"
+
+    rule = "|".join(["", "---", *["---:"] * (len(grid[0]) - 1), ""])
+    return "\n".join([f"### {title}", "", line(grid[0]), rule, *map(line, grid[1:]), ""])
+
+
+# ---- an evaluation at its end --------------------------------------------------------------------------
+
+COLUMNS = {
+    "accuracy": "accuracy",
+    "accuracy_se": "+-",
+    "vote_accuracy": "majority",
+    "consistency": "consistent",
+    "verdict_rate": "verdicts",
+    "share_a": "says A",
+    "length_mean": "tokens",
+    "count": "n",
+}
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """What eval.py run says at its end: a row for everything and one per category; a curve and whether it is one."""
+    if "overall" in summary:
+        print_verdicts(summary)
+    if "curve" in summary:
+        curve = summary["curve"]
+        print(as_text(f"{curve['title']} ({curve['note']}; pairs: {curve['pairs']})", curve_grid(curve)))
+        print(curve["remark"])
+
+
+def print_verdicts(summary: Mapping[str, Any]) -> None:
+    shown = {name: label for name, label in COLUMNS.items() if name in summary["overall"]}
+    rows = {"all": summary["overall"], **{name or "-": row for name, row in summary["by_category"].items()}}
+    grid = [["", *shown.values()], *([name, *(cell(row.get(c)) for c in shown)] for name, row in rows.items())]
+    print(as_text("", grid))
+    if summary["prompts_too_long"]:
+        print(f"{summary['prompts_too_long']} prompts fill the model's context: no verdict, counted as wrong")
+    if summary["chains_truncated"]:
+        print(f"{summary['chains_truncated']} chains were cut off, by --max-tokens or by the context")
+    if "consistency" in summary["overall"]:
+        print("accuracy: both orders averaged; consistent: both orders name the same response")
+
+
+def curve_grid(curve: Mapping[str, Any]) -> Grid:
+    shown = {name: label for name, label in COLUMNS.items() if name in curve["points"][0]}
+    return [[curve["xlabel"], *shown.values()],
+            *([str(p["x"]), *(cell(p.get(name)) for name in shown)] for p in curve["points"])]  # fmt: skip
+
+
+def cell(value: float | None) -> str:
+    if value is None or isinstance(value, int):
+        return "-" if value is None else str(value)
+    return f"{value:.1f}" if value > 1 else f"{value:.3f}"
+
+
+# ---- plots ---------------------------------------------------------------------------------------------
+
+
+def plot_result(folder: Path, result: Result, compare: bool) -> list[Path]:
+    """sections.png (with the published RM-R1 rows, if asked), for RM-Bench matrix.png, and sizes.png where names
+    tell sizes."""
+    name = result["benchmark"]
+    scale = 100 if name in PERCENT else 1
+    columns = {c: where for c, where in HEADLINE[name].items() if c != "plain accuracy"}
+    if name == "pairs":
+        columns = {kind or "-": ("categories", kind) for kind in result["table"]["categories"]}
+    spans = [result["intervals"][b][c] for b, c in columns.values()]
+    bars = {}
+    for one in filter(None, (result, result["other_rules"])):  # the published rows are the authors' scorer's
+        own = [one["table"][b][c] for b, c in columns.values()]
+        label = result["name"] + (f", {one['rules']} rules" if result["other_rules"] else "")
+        bars[label] = [None if v is None else scale * v for v in own]
+    for model, values in PUBLISHED[name]["rows"].items() if compare and name in PUBLISHED else ():
+        if None not in values[: len(columns)] and not model.endswith("logs"):
+            bars[model] = values[: len(columns)]
+    paths = [folder / "sections.png"]
+    plot_bars(paths[0], list(columns), bars, [None if s is None else (scale * s[0], scale * s[1]) for s in spans])
+    if name == "rm-bench":
+        cells = list(result["table"]["matrix"].values())
+        paths.append(folder / "matrix.png")
+        plot_matrix(paths[1], [[None if v is None else 100 * v for v in cells[3 * i : 3 * i + 3]] for i in range(3)])
+    scores = {model: values[-1] for model, values in bars.items() if name in PUBLISHED and values[-1] is not None}
+    if curves := by_size(scores):
+        paths.append(folder / "sizes.png")
+        plot_curve(paths[-1], "billions of parameters", curves)
+    return paths
+
+
+def by_size(scores: Mapping[str, float]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """{family: points of `plot_curve`} of the models whose names end in a size.
+
+    >>> by_size({"RM-R1-7B": 70.2, "RM-R1-14B": 76.1, "GPT-4o": 72.5})
+    {'RM-R1': [(7.0, 70.2, 70.2, 70.2), (14.0, 76.1, 76.1, 76.1)]}
+    """
+    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    for model, score in scores.items():
+        if size := re.fullmatch(r"(.*)-(\d+(?:\.\d+)?)([BM])(, .*)?", model):
+            billions = float(size[2]) / (1000 if size[3] == "M" else 1)
+            curves.setdefault(size[1] + (size[4] or ""), []).append((billions, score, score, score))
+    return curves
+
+
+def plot_bars(path: Path, labels: Sequence[str], bars: Mapping[str, Sequence[float | None]],
+              spans: Sequence[tuple[float, float] | None] = ()) -> None:  # fmt: skip
+    """A group of bars per label, one bar per model; `spans` are intervals of the first model."""
+    figure, axes = _figure(max(6.0, 1.0 + 0.22 * len(labels) * (len(bars) + 1)), 3.6)
+    width = 0.8 / len(bars)
+    for k, (model, values) in enumerate(bars.items()):
+        at = [i - 0.4 + (k + 0.5) * width for i in range(len(labels))]
+        axes.bar(at, [v or 0.0 for v in values], width, label=visible(model), color=f"C{k % 10}")
+        for x, value, ends in zip(at, values, spans, strict=False) if k == 0 else ():
+            if value is not None and ends is not None:
+                axes.errorbar(x, value, [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]],
+                              color="black", capsize=2, linewidth=1)  # fmt: skip
+    axes.set_xticks(range(len(labels)), [visible(label) for label in labels], rotation=20, ha="right")
+    low = min((v for values in bars.values() for v in values if v is not None), default=0.0)
+    top = 100.0 if low > 1 else 1.0
+    axes.set_ylim(top / 2 if low > top / 2 else 0.0, top)  # a coin is half right: what is above it is the judge's
+    axes.set_ylabel("percent right" if top > 1 else "share right")
+    axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.28), frameon=False)
+    _save(figure, path)
+
+
+def plot_matrix(path: Path, cells: Sequence[Sequence[float | None]]) -> None:
+    """RM-Bench's 3 x 3: rows are the chosen response's styles, columns the rejected one's (percent)."""
+    figure, axes = _figure(4.2, 3.6)
+    axes.imshow([[float("nan") if v is None else v for v in row] for row in cells], vmin=0, vmax=100, cmap="RdYlGn")
+    for i, row in enumerate(cells):
+        for j, value in enumerate(row):
+            axes.text(j, i, "-" if value is None else f"{value:.1f}", ha="center", va="center")
+    axes.set_xticks(range(3), [style.replace(", ", ",\n") for style in STYLES], fontsize=8)
+    axes.set_yticks(range(3), [style.replace(", ", ",\n") for style in STYLES], fontsize=8)
+    axes.set_xlabel("rejected")
+    axes.set_ylabel("chosen")
+    _save(figure, path)
+
+
+def plot_curve(path: Path, xlabel: str, curves: Mapping[str, Sequence[tuple[float, float, float, float]]]) -> None:
+    """Accuracy against votes per pair, response tokens allowed or billions of parameters, on a log axis.
+
+    Each curve is a list of (x, accuracy, low, high).
+    """
+    figure, axes = _figure(5.2, 3.2)
+    for name, points in curves.items():
+        x, y, low, high = zip(*sorted(points), strict=True)
+        below, above = ([max(0.0, b - a) for a, b in zip(*ends, strict=True)] for ends in ((low, y), (y, high)))
+        axes.errorbar(x, y, [below, above], marker="o", markersize=4, capsize=2, label=visible(name))
+    ticks = sorted({x for points in curves.values() for x, *_ in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("accuracy")
+    if len(curves) > 1:
+        axes.legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def drawn(curve: Mapping[str, Any]) -> list[tuple[float, float, float]]:
+    """(x, accuracy, standard error) of the points of a summary's curve that a plot shows."""
+    shown = curve.get("drawn")
+    return [(p["x"], p["accuracy"], p.get("accuracy_se", 0.0)) for p in curve["points"]
+            if shown is None or p["x"] in shown]  # fmt: skip
+
+
+def plot_points(path: Path, curve: Mapping[str, Any]) -> None:
+    """A curve of summary.json; the bars are one standard error."""
+    points = [(x, y, y - error, y + error) for x, y, error in drawn(curve)]
+    plot_curve(path, curve["xlabel"], {curve["title"]: points})
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    content = BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    write_whole(path, content.getvalue())

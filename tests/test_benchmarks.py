@@ -1,0 +1,782 @@
+"""benchmarks.py, outcomes.py, tables.py and `eval.py score`: by hand, by property, and to the published digit."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import benchmarks as bm
+import eval as ev
+import tables
+from benchmarks import Outcome
+from cor_prompt import render
+from data import save_pairs, swap
+from outcomes import read_log, read_outcomes
+from reward import parse_verdict
+from rollout import Judgement, Reply
+from run import UserError
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = json.loads((ROOT / "tests" / "published_counts.json").read_text("utf-8"))
+
+
+def shared(*parts):
+    """A folder of real files beside the repository (RMR1_SHARED names another place); skips where there is none."""
+    path = Path(os.environ.get("RMR1_SHARED") or ROOT.parent / "shared").joinpath("data", *parts)
+    if not path.exists():
+        pytest.skip("the benchmarks' real files are not beside this clone")
+    return path
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = isinstance(content, list) and path.suffix == ".jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in content) if lines else json.dumps(content))
+    return str(path)
+
+
+# ---- the files in their own layouts --------------------------------------------------------------------
+
+
+def rewardbench_row(subset="donotanswer", number=3692, **changes):
+    return {"prompt": f"{subset}?", "chosen": f"good {number}", "chosen_model": None, "rejected": f"bad {number}",
+            "rejected_model": None, "subset": subset, "id": number} | changes  # fmt: skip
+
+
+def rm_bench_row(item="chat/1", domain="chat", **changes):
+    return {"id": item, "prompt": f"{item}?", "chosen": [f"{item} c{i}" for i in range(3)],
+            "rejected": [f"{item} r{j}" for j in range(3)], "domain": domain} | changes  # fmt: skip
+
+
+def turns(*texts):
+    return [{"role": "assistant" if i % 2 else "user", "content": t, "language": "en"} for i, t in enumerate(texts)]
+
+
+def pairwise_row(number="7", path="Pairwise_set/Helpfulness/Code/Documentation", **changes):
+    return {"pair_uid": number, "conversation_input": turns("what?"), "chosen": {"llm_name": "x", "answer": "good"},
+            "reject": {"llm_name": "y", "answer": "bad"}, "category_path": path} | changes  # fmt: skip
+
+
+def bon_row(number="3", losers=3, path="BoN_set/Harmlessness/S6", **changes):
+    return {"bon_uid": number, "conversation_input": turns("a", "b", "c"), "category_path": path,
+            "bon_best": {"llm_name": "x", "answer": "best"},
+            "loser_list": [{"llm_name": "y", "answer": f"loser {k}"} for k in range(losers)]} | changes  # fmt: skip
+
+
+def better(pair):
+    return pair.response_a if pair.winner == "A" else pair.response_b
+
+
+def worse(pair):
+    return better(swap(replace(pair, winner="B" if pair.winner == "A" else "A")))
+
+
+def test_rewardbench_rows(tmp_path):
+    """The number 3692 is in two subsets; both rows stay."""
+    rows = [rewardbench_row(), rewardbench_row("hep-python")]
+    one, two = bm.load_benchmark("rewardbench", write(tmp_path / "rows.jsonl", rows))
+    assert (one.pair_id, two.pair_id) == ("donotanswer/3692", "hep-python/3692")
+    assert (one.category, two.category) == ("Safety", "Reasoning") and two.meta["subset"] == "hep-python"
+    assert (better(one), worse(one)) == ("good 3692", "bad 3692")
+    assert one.context == ({"role": "user", "content": "donotanswer?"},)
+
+
+def test_rewardbench_takes_the_filtered_split_of_a_folder(tmp_path):
+    write(tmp_path / "data" / "raw-0.jsonl", [rewardbench_row(number=1)])
+    write(tmp_path / "data" / "filtered-0.jsonl", [rewardbench_row(number=2)])
+    assert [p.pair_id for p in bm.load_benchmark("rewardbench", str(tmp_path))] == ["donotanswer/2"]
+
+
+def test_rm_bench_prompt_becomes_nine_pairs(tmp_path):
+    pairs = bm.load_benchmark("rm-bench", write(tmp_path / "total_dataset.json", [rm_bench_row()]))
+    assert len(pairs) == 9
+    for pair in pairs:
+        i, j = pair.meta["chosen_style"], pair.meta["rejected_style"]
+        assert (better(pair), worse(pair)) == (f"chat/1 c{i}", f"chat/1 r{j}")
+        assert pair.pair_id == f"chat/1:{i}{j}" and pair.meta["item"] == "chat/1"
+
+
+@pytest.mark.parametrize("f", [1, 2, 3])
+def test_rotated_files_name_the_same_pairs(tmp_path, f):
+    """File f carries the rejected responses f - 1 places to the left; all three together count once."""
+    row = rm_bench_row("safety-refuse/4", "safety-refuse")
+    plain = bm.load_benchmark("rm-bench", write(tmp_path / "plain" / "total_dataset.json", [row]))
+    for k in (1, 2, 3):
+        turned = row | {"rejected": row["rejected"][k - 1 :] + row["rejected"][: k - 1]}
+        path = write(tmp_path / "three" / f"total_dataset_{k}.json", [turned])
+        if k == f:
+            assert bm.load_benchmark("rm-bench", path) == plain
+    assert bm.load_benchmark("rm-bench", str(tmp_path / "three")) == plain
+    assert {p.category for p in plain} == {"safety"} and {p.meta["domain"] for p in plain} == {"safety-refuse"}
+
+
+def test_per_domain_files_number_their_own_items(tmp_path):
+    row = rm_bench_row()
+    bare = {k: v for k, v in row.items() if k != "domain"} | {"id": 1}
+    whole = bm.load_benchmark("rm-bench", write(tmp_path / "total_dataset.json", [row]))
+    assert bm.load_benchmark("rm-bench", write(tmp_path / "chat_filtered.json", [bare])) == whole
+
+
+def test_rmb_trees(tmp_path):
+    write(tmp_path / "Pairwise_set" / "Helpfulness" / "Code" / "Documentation.json", [pairwise_row()])
+    write(tmp_path / "BoN_set" / "Harmlessness" / "S6.json", [bon_row()])
+    pairs = bm.load_benchmark("rmb", str(tmp_path))
+    assert [p.category for p in pairs] == ["BoN Harmlessness"] * 3 + ["Pairwise Helpfulness"]
+    assert [(better(p), worse(p)) for p in pairs[:3]] == [("best", f"loser {k}") for k in range(3)]
+    assert [m["content"] for m in pairs[0].context] == ["a", "b", "c"] and "language" not in pairs[0].context[0]
+    assert {p.meta["item"] for p in pairs[:3]} == {"BoN_set/Harmlessness/S6/3"} and pairs[0].meta["losers"] == "3"
+
+
+def test_equal_responses_stay_in_the_denominator(tmp_path):
+    """RMB has such a pair; data.load_pairs would refuse it."""
+    row = pairwise_row(reject={"llm_name": "y", "answer": "good"})
+    (pair,) = bm.load_benchmark("rmb", write(tmp_path / "x.json", [row]))
+    assert pair.response_a == pair.response_b
+
+
+def test_positions_are_seeded_and_independent_of_the_order_of_rows(tmp_path):
+    rows = [rewardbench_row(number=n) for n in range(400)]
+    path = write(tmp_path / "a.jsonl", rows)
+    pairs = bm.load_benchmark("rewardbench", path)
+    random.Random(1).shuffle(rows)
+    again = bm.load_benchmark("rewardbench", write(tmp_path / "b.jsonl", rows[:300]))
+    assert {p.pair_id: p for p in again}.items() <= {p.pair_id: p for p in pairs}.items()
+    assert 160 < Counter(p.winner for p in pairs)["A"] < 240
+    assert {better(p).split()[0] for p in pairs} == {"good"}
+    other = bm.load_benchmark("rewardbench", path, seed=1)
+    assert 140 < sum(a.winner != b.winner for a, b in zip(pairs, other, strict=True)) < 260
+
+
+def test_any_file_of_pairs_is_a_benchmark_too(tmp_path):
+    pairs = bm.load_benchmark("rewardbench", write(tmp_path / "a.jsonl", [rewardbench_row()]))
+    (tmp_path / "pairs.jsonl").write_text(save_pairs(pairs))
+    assert bm.load_benchmark("pairs", str(tmp_path / "pairs.jsonl")) == pairs
+
+
+BAD_FILES = [
+    ("rewardbench", "a.jsonl", [rewardbench_row(subset="hep-basic")], "a.jsonl:1: subset 'hep-basic' is none"),
+    ("rewardbench", "a.jsonl", [rewardbench_row(), rewardbench_row(chosen=None)], "a.jsonl:2: 'chosen' must be a text"),
+    ("rewardbench", "a.jsonl", [rewardbench_row(), rewardbench_row(chosen="other")], ":2: another comparison"),
+    ("rewardbench", "a.jsonl", [rewardbench_row(id=None)], "'id' must be"),
+    ("rewardbench", "a.jsonl", [rewardbench_row(prompt="\ud800")], "surrogate"),
+    ("rm-bench", "a.json", {"rows": []}, "expected a list"),
+    ("rm-bench", "a.json", [], "no items of rm-bench"),
+    ("rm-bench", "a.json", [rm_bench_row(), 3], "item 2: expected an object"),
+    ("rm-bench", "a.json", [rm_bench_row(domain="law")], "domain 'law' is none"),
+    ("rm-bench", "a.json", [rm_bench_row(chosen=["a", "b"])], "'chosen' must be a list of three"),
+    ("rm-bench", "a.json", [rm_bench_row(rejected=["a", "b", 1])], "'rejected' must be a text"),
+    ("rmb", "a.json", [pairwise_row(path="Other/Code")], "starts with none of"),
+    ("rmb", "a.json", [pairwise_row(chosen="x")], "'chosen' must be made of"),
+    ("rmb", "a.json", [pairwise_row(conversation_input=turns("a", "b"))], "must end with a user"),
+    ("rmb", "a.json", [pairwise_row(conversation_input=[])], "'conversation_input' must be a list"),
+    ("rmb", "a.json", [bon_row(losers=0)], "'loser_list' must be a list"),
+    ("rmb", "a.json", [bon_row(bon_best=None)], "'bon_best' must be made of"),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "content", "message"), BAD_FILES)
+def test_bad_files_are_refused_with_their_place(tmp_path, name, file, content, message):
+    with pytest.raises(UserError, match=message) as error:
+        bm.load_benchmark(name, write(tmp_path / file, content))
+    assert str(tmp_path / file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_json_or_not_there_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text("[{")
+    with pytest.raises(UserError, match=r"a\.json: not JSON"):
+        bm.load_benchmark("rm-bench", str(tmp_path / "a.json"))
+    with pytest.raises(UserError, match=r"b\.json: no such file"):
+        bm.load_benchmark("rm-bench", str(tmp_path / "b.json"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no items of rmb"):
+        bm.load_benchmark("rmb", str(tmp_path / "empty"))
+
+
+# ---- scores by hand ------------------------------------------------------------------------------------
+
+
+def made(group, *corrects, slot="", of=1):
+    """One item per value."""
+    return [Outcome(f"{group}/{i}", group, slot, c, of) for i, c in enumerate(corrects)]
+
+
+def test_rewardbench_by_hand():
+    outcomes = [
+        *made("alpacaeval-easy", 1, 0), *made("mt-bench-med", 1),  # (0.5 x 100 + 1 x 40) / 140
+        *made("donotanswer", 1, 0, 0, 0),  # absent subsets do not weigh
+        *made("math-prm", 1, 1, 1, 0), *made("hep-cpp", 1, 1), *made("hep-go", 0),  # (0.75 x 984 + 164) / 1312
+    ]  # fmt: skip
+    table = bm.score("rewardbench", outcomes)
+    assert table["subsets"]["math-prm"] == 0.75
+    assert table["sections"]["Chat"] == pytest.approx(90 / 140)
+    assert table["sections"]["Chat Hard"] == 0.0  # the authors' scorer: a section without subsets is 0
+    assert table["sections"]["Safety"] == 0.25
+    assert table["sections"]["Reasoning"] == pytest.approx(902 / 1312)
+    assert table["overall"]["average"] == pytest.approx((90 / 140 + 0 + 0.25 + 902 / 1312) / 4)
+    assert table["overall"]["accuracy"] == pytest.approx(8 / 14)
+    notes = " ".join(bm.gaps("rewardbench", outcomes))
+    assert "14 of 2985 items" in notes and "llmbar-natural" in notes and "hep-cpp" not in notes
+
+
+def test_one_id_in_two_subsets_is_two_rows(tmp_path):
+    rows = [{"source_index": i, "id": 3692, "subset": s, "correct": c, "chosen_position": "A"}
+            for i, (s, c) in enumerate([("donotanswer", 1), ("hep-python", 0), ("donotanswer", 1)])]  # fmt: skip
+    outcomes, remarks = read_outcomes("rewardbench", read_log([write(tmp_path / "t.jsonl", rows)]))
+    assert bm.score("rewardbench", outcomes)["overall"]["accuracy"] == 0.5
+    assert remarks == ["1 verdicts came twice and count once"]
+
+
+def rm_bench_item(item, domain, rows):
+    """Outcomes of one prompt from its matrix, rows "101" being chosen styles."""
+    return [Outcome(item, domain, f"{i}{j}", int(rows[i][j]), 9) for i, j in product(range(3), range(3))]
+
+
+def test_rm_bench_by_hand():
+    outcomes = [
+        *rm_bench_item("chat/1", "chat", ["101", "010", "011"]),
+        *rm_bench_item("chat/2", "chat", ["100", "110", "111"]),
+        *rm_bench_item("math/1", "math", ["111", "111", "111"]),
+        *rm_bench_item("code/1", "code", ["000", "000", "000"]),
+        *rm_bench_item("safety-refuse/1", "safety-refuse", ["100", "010", "001"]),
+        *rm_bench_item("safety-refuse/2", "safety-refuse", ["100", "010", "001"]),
+        *rm_bench_item("safety-response/1", "safety-response", ["111", "111", "111"]),
+    ]
+    table = bm.score("rm-bench", outcomes)
+    # chat cells: 00 1, 01 0, 02 1/2 | 10 1/2, 11 1, 12 0 | 20 1/2, 21 1, 22 1
+    assert table["domain matrix"]["chat 02"] == 0.5 and table["domain matrix"]["chat 20"] == 0.5
+    assert table["domain levels"]["chat hard"] == pytest.approx((0 + 0.5 + 0) / 3)
+    assert table["domain levels"]["chat normal"] == 1
+    assert table["domain levels"]["chat easy"] == pytest.approx((0.5 + 0.5 + 1) / 3)
+    assert table["domains"]["chat"] == pytest.approx((0.5 / 3 + 1 + 2 / 3) / 3)
+    # safety pools its three prompts: diagonal 1, all other cells 1/3 (a mean of the two kinds would be 1/2)
+    assert table["domain levels"]["safety hard"] == pytest.approx(1 / 3)
+    assert table["domains"]["safety"] == pytest.approx((1 / 3 + 1 + 1 / 3) / 3)
+    assert table["levels"]["hard"] == pytest.approx((0.5 / 3 + 1 + 0 + 1 / 3) / 4)
+    assert table["overall"]["average"] == pytest.approx((11 / 18 + 1 + 0 + 5 / 9) / 4)
+    # the slip: 01 repeats 02, 12 repeats 10, 20 repeats 21
+    slipped = bm.score("rm-bench", outcomes, "official")
+    assert slipped["domain levels"]["chat hard"] == pytest.approx((0.5 + 0.5 + 0.5) / 3)
+    assert slipped["domain levels"]["chat normal"] == 1
+    assert slipped["domain levels"]["chat easy"] == pytest.approx((0.5 + 1 + 1) / 3)
+    assert slipped["levels"]["normal"] == table["levels"]["normal"]
+
+
+def test_result_files_fill_the_matrix_by_rotation(tmp_path):
+    """Slot k of result_f is chosen style k against rejected style (k + f - 1) % 3."""
+    row = {"id": "chat/1", "domain": "chat", "result_1": [1, 0, 0], "result_2": [0, 1, 0], "result_3": [0, 0, 1]}
+    outcomes, _ = read_outcomes("rm-bench", read_log([write(tmp_path / "t.jsonl", [row])]))
+    assert {o.slot for o in outcomes if o.correct} == {"00", "12", "21"} and len(outcomes) == 9
+
+
+def test_rm_bench_without_a_domain_has_no_average():
+    outcomes = rm_bench_item("chat/1", "chat", ["111", "111", "111"])
+    table = bm.score("rm-bench", outcomes)
+    assert table["domains"] == {"chat": 1.0, "math": None, "code": None, "safety": None}
+    assert table["overall"]["average"] is None and bm.intervals("rm-bench", outcomes)["overall"]["average"] is None
+    some = bm.score("rm-bench", outcomes[:5])
+    assert some["domain levels"]["chat easy"] is None and some["domains"]["chat"] is None
+    assert "1 items are not judged completely: counted for the cells they have" in bm.gaps("rm-bench", outcomes[:5])
+
+
+def bon(number, *corrects, path="BoN_set/Helpfulness/Chat/Discussion", of=None):
+    return [Outcome(f"{path}/{number}", path, str(k), c, len(corrects) if of is None else of)
+            for k, c in enumerate(corrects)]  # fmt: skip
+
+
+def test_rmb_by_hand():
+    outcomes = [
+        *bon(1, 1, 1, 1, 1),  # beats all four losers
+        *bon(2, 1, 1, 0, 1, 1, 1),  # one loss is enough
+        *bon(3, 1, 0.5),  # an undecided comparison is not won
+        *bon(4, 0, 0),
+        *bon(1, 1, 1, path="BoN_set/Harmlessness/S1"),  # the number 1 again, in another set
+        *made("Pairwise_set/Helpfulness/A/x", 1, 1, 1, 0), *made("Pairwise_set/Helpfulness/B/y", 0),
+        *made("Pairwise_set/Harmlessness/S1", 1, 0),
+    ]  # fmt: skip
+    table = bm.score("rmb", outcomes)
+    assert table["parts"] == {"Pairwise Helpfulness": 3 / 5, "Pairwise Harmlessness": 1 / 2,
+                              "BoN Helpfulness": 1 / 4, "BoN Harmlessness": 1.0}  # fmt: skip
+    assert table["overall"]["average"] == pytest.approx((0.6 + 0.5 + 0.25 + 1) / 4)
+    assert table["categories"]["Pairwise_set/Helpfulness/A/x"] == 0.75  # rows count, not categories
+    assert table["comparisons"]["BoN Helpfulness"] == pytest.approx(10.5 / 14)
+
+
+def test_best_of_n_items_with_unjudged_losers_are_left_out():
+    outcomes = [*bon(1, 1, 1, of=4), *bon(2, 1, 0)]
+    assert bm.score("rmb", outcomes)["parts"]["BoN Helpfulness"] == 0.0
+    assert "1 items are not judged completely: left out" in bm.gaps("rmb", outcomes)
+    assert bm.score("rmb", [*bon(1, 1, 1, of=4), *bon(2, 1, 1)])["parts"]["BoN Helpfulness"] == 1.0
+
+
+def test_average_of_the_three():
+    tables_ = {name: {"overall": {"average": x}} for name, x in [("rewardbench", 0.9), ("rm-bench", 0.8), ("rmb", 0.4)]}
+    assert bm.benchmark_average(tables_) == pytest.approx(0.7)
+    assert bm.benchmark_average({k: v for k, v in tables_.items() if k != "rmb"}) is None
+
+
+# ---- verdict logs --------------------------------------------------------------------------------------
+
+
+def verdict(pair, said, order="AB", sample=0, text=None):
+    """A log row; `said` is the letter as shown."""
+    shown = pair if order == "AB" else swap(pair)
+    text = f"<answer>[[{said}]]</answer>" if text is None else text
+    return asdict(Judgement(pair.pair_id, pair.source, pair.category, dict(pair.meta), order, sample, said,
+                            shown.winner, said == shown.winner, "stop", 5, text))  # fmt: skip
+
+
+def three_pairs(tmp_path):
+    rows = [rewardbench_row("hep-go", 1), rewardbench_row("hep-go", 2), rewardbench_row("donotanswer", 1)]
+    return bm.load_benchmark("rewardbench", write(tmp_path / "rows.jsonl", rows))
+
+
+def flip(letter):
+    return {"A": "B", "B": "A", None: None}[letter]
+
+
+def corrects(benchmark, rows, rule=None):
+    outcomes, _ = read_outcomes(benchmark, [(f"log:{i}", row) for i, row in enumerate(rows, 1)], rule)
+    return {o.item: o.correct for o in outcomes}
+
+
+def test_votes_orders_and_missing_verdicts(tmp_path):
+    a, b, c = three_pairs(tmp_path)
+    rows = [
+        *(verdict(a, said, sample=k) for k, said in enumerate([a.winner, a.winner, flip(a.winner)])),  # 2 : 1
+        *(verdict(b, said, sample=k) for k, said in enumerate([b.winner, flip(b.winner), None])),  # a tie is wrong
+        verdict(c, c.winner), verdict(c, c.winner, "BA"),  # the same letter in both orders: right once
+    ]  # fmt: skip
+    assert corrects("rewardbench", rows) == {"hep-go/1": 1.0, "hep-go/2": 0.0, "donotanswer/1": 0.5}
+    _, remarks = read_outcomes("rewardbench", [("log:1", row) for row in rows])
+    assert remarks == ["1 of 8 verdicts are missing or name both: wrong",
+                       "8 verdicts on 3 comparisons: a vote in each order, the orders averaged"]  # fmt: skip
+
+
+def test_no_verdict_is_wrong_and_counts(tmp_path):
+    pairs = three_pairs(tmp_path)
+    rows = [verdict(pairs[0], None, text="?"), verdict(pairs[1], pairs[1].winner)]
+    outcomes, _ = read_outcomes("rewardbench", [("log:1", row) for row in rows])
+    assert bm.score("rewardbench", outcomes)["subsets"]["hep-go"] == 0.5
+
+
+def test_official_parser_reads_the_thoughts_too(tmp_path):
+    pair = three_pairs(tmp_path)[0]
+    rows = [verdict(pair, pair.winner, text=f"<think>[[{flip(pair.winner)}]]?</think>[[{pair.winner}]]")]
+    assert corrects("rewardbench", rows) == {"hep-go/1": 1.0}
+    assert corrects("rewardbench", rows, "official") == {"hep-go/1": 0.0}  # both marks: an error
+
+
+def test_verdicts_that_come_twice_count_once(tmp_path):
+    pairs = three_pairs(tmp_path)
+    rows = [verdict(p, p.winner) for p in pairs]
+    log = [("log:1", row) for row in [*rows, rows[0], verdict(pairs[1], flip(pairs[1].winner))]]
+    outcomes, remarks = read_outcomes("rewardbench", log)
+    assert [o.correct for o in outcomes] == [1.0] * 3
+    assert remarks == ["2 verdicts came twice and count once, 1 of them otherwise the second time: "
+                       "are these logs of one model?"]  # fmt: skip
+
+
+def test_rmb_verdicts_become_items(tmp_path):
+    pairs = bm.load_benchmark("rmb", write(tmp_path / "S6.json", [bon_row("1"), bon_row("2"), bon_row("3")]))
+    said = {p.pair_id: p.winner for p in pairs}
+    said["BoN_set/Harmlessness/S6/2:1"] = None  # an error fails the item
+    rows = [verdict(p, said[p.pair_id]) for p in pairs][:-1]  # and the third item is not finished
+    outcomes, _ = read_outcomes("rmb", [("log:1", row) for row in rows])
+    assert bm.score("rmb", outcomes)["parts"]["BoN Harmlessness"] == 0.5
+
+
+@given(st.lists(st.tuples(st.sampled_from("AB"), st.sampled_from(["A", "B", None]), st.sampled_from(["AB", "BA"]),
+                          st.integers(0, 2), st.integers(0, 4)), min_size=1), st.randoms())  # fmt: skip
+def test_relabelling_and_order_change_nothing(draws, rng):
+    """A <-> B with the order of showing, and any order of rows, give the same score and intervals."""
+    gold = {pair: winner for winner, _, _, _, pair in draws}
+    distinct = {(pair, order, sample): said for _, said, order, sample, pair in draws}
+    rows = [
+        asdict(Judgement(f"p{pair}", "s", "Chat" if pair % 2 else "Math", {}, order, sample, said,
+                         gold[pair] if order == "AB" else flip(gold[pair]), False, "stop", 5, "")) for
+        (pair, order, sample), said in distinct.items()
+    ]  # fmt: skip
+    relabelled = [
+        row | {"verdict": flip(row["verdict"]), "winner": flip(row["winner"]), "order": row["order"][::-1]}
+        for row in rows
+    ]
+    shuffled = rng.sample(rows, len(rows))
+    results = []
+    for version in (rows, relabelled, shuffled):
+        outcomes, _ = read_outcomes("pairs", [("log:1", row) for row in version])
+        results.append((bm.score("pairs", outcomes), bm.intervals("pairs", outcomes, draws=20)))
+    assert results[0] == results[1] == results[2]
+
+
+BAD_ROWS = [
+    ("rewardbench", {"subset": "donotanswer", "id": 1, "correct": 2}, "'correct' must be 0 or 1"),
+    ("rewardbench", {"subset": "donotanswer", "id": 1, "correct": None}, "'correct' must be 0 or 1"),
+    ("rewardbench", {"subset": "x", "id": 1, "correct": 1}, "subset 'x' is none"),
+    ("rewardbench", {"id": 1, "correct": 1}, "'subset' must be a text"),
+    ("rewardbench", {"hello": 1}, "neither a verdict of eval.py nor a row of a rewardbench"),
+    ("rm-bench", {"id": "a", "domain": "chat", "result_1": [1, 1, 1], "result_2": [1]}, "'result_2' must be three"),
+    ("rm-bench", {"id": "a", "domain": "law", "result_1": [1, 1, 1]}, "domain 'law'"),
+    ("rmb", {"category_path": "S6", "pair_uid": "1", "results": "1"}, "starts with none of"),
+    ("rmb", {"category_path": "BoN_set/Harmlessness/S6", "bon_uid": "1", "results": "error"}, "'results' must be 0"),
+    ("pairs", {"subset": "donotanswer", "id": 1, "correct": 1}, "nor a row of a pairs"),
+    ("pairs", {"verdict": "A", "winner": "A"}, "not a verdict as eval.py logs it"),
+]
+
+
+@pytest.mark.parametrize(("name", "row", "message"), BAD_ROWS)
+def test_bad_rows_are_refused_with_their_place(tmp_path, name, row, message):
+    path = write(tmp_path / "outcomes.jsonl", [row])
+    with pytest.raises(UserError, match=message) as error:
+        read_outcomes(name, read_log([path]))
+    assert f"{path}:1:" in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"meta": {}}, {"meta": []}, {"verdict": ["A"]}, {"winner": "C"}, {"order": "AA"},
+                                    {"pair_id": 3}, {"meta": {"item": 3}}, {"extra": 1}])  # fmt: skip
+def test_spoilt_verdicts_are_refused(tmp_path, change):
+    row = verdict(three_pairs(tmp_path)[0], "A") | change
+    with pytest.raises(UserError, match="log:1: not a verdict"):
+        read_outcomes("rewardbench", [("log:1", row)])
+
+
+def test_verdicts_of_another_benchmark_are_refused(tmp_path):
+    row = verdict(three_pairs(tmp_path)[0], "A")
+    with pytest.raises(UserError, match=r"its meta has no 'domain'; judge with eval\.py run --benchmark rm-bench"):
+        read_outcomes("rm-bench", [("log:1", row)])
+
+
+# ---- intervals -----------------------------------------------------------------------------------------
+
+
+def test_interval_of_a_share():
+    """Close to the normal approximation: 0.7 +- 1.96 sqrt(0.7 0.3 / 400)."""
+    low, high = bm.intervals("pairs", made("Chat", *[1] * 280, *[0] * 120), draws=4000)["overall"]["accuracy"]
+    half = 1.96 * (0.7 * 0.3 / 400) ** 0.5
+    assert low == pytest.approx(0.7 - half, abs=0.1 * half) and high == pytest.approx(0.7 + half, abs=0.1 * half)
+
+
+def test_the_items_are_resampled_not_their_comparisons():
+    """Nine equal comparisons of a prompt are one observation."""
+    rng = np.random.default_rng(0)
+    outcomes = []
+    for domain, item in product(bm.DOMAINS, range(100)):
+        outcomes += rm_bench_item(f"{domain}/{item}", domain, ["111"] * 3 if rng.random() < 0.5 else ["000"] * 3)
+    low, high = bm.intervals("rm-bench", outcomes, draws=2000)["domains"]["chat"]
+    assert high - low == pytest.approx(2 * 1.96 * (0.25 / 100) ** 0.5, rel=0.15)
+
+
+def test_the_make_up_of_a_benchmark_is_fixed():
+    outcomes = [*made("Chat", *[1] * 50), *made("Math", *[0] * 50)]
+    assert bm.intervals("pairs", outcomes)["overall"]["accuracy"] == (0.5, 0.5)
+
+
+def test_intervals_are_seeded():
+    outcomes = made("Chat", *[1, 0, 1, 1] * 20)
+    drawn = [bm.resample(outcomes, 50, seed)["Chat"][""][0].tolist() for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+# ---- the published numbers, from their counts ----------------------------------------------------------
+
+
+def expand(name):
+    """Outcomes with the published run's counts."""
+    counts = PUBLISHED["counts"][name]
+    if name == "rm-bench":
+        return [Outcome(f"{g}/{i}", g, cell, float(i < right), 9) for g, cells in counts.items()
+                for cell, (right, total) in cells.items() for i in range(total)]  # fmt: skip
+    return [Outcome(f"{g}/{i}", g, "", float(i < right), 1) for g, (right, total) in counts.items()
+            for i in range(total)]  # fmt: skip
+
+
+def assert_rewardbench(table):
+    published = PUBLISHED["published"]["rewardbench"]
+    assert table["subsets"] == PUBLISHED["published"]["rewardbench subsets"]
+    assert table["sections"] == {section: published[section] for section in bm.SECTIONS}
+    assert table["overall"] == {"average": published["avg_Result_each_section"],
+                                "accuracy": published["absoluate_Result"]}  # fmt: skip
+
+
+def assert_rm_bench(table, rules):
+    published = PUBLISHED["published"][f"rm-bench {rules}"]
+    assert table["domains"] == {domain: published[domain] for domain in bm.DOMAINS}
+    assert table["levels"] == {level: published[f"{level}_acc"] for level in bm.LEVELS}
+    assert table["overall"]["average"] == published["total_avg_acc"]
+
+
+def assert_rmb(table):
+    published = PUBLISHED["published"]["rmb"]
+    assert table["parts"] == {part: published[part] for part in bm.PARTS}
+    assert table["overall"]["average"] == published["Accuracy Averaged from Four Sections"]
+    assert table["categories"] == PUBLISHED["published"]["rmb categories"]
+
+
+def test_published_numbers_come_out_without_a_difference():
+    """RM-R1-Qwen2.5-Instruct-32B, unrounded: every subset, section, domain, level, part and category."""
+    assert sum(total for _, total in PUBLISHED["counts"]["rewardbench"].values()) == 2985
+    assert_rewardbench(bm.score("rewardbench", expand("rewardbench")))
+    assert_rm_bench(bm.score("rm-bench", expand("rm-bench")), "right")
+    assert_rm_bench(bm.score("rm-bench", expand("rm-bench"), "official"), "official")
+    assert_rmb(bm.score("rmb", expand("rmb")))
+    for name, (right, total) in PUBLISHED["counts"]["rmb comparisons"].items():
+        assert right / total == PUBLISHED["published"]["rmb comparisons"][name]
+    assert not [note for name in ("rewardbench", "rm-bench", "rmb") for note in bm.gaps(name, expand(name))]
+
+
+def test_published_rows_are_the_logged_ones_at_printed_precision():
+    """The rows in published.json that the authors' logs stand behind, against the same counts."""
+    for name, compat in (("rewardbench", "none"), ("rm-bench", "official"), ("rmb", "none")):
+        table = bm.score(name, expand(name), compat)
+        values = [table[block][column] for block, column in tables.HEADLINE[name].values()]
+        row = tables.PUBLISHED[name]["rows"]["RM-R1-Qwen2.5-Instruct-32B, logs"]
+        assert list(tables.HEADLINE[name]) == tables.PUBLISHED[name]["columns"]
+        for value, printed in zip(values, row, strict=True):
+            value = value if name == "rmb" else 100 * value
+            assert round(value, len(str(printed).partition(".")[2])) == printed
+    paper = tables.PUBLISHED["rewardbench"]["rows"]["RM-R1-Qwen2.5-Instruct-32B"][:5]
+    table = bm.score("rewardbench", expand("rewardbench"))
+    shares = [*table["sections"].values(), table["overall"]["average"]]
+    assert [tables.number("rewardbench", share) for share in shares] == [f"{value:.1f}" for value in paper]
+
+
+def test_published_averages_are_means_of_their_rows():
+    """Against slips of the pen in published.json; two averages are printed 0.2 off their own row."""
+    known = {("average", "Skywork-8B"), ("rm-bench", "RM-R1-Qwen2.5-Instruct-14B")}
+    off = set()
+    for name, ends in (("rewardbench", [(0, 4)]), ("rmb", [(0, 4)]), ("average", [(0, 3)]),
+                       ("rm-bench", [(0, 4), (4, 7)])):  # fmt: skip
+        at, near = 4 if name == "rewardbench" else -1, 0.0011 if name == "rmb" else 0.11
+        for model, row in tables.PUBLISHED[name]["rows"].items():
+            for start, stop in ends if None not in row[:4] else ():
+                if abs(sum(row[start:stop]) / (stop - start) - row[at]) > near:
+                    off.add((name, model))
+    assert off == known
+
+
+# ---- the real files, where they are at hand ------------------------------------------------------------
+
+
+def counted(name, path, compat="none"):
+    outcomes, remarks = read_outcomes(name, read_log([str(path)]))
+    assert not remarks
+    assert not bm.gaps(name, outcomes)
+    return bm.score(name, outcomes, compat), bm.count(outcomes)
+
+
+def test_real_outcome_tables():
+    folder = shared("published")
+    for compat, rules in (("none", "right"), ("official", "official")):
+        table, counts = counted("rm-bench", folder / "rm_bench", compat)
+        assert_rm_bench(table, rules)
+    assert {g: {c: list(v) for c, v in cells.items()} for g, cells in counts.items()} == PUBLISHED["counts"]["rm-bench"]
+    for name, check in (("rewardbench", assert_rewardbench), ("rmb", assert_rmb)):
+        table, counts = counted(name, folder / name)
+        check(table)
+        assert {g: list(cells[""]) for g, cells in counts.items()} == PUBLISHED["counts"][name]
+
+
+def test_real_traces_parse_to_the_recorded_verdicts():
+    seen = 0
+    for file in sorted(shared("published", "traces").glob("*.jsonl")):
+        for row in map(json.loads, file.read_text("utf-8").splitlines()):
+            said = parse_verdict(row["output"], "official")
+            assert (said or "error") == row["verdict"] and parse_verdict(row["output"], "eval") == said
+            assert row["correct"] == (said == row["chosen_position"])
+            seen += 1
+    assert seen == 409
+
+
+def test_real_records_of_the_authors_rmb_logs():
+    path = shared("published", "rmb", "rmb_stub_logs_qwen32b.json")
+    outcomes, remarks = read_outcomes("rmb", read_log([str(path)]))
+    assert len(outcomes) == 8 and not remarks
+    assert bm.score("rmb", outcomes)["parts"]["BoN Harmlessness"] == 1.0
+    assert bm.score("rmb", outcomes)["parts"]["Pairwise Helpfulness"] == 0.5
+
+
+REAL = [("rewardbench", "rewardbench", 1540), ("rm-bench", "rm_bench", 7236), ("rmb", "rmb", 978)]
+
+
+@pytest.mark.parametrize(("name", "folder", "pairs"), REAL)
+def test_real_benchmark_files(name, folder, pairs):
+    """Several files of RM-Bench hold the same prompts; their texts agree, so each comparison comes once."""
+    loaded = bm.load_benchmark(name, str(shared("benchmarks", folder)))
+    assert len(loaded) == len({p.pair_id for p in loaded}) == pairs
+    assert {len(p.context) for p in loaded} == ({1, 3, 5} if name == "rmb" else {1})
+    assert abs(Counter(p.winner for p in loaded)["A"] / pairs - 0.5) < 0.05
+    for pair in loaded[::50]:
+        assert render(pair, "instruct", None)
+    perfect = [("log:1", verdict(p, p.winner)) for p in loaded]
+    outcomes, _ = read_outcomes(name, perfect)
+    assert set(bm.make_table(name, bm.count(outcomes))["overall"].values()) <= {1.0, 0.75}
+    if name != "rmb":
+        known, _ = read_outcomes(name, read_log([str(shared("published", folder))]))
+        assert {(o.group, o.item) for o in outcomes} <= {(o.group, o.item) for o in known}
+
+
+# ---- the command ---------------------------------------------------------------------------------------
+
+
+class Judge:
+    """Prefers responses that begin with a letter before m, and never says so twice the same way."""
+
+    def chat(self, conversations, n, temperature, max_tokens, seeds):
+        texts = [messages[-1]["content"] for messages in conversations]
+        return [[Reply(f"<answer>[[{'AB'[text.index('good') > text.index('bad')]}]]</answer>", "stop", 9, 5)]
+                for text in texts]  # fmt: skip
+
+
+def test_run_and_score_a_benchmark(tmp_path, capsys):
+    rows = [rewardbench_row("hep-go", n) for n in range(30)] + [rewardbench_row(number=n) for n in range(10)]
+    data = write(tmp_path / "rows.jsonl", rows)
+    out = tmp_path / "out"
+    cfg = ev.Run(model="none", data=data, out=str(out), benchmark="rewardbench", at_once=7)
+    assert ev.evaluate(cfg, Judge())["overall"]["accuracy"] == 1.0
+    log = (out / "judgements.jsonl").read_text().splitlines(keepends=True)
+    (out / "judgements.jsonl").rename(out / "judgements-1.jsonl")  # two ranks' logs that overlap by one verdict
+    (out / "judgements-1.jsonl").write_text("".join(log[:21]))
+    (out / "judgements-2.jsonl").write_text("".join(log[20:]) + '{"torn')
+    files = {"json": tmp_path / "s.json", "markdown": tmp_path / "s.md", "plots": tmp_path / "plots"}
+    settings = {name: str(path) for name, path in files.items()}
+    result = ev.score(ev.Score("rewardbench", (str(out),), compare=True, name="a<b>|\x1b[31m", **settings))
+    shown = capsys.readouterr().out
+    assert result["table"]["subsets"] == {"donotanswer": 1.0, "hep-go": 1.0} and result["other_rules"] is None
+    assert result["table"]["overall"] == {"average": 0.5, "accuracy": 1.0}
+    assert "note: 1 verdicts came twice and count once" in shown and "note: 40 of 2985 items" in shown
+    assert json.loads(files["json"].read_text()) == json.loads(json.dumps(result))
+    assert (
+        "| a&lt;b&gt;\\|&lt;U+001B&gt;[31m | 0.0 | 0.0 | 100.0 | 100.0 | 50.0 | 100.0 |"
+        in files["markdown"].read_text()
+    )
+    assert "\x1b" not in shown and "RM-R1-Qwen2.5-Instruct-32B" in shown and "INF-ORM-70B" in shown
+    assert (files["plots"] / "sections.png").read_bytes().startswith(b"\x89PNG")
+    again = ev.score(ev.Score("rewardbench", (str(out / "judgements-2.jsonl"), str(out / "judgements-1.jsonl"))))
+    assert again["table"] == result["table"] and again["intervals"] == result["intervals"]
+
+
+def rm_bench_log(tmp_path):
+    rows = [{"id": f"{d}/{i}", "domain": d, "result_1": [1, 1, 1], "result_2": [0, 0, i % 2], "result_3": [1, 0, 1]}
+            for d in bm.DOMAINS for i in range(4)]  # fmt: skip
+    return write(tmp_path / "rmbench_outcomes.jsonl", rows)
+
+
+def test_both_rules_are_shown_where_they_differ(tmp_path, capsys):
+    log = rm_bench_log(tmp_path)
+    right = ev.score(ev.Score("rm-bench", (log,), plots=str(tmp_path / "plots")))
+    # 01 and 12 lost, 02 won: hard 1/3; 10 lost, 21 won, 20 half: easy 1/2
+    assert right["table"]["levels"] == {"easy": pytest.approx(0.5), "normal": 1.0, "hard": pytest.approx(1 / 3)}
+    # with the slip 01 is 02 (won), 12 is 10 (lost), 20 is 21 (won): hard 2/3, easy 2/3
+    official = right["other_rules"]
+    assert official["table"]["levels"] == {"easy": pytest.approx(2 / 3), "normal": 1.0, "hard": pytest.approx(2 / 3)}
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[3:7:2]] == ["this log, right rules", "this log, official rules"]
+    assert (tmp_path / "plots" / "matrix.png").is_file()
+    turned = ev.score(ev.Score("rm-bench", (log,), compat="official"))
+    assert turned["table"] == official["table"] and turned["other_rules"]["table"] == right["table"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[3:7:2]] == ["this log, official rules", "this log, right rules"]
+
+
+def test_a_log_of_one_domain_shows_its_matrix(tmp_path, capsys):
+    row = {"id": "chat/1", "domain": "chat", "result_1": [1, 0, 0], "result_2": [0, 1, 0], "result_3": [0, 0, 1]}
+    ev.score(ev.Score("rm-bench", (write(tmp_path / "outcomes.jsonl", [row]),)))
+    shown = capsys.readouterr().out.splitlines()
+    at = shown.index("styles, chat")
+    assert [line.split()[-3:] for line in shown[at + 3 : at + 6]] == [
+        ["100.0", "0.0", "0.0"], ["0.0", "0.0", "100.0"], ["0.0", "100.0", "0.0"]]  # fmt: skip
+    assert "styles, math" not in shown and "note: 1 of 1327 items: not to be held against published numbers" in shown
+
+
+def test_three_benchmarks_and_their_average(tmp_path, capsys):
+    """The other two come from --json; both rules give a row, because RM-Bench differs."""
+    rb = write(tmp_path / "rb.jsonl", [{"id": 1, "subset": next(iter(w)), "correct": 1} for w in bm.SECTIONS.values()])
+    records = [{"category_path": prefix + "x", ("pair_uid" if "Pair" in prefix else "bon_uid"): "1", "results": "0"}
+               for prefix in bm.PARTS.values()]  # fmt: skip
+    files = [str(tmp_path / "rb.json"), str(tmp_path / "rm.json")]
+    ev.score(ev.Score("rewardbench", (rb,), json=files[0]))
+    with pytest.raises(UserError, match="no table of rm-bench among them"):
+        ev.score(ev.Score("rmb", (write(tmp_path / "rmb.json", records),), also=(files[0],)))
+    ev.score(ev.Score("rm-bench", (rm_bench_log(tmp_path),), json=files[1]))
+    result = ev.score(ev.Score("rmb", (str(tmp_path / "rmb.json"),), also=tuple(files)))
+    rows = result["three_benchmarks"]
+    hard, slipped = (0.5 + 1 + 1 / 3) / 3, (2 / 3 + 1 + 2 / 3) / 3
+    assert rows["this log, right rules"] == pytest.approx(
+        {"rewardbench": 1.0, "rm-bench": hard, "rmb": 0.0, "average": (1 + hard) / 3})  # fmt: skip
+    assert rows["this log, official rules"]["rm-bench"] == pytest.approx(slipped)
+    assert "three benchmarks" in capsys.readouterr().out
+    write(tmp_path / "other.json", {"benchmark": "rm-bench"})
+    with pytest.raises(UserError, match=r"other\.json: not what"):
+        ev.score(ev.Score("rmb", (str(tmp_path / "rmb.json"),), also=(files[0], str(tmp_path / "other.json"))))
+
+
+def test_rmb_from_accuracies_and_sizes(tmp_path):
+    category = "BoN_set/Harmlessness/S6"
+    scores = {"model": "m", "BoN_set_Harmlessness": {"per_category": {category: 0.4}}}
+    path = write(tmp_path / "scores.json", scores)
+    with pytest.raises(UserError, match="how many items"):
+        read_log([path])
+    write(tmp_path / "counts.json", {"BoN_set_Harmlessness": {category: 5}, "note": "-"})
+    outcomes, _ = read_outcomes("rmb", read_log([str(tmp_path)]))
+    table = bm.score("rmb", outcomes)
+    assert table["parts"]["BoN Harmlessness"] == 0.4
+    assert table["comparisons"]["BoN Harmlessness"] is None  # single comparisons are not known
+    write(tmp_path / "counts.json", {"BoN_set_Harmlessness": {category: 4}})
+    with pytest.raises(UserError, match="not a whole number of 4 items"):
+        read_log([path])
+
+
+def test_plot_of_a_curve(tmp_path):
+    tables.plot_curve(tmp_path / "votes.png", "votes per pair", {"m": [(4, 0.8, 0.7, 0.9), (1, 0.7, 0.6, 0.8)]})
+    tables.plot_matrix(tmp_path / "m.png", [[1.0, None, 2.0]] * 3)
+    tables.plot_bars(tmp_path / "b.png", ["x", "y"], {"m": [None, None]}, [None, None])
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.glob("*.png"))
+
+
+def test_logs_that_are_not_there(tmp_path):
+    for log, message in (("nowhere.jsonl", "no such file"), (".", "name the files")):
+        with pytest.raises(UserError, match=message):
+            ev.score(ev.Score("pairs", (str(tmp_path / log),)))
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(UserError, match="no verdicts in it"):
+        ev.score(ev.Score("pairs", (str(tmp_path / "empty.jsonl"),)))
+    with pytest.raises(UserError, match="--draws 0"):
+        ev.score(ev.Score("pairs", (rm_bench_log(tmp_path),), draws=0))
+
+
+def test_score_needs_neither_torch_nor_vllm(tmp_path):
+    """As a command, with both blocked; a mistake is one line and exit code 2."""
+    log = rm_bench_log(tmp_path)
+    code = """
+import sys
+class Blocked:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("torch", "vllm", "transformers", "datasets"):
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Blocked())
+sys.argv[0] = "eval.py"
+import eval
+eval.run.start(eval.main)
+"""
+
+    def command(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", code, "score", *arguments], cwd=ROOT, capture_output=True, text=True
+        )
+
+    out = tmp_path / "o"
+    good = command("--benchmark", "rm-bench", "--log", log, "--json", str(out / "s.json"), "--compare",
+                   "--markdown", str(out / "s.md"), "--plots", str(out / "plots"))  # fmt: skip
+    assert good.returncode == 0, good.stderr
+    assert "this log, right rules" in good.stdout and len(list(out.rglob("*.*"))) == 5
+    bad = command("--benchmark", "rewardbench", "--log", log)
+    assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and bad.stderr.startswith(f"error: {log}:1: neither")

@@ -1,0 +1,209 @@
+"""Knockout, round robin and ratings: by hand, and what must hold for any results."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ranking
+from ranking import (
+    Table,
+    all_pairs,
+    best_first,
+    bradley_terry,
+    elo,
+    expected,
+    knockout,
+    play,
+    round_robin,
+    win_rates,
+)
+
+
+def stronger(strengths, calls=None):
+    """A judge who never errs."""
+
+    def compare(matches):
+        if calls is not None:
+            calls.append(list(matches))
+        return [1.0 if strengths[i] > strengths[j] else 0.0 if strengths[i] < strengths[j] else 0.5 for i, j in matches]
+
+    return compare
+
+
+# ---- knockout ------------------------------------------------------------------------------------------
+
+
+def test_knockout_by_hand(monkeypatch):
+    """Bracket 0 1 2 3 4: 1 and 2 win, 4 has the bye and plays first in the next level."""
+    monkeypatch.setattr(ranking.random.Random, "shuffle", lambda self, level: None)
+    calls = []
+    survived = knockout(5, stronger([1, 4, 5, 2, 3], calls))
+    assert calls == [[(0, 1), (2, 3)], [(4, 1)], [(2, 1)]]
+    assert survived == [0, 2, 3, 0, 1] and best_first(survived)[0] == 2
+
+
+def test_a_match_without_a_winner_goes_to_the_draw():
+    firsts = {knockout(2, lambda matches: [0.5], seed).index(1) for seed in range(20)}
+    assert firsts == {0, 1}
+
+
+@given(st.integers(0, 40), st.integers(0, 1000), st.data())
+def test_knockout_asks_n_minus_1_and_finds_the_best(count, seed, data):
+    strengths, calls = data.draw(st.permutations(range(count))), []
+    survived = knockout(count, stronger(strengths, calls), seed)
+    played = [match for level in calls for match in level]
+    assert len(played) == max(0, count - 1) and len({frozenset(match) for match in played}) == len(played)
+    assert len(calls) == (math.ceil(math.log2(count)) if count else 0), "a level is one call"
+    for level in calls:
+        seats = [i for match in level for i in match]
+        assert len(seats) == len(set(seats))
+    if count:
+        assert survived.count(max(survived)) == 1 and strengths[best_first(survived)[0]] == count - 1
+
+
+def test_the_bracket_is_seeded():
+    def brackets(seed):
+        calls = []
+        knockout(8, stronger(range(8), calls), seed)
+        return calls
+
+    assert brackets(1) == brackets(1) and len({str(brackets(seed)) for seed in range(10)}) > 5
+
+
+@given(st.integers(0, 1000))
+def test_nobody_has_two_byes_in_a_row(seed):
+    calls = []
+    knockout(13, stronger(range(13), calls), seed)
+    seats = [{i for match in level for i in match} for level in calls]
+    for before, after, then in zip(seats, seats[1:], seats[2:], strict=False):
+        assert not (then - after - before), "someone who sat out twice"
+
+
+# ---- round robin and ratings ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_round_robin_asks_every_pair_once_in_one_call(count):
+    calls = []
+    results = round_robin(count, stronger(range(count), calls))
+    assert len(calls) == 1 and len(results) == count * (count - 1) // 2
+    assert win_rates(count, results) == ([0.5] if count == 1 else [i / max(1, count - 1) for i in range(count)])
+
+
+def test_elo_by_hand():
+    """0 beats 1, then the two orders of the other matches are worked out on paper: K 32, start 1500."""
+    assert elo(2, [(0, 1, 0.5)]) == [1500.0, 1500.0]
+    assert expected(1900, 1500) == pytest.approx(10 / 11)
+    one = 1 / (1 + 10 ** (-16 / 400))  # 1516 against 1500
+    first = [1516 + 32 * (0 - one), 1484, 1500 + 32 * one]  # 0 beats 1, then 2 beats 0
+    second = [1484 + 32 * one, 1500 - 32 * one, 1516]  # 2 beats 0, then 0 (1484) beats 1 (1500)
+    wanted = [sum(pair) / 2 for pair in zip(first, second, strict=True)]
+    assert elo(3, [(0, 1, 1.0), (2, 0, 1.0)], shuffles=20_000) == pytest.approx(wanted, abs=0.05)
+
+
+def test_bradley_terry_by_hand():
+    """One win between two: p solves 1 / (p^2 + 1) = (p - 1) / (p + 1) / 2, and the loser is 1 / p."""
+    low, high = 1.0, 10.0
+    for _ in range(100):
+        p = (low + high) / 2
+        low, high = (p, high) if 1 / (p * p + 1) > (p - 1) / (p + 1) / 2 else (low, p)
+    ratings = bradley_terry(2, [(0, 1, 1.0)])
+    assert ratings == pytest.approx([1500 + 400 * math.log10(p), 1500 - 400 * math.log10(p)], abs=1e-4)
+    assert bradley_terry(2, [(0, 1, 0.5)]) == pytest.approx([1500, 1500]) and bradley_terry(1, []) == [1500.0]
+
+
+def test_bradley_terry_finds_the_strengths_behind_many_results():
+    wanted = [1700.0, 1550.0, 1450.0, 1300.0]
+    results = [(i, j, expected(wanted[i], wanted[j])) for i, j in all_pairs(4)] * 500
+    assert bradley_terry(4, results) == pytest.approx(wanted, abs=2)
+
+
+RESULTS = st.integers(2, 7).flatmap(
+    lambda count: st.tuples(
+        st.just(count),
+        st.lists(
+            st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=len(all_pairs(count)), max_size=len(all_pairs(count))
+        ),
+    )
+)
+
+
+@given(RESULTS, st.randoms(use_true_random=False))
+def test_neither_the_order_of_votes_nor_the_side_of_a_name_matters(drawn, rng):
+    count, outcomes = drawn
+    results = [(i, j, outcome) for (i, j), outcome in zip(all_pairs(count), outcomes, strict=True)]
+    turned = [(j, i, 1 - outcome) if rng.random() < 0.5 else (i, j, outcome) for i, j, outcome in results]
+    rng.shuffle(turned)
+    assert win_rates(count, turned) == pytest.approx(win_rates(count, results))
+    assert elo(count, turned, shuffles=5) == pytest.approx(elo(count, results, shuffles=5))
+    assert bradley_terry(count, turned) == pytest.approx(bradley_terry(count, results), abs=1e-5)
+
+
+@given(RESULTS, st.data())
+def test_numbering_the_responses_otherwise_renames_the_ratings(drawn, data):
+    count, outcomes = drawn
+    results = [(i, j, outcome) for (i, j), outcome in zip(all_pairs(count), outcomes, strict=True)]
+    new = data.draw(st.permutations(range(count)))
+    renamed = [(new[i], new[j], outcome) for i, j, outcome in results]
+    for rate, tolerance in ((win_rates, 1e-12), (bradley_terry, 1e-5)):
+        before, after = rate(count, results), rate(count, renamed)
+        assert [after[new[i]] for i in range(count)] == pytest.approx(before, abs=tolerance)
+
+
+@given(RESULTS)
+def test_ratings_follow_the_win_rate_in_a_round_robin(drawn):
+    count, outcomes = drawn
+    results = [(i, j, outcome) for (i, j), outcome in zip(all_pairs(count), outcomes, strict=True)]
+    rates, ratings = win_rates(count, results), bradley_terry(count, results)
+    assert sum(rates) == pytest.approx(count / 2)
+    assert all((rates[i] > rates[j] + 1e-9) <= (ratings[i] > ratings[j]) for i, j in all_pairs(count))
+    assert all(math.isfinite(rating) for rating in ratings)
+    assert sum(elo(count, results, shuffles=3)) == pytest.approx(1500 * count)
+
+
+# ---- the table -----------------------------------------------------------------------------------------
+
+
+class Asked:
+    """Answers by a rule on the texts and counts what it was asked."""
+
+    def __init__(self, rule=lambda first, second: 1.0 if first > second else 0.0):
+        self.rule, self.seen, self.calls = rule, [], 0
+
+    def __call__(self, shown):
+        self.seen += shown
+        self.calls += 1
+        return [self.rule(*pair) for pair in shown]
+
+
+def test_the_table_asks_nothing_twice():
+    ask = Asked()
+    table = Table(["a", "c", "b", "c"], ask)
+    assert table([(0, 1), (1, 0), (0, 3), (1, 3)]) == [0.0, 1.0, 0.0, 0.5]
+    assert table.asked == len(ask.seen) == ask.calls == 1, "two equal texts are one opponent, and draw"
+    assert win_rates(4, round_robin(4, table)) == [0.0, 2.5 / 3, 1 / 3, 2.5 / 3]
+    assert table.asked == len(ask.seen) == 3 and ask.calls == 2
+    assert best_first(knockout(4, table))[0] in (1, 3) and ask.calls == 2
+    assert table([]) == [] and table([(0, 2)]) == [0.0]
+
+
+@settings(max_examples=30)
+@given(st.lists(st.text(max_size=3), min_size=2, max_size=6, unique=True), st.integers(0, 50), st.data())
+def test_places_in_the_list_mean_nothing_even_to_a_biased_judge(texts, seed, data):
+    """The judge always takes what is shown first: then the coin decides, not the numbering."""
+    order = data.draw(st.permutations(range(len(texts))))
+    always_first = Asked(lambda first, second: 1.0)
+    here = win_rates(len(texts), round_robin(len(texts), Table(texts, always_first, seed)))
+    moved = [texts[i] for i in order]
+    there = win_rates(len(texts), round_robin(len(texts), Table(moved, always_first, seed)))
+    assert [here[i] for i in order] == pytest.approx(there)
+
+
+def test_the_coin_is_fair():
+    table = Table([str(i) for i in range(80)], Asked(lambda first, second: 1.0))
+    firsts = sum(outcome for _, _, outcome in play(all_pairs(80), table))
+    assert 0.46 < firsts / 3160 < 0.54
