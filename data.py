@@ -1,6 +1,6 @@
 """Preference pairs: one conversation, two candidate responses, and which of them is better.
 
-Three row layouts are read, from JSONL, parquet or a hub data set:
+Three row layouts are read, from JSONL, JSON, parquet or a hub data set:
   {context, response_a, response_b, winner, ...}  this project's own
   {chosen, rejected, messages | prompt}           plain preferences; A/B by strict alternation
   {context_messages, winner}                      the authors' published rows: a ready-made prompt; winner is
@@ -45,7 +45,7 @@ class Pair:
 
 
 def load_pairs(source: str) -> list[Pair]:
-    """Read pairs from a .jsonl or .parquet file or a hub data set (its `train` split).
+    """Read pairs from a .jsonl, .json or .parquet file or a hub data set (its `train` split).
 
     Raises UserError naming the place and the remedy: missing file, malformed line, no winner, equal
     responses, a conversation that does not end with the user, an empty data set.
@@ -112,7 +112,16 @@ def read_rows(source: str, split: str = "train") -> Iterator[tuple[str, dict[str
             raise UserError(f"{source}: not a readable parquet file ({error})") from None
         for number, row in enumerate(table.to_pylist(), 1):
             yield f"{source}: row {number}", row
-    elif path.is_file():
+    elif path.suffix == ".json" and path.is_file() and path.read_bytes().lstrip()[:1] == b"[":
+        try:
+            rows = json.loads(path.read_bytes().decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{source}: not JSON ({error})") from None
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict):
+                raise UserError(f"{source}: item {number}: expected a JSON object, found {type(row).__name__}")
+            yield f"{source}: item {number}", row
+    elif path.is_file():  # one object a line, which hub data sets also call .json
         for number, row in read_jsonl(path):
             yield f"{source}:{number}", row
     elif path.suffix in (".jsonl", ".json", ".parquet", ".txt") or path.exists() or source.count("/") != 1:

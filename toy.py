@@ -2,12 +2,15 @@
 
     python toy.py build runs/toy                                                  # writes a folder, seconds
     python toy.py probe --model runs/grpo --world runs/toy --out runs/probe.json  # does reasoning matter?
+    python toy.py serve                                                           # the teacher, for distill.py
 
 Half the pairs ask for a sum of two numbers (Reasoning), half for a sentence that keeps three rules (Chat).
 The teacher that writes the SFT traces reasons step by step and lets its verdict follow from its written
 checks, but it has two systematic blind spots: it forgets the carry, and it takes everybody for polite.
 Imitation copies most of both; reinforcement on verdicts can remove them, because the teacher is right often
 enough for samples to differ. The head room is built in: how much is won here says nothing about large models.
+Told the right verdict, as in pass 2 of distillation, the teacher either redoes its flawed step or keeps its flawed
+reasoning and forces the verdict: what the second does to a judge's honesty is what `probe` measures.
 
 Nothing outside this file knows that the world is a toy: it is read like any model folder and data file.
 """
@@ -21,6 +24,7 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -181,6 +185,42 @@ def _teach_chat(pair: Pair, rng: random.Random, flaws: Flaws) -> tuple[int, int,
     return totals["A"], totals["B"], f"<rubric> {' ; '.join(rules)} </rubric>", " ; ".join(checks)
 
 
+Form = Literal["cor", "untyped", "rubrics", "plain", "answer", "mixed"]
+MIXTURE: tuple[Form, ...] = ("cor", "plain", "answer")
+
+
+def reshape(pair: Pair, trace: str, form: Form, rng: random.Random) -> str:
+    """The teacher's chain in another form, for the rows of recipes/miniature.py: same checks, same verdict.
+
+    untyped leaves out the type (its prompt is the plain style's, which asks for no part); rubrics treats a sum
+    like a Chat, with the rubric "right" and no solution; plain leaves out that rubric too; answer is the gold
+    letter alone; mixed draws one of MIXTURE.
+    """
+    form = rng.choice(MIXTURE) if form == "mixed" else form
+    if form == "cor":
+        return trace
+    if form == "answer":
+        return f"<answer>[[{pair.winner}]]</answer>"
+    if form == "untyped":
+        return trace.partition(" </type> ")[2]
+    parts = parse_trace(trace)
+    rubric, checks = ("right", sum_checks(parts.eval or "")) if parts.solution else (parts.rubric, parts.eval)
+    plan = f"<rubric> {rubric} </rubric> " if form == "rubrics" else ""
+    return f"{plan}<eval> {checks} </eval> <answer>{parts.answer}</answer>"
+
+
+def sum_checks(checks: str) -> str:
+    """The checks of a sum in the form of a Chat's, the judge's own digits left out.
+
+    >>> sum_checks("A 8 8 yes 1 3 no wrong ; B 8 8 yes 3 3 yes right")
+    'right A 8 1 no B 8 3 yes ; total A 0 B 1'
+    """
+    sides = [side.split() for side in checks.split(" ; ")]  # letter, its digit, mine, yes/no, twice, then right/wrong
+    right = [words[-1] == "right" for words in sides]
+    lines = [f"{w[0]} {w[1]} {w[4]} {'yes' if ok else 'no'}" for w, ok in zip(sides, right, strict=True)]
+    return f"right {' '.join(lines)} ; total A {right[0]:d} B {right[1]:d}"
+
+
 def write_solution(a: int, b: int, units: int, carry: int, tens: int, result: int) -> str:
     """
     >>> write_solution(37, 46, units=13, carry=1, tens=8, result=83)
@@ -214,6 +254,16 @@ def prompt_markers() -> list[str]:
     return re.findall(r"\[[^\[\]]+\]", render(pair, "instruct", SYSTEM)[-1]["content"])
 
 
+def whole_words() -> list[str]:
+    """Texts with signs in them that are one token each."""
+    return [*prompt_markers(), *TAGS, "[[A]]", "[[B]]"]
+
+
+def pieces() -> str:
+    """The regular expression of one token's text."""
+    return "|".join(map(re.escape, whole_words())) + r"|[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]"
+
+
 def build_tokenizer() -> Any:
     """One word, digit, sign, tag or prompt marker a token: 96 entries, as many as the model has rows.
 
@@ -223,12 +273,10 @@ def build_tokenizer() -> Any:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    whole = [*prompt_markers(), *TAGS, "[[A]]", "[[B]]"]
-    words = ["<|unk|>", *whole, *WORDS, *SIGNS, *COLOURS, *NOUNS, *VERBS, *POLITE, *CURT]
+    words = ["<|unk|>", *whole_words(), *WORDS, *SIGNS, *COLOURS, *NOUNS, *VERBS, *POLITE, *CURT]
     words += [f"<|unused_{i}|>" for i in range(VOCABULARY_SIZE - len(CONTROL) - len(words))]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<|unk|>"))
-    pieces = "|".join(map(re.escape, whole)) + r"|[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]"
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "removed", invert=True)
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(pieces()), "removed", invert=True)
     # a blank before every token but the verdict and its closing tag: <answer>[[B]]</answer> stays literal
     blank = decoders.Replace(Regex(r"^(?!\[\[|</answer>)"), " ")
     core.decoder = decoders.Sequence([blank, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
@@ -244,15 +292,15 @@ def build_tokenizer() -> Any:
     return tokenizer
 
 
-def build_model(tokenizer: Any, seed: int) -> Any:
+def build_model(tokenizer: Any, seed: int, hidden: int = 64, layers: int = 2) -> Any:
     """An untrained Llama of 129,344 parameters, float32. The wide init (0.1) and the short rope period (100)
     are what lets so small a model learn in a minute; head_dim 32 is the least that serving engines take."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=VOCABULARY_SIZE, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, intermediate_size=192, tie_word_embeddings=True,
+        vocab_size=VOCABULARY_SIZE, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, intermediate_size=3 * hidden, tie_word_embeddings=True,
         initializer_range=0.1, rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         max_position_embeddings=256, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, dtype="float32")  # fmt: skip
@@ -286,6 +334,20 @@ class Build:
     """Pairs about questions that no training file has, held_out.jsonl (pairs)."""
     sft_held_out_pairs: int = 200
     """The same with traces, for the held-out loss, sft_held_out.jsonl (pairs)."""
+    traces: Form = "cor"
+    """What the traces hold: cor all parts, untyped no type, rubrics neither type nor solution, plain no rubric
+    either, answer the right letter alone (rl.jsonl has it too), mixed one of cor, plain and answer."""
+    hidden: int = 64
+    """Width of the model (even)."""
+    layers: int = 2
+    """Layers of the model."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What world.json holds; the last three only where they are not the default."""
+        usual = {"traces": "cor", "hidden": 64, "layers": 2}
+        named = {name: value for name, value in asdict(self).items() if name != "folder"}
+        return {name: value for name, value in named.items() if usual.get(name) != value}
 
     @property
     def flaws(self) -> Flaws:
@@ -296,11 +358,10 @@ def build(cfg: Build) -> None:
     """The whole folder appears at once, by one rename, or not at all."""
     if not 0.0 <= cfg.flaw <= 1.0:
         raise UserError(f"--flaw {cfg.flaw}: a probability, from 0 to 1")
-    for name in ("sft_pairs", "rl_pairs", "held_out_pairs", "sft_held_out_pairs"):
+    for name in ("sft_pairs", "rl_pairs", "held_out_pairs", "sft_held_out_pairs", "hidden", "layers"):
         if getattr(cfg, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: at least 1")
-    folder = Path(cfg.folder)
-    settings = {name: value for name, value in asdict(cfg).items() if name != "folder"}
+    folder, settings = Path(cfg.folder), cfg.settings
     if already_built(folder, settings):
         print(f"{folder} already holds this world; nothing to do")
         return
@@ -327,7 +388,8 @@ def already_built(folder: Path, settings: dict[str, Any]) -> bool:
         raise UserError(f"{folder} holds other things (no {missing[0]} is in it); use another DIR")
     try:
         before = json.loads((folder / "world.json").read_text(encoding="utf-8"))
-        changed = [f"{k} was {before.get(k)}, is {v}" for k, v in settings.items() if before.get(k) != v]
+        changed = [f"{k} was {before.get(k, 'the default')}, is {settings.get(k, 'the default')}"
+                   for k in sorted({*settings, *before}) if before.get(k) != settings.get(k)]  # fmt: skip
     except (ValueError, AttributeError) as error:
         raise UserError(f"{folder / 'world.json'}: not a JSON object ({error}); use another DIR") from None
     if changed:
@@ -341,9 +403,9 @@ def write_world(part: Path, cfg: Build) -> None:
 
     logging.disable_progress_bar()
     tokenizer = build_tokenizer()
-    build_model(tokenizer, cfg.seed).save_pretrained(part / "start")
+    build_model(tokenizer, cfg.seed, cfg.hidden, cfg.layers).save_pretrained(part / "start")
     tokenizer.save_pretrained(part / "start")
-    write_whole(part / "prompt.txt", SYSTEM + "\n")
+    write_whole(part / "prompt.txt", SYSTEM + (" {data}" if cfg.traces in ("untyped", "plain") else "") + "\n")
 
     def stream(name: str) -> random.Random:
         return random.Random(derive_seed(cfg.seed, name))
@@ -351,12 +413,14 @@ def write_world(part: Path, cfg: Build) -> None:
     for name, count, held_out, taught in (
         ("sft", cfg.sft_pairs, False, True),
         ("sft_held_out", cfg.sft_held_out_pairs, True, True),
-        ("rl", cfg.rl_pairs, False, False),
+        ("rl", cfg.rl_pairs, False, cfg.traces == "answer"),
         ("held_out", cfg.held_out_pairs, True, False),
     ):
         pairs, teacher = make_pairs(count, stream(name), held_out, name), stream(f"{name} teacher")
         if taught:
             pairs = [replace(pair, trace=teach(pair, teacher, cfg.flaws)) for pair in pairs]
+            forms = stream(f"{name} forms")
+            pairs = [replace(pair, trace=reshape(pair, pair.trace or "", cfg.traces, forms)) for pair in pairs]
         write_whole(part / f"{name}.jsonl", save_pairs(pairs))
         for kind in ("Reasoning", "Chat") if name == "sft" else ():
             right = [parse_verdict(p.trace or "") == p.winner for p in pairs if p.category == kind]
@@ -466,13 +530,131 @@ def solution_is_right(text: str, pair: Pair) -> bool:
     return last.split() == list(str(sum(numbers(pair.context[-1]["content"]))))
 
 
+# ---- the teacher as an oracle --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Answer an OpenAI-compatible endpoint as the teacher; with the verdict in the prompt, repair the chain."""
+
+    port: int = 8377
+    """Port on this machine, 127.0.0.1; 0 takes a free one. The address is printed."""
+    seed: int = 0
+    """Seed of the teacher's slips (an integer). A reply depends on it, the prompt and the request's seed alone."""
+    flaw: float = 0.6
+    """Probability (0..1) of each of the teacher's two blind spots, when no verdict is told."""
+    clean_teacher: bool = False
+    """A teacher without any error; --flaw is ignored."""
+    repair: Literal["redo", "force"] = "redo"
+    """What it does when told the verdict: redo takes every step again, rightly; force keeps the failed chain and
+    writes the verdict over its own."""
+
+    @property
+    def flaws(self) -> Flaws:
+        return CLEAN if self.clean_teacher else Flaws(carry=self.flaw, blind=self.flaw)
+
+
+_PROMPT = re.compile(
+    r"\[Client Question\]\n(.*)\n\n\[The Start of Chatbot A's Response\]\n(.*)\n\[The End of Chatbot A's Response\]"
+    r"\n\n\[The Start of Chatbot B's Response\]\n(.*)\n\[The End of Chatbot B's Response\](.*)", re.DOTALL)  # fmt: skip
+_TOLD = re.compile(
+    r"\s*\[The Start of [^\]]+\]\n(.*)\n\[The End of [^\]]+\].*<answer>\[\[([AB])\]\]</answer>", re.DOTALL
+)
+
+
+def answer(messages: Sequence[Message], rng: random.Random, cfg: Serve) -> str:
+    """The oracle's chain for a rendered prompt of this world; ValueError for any other prompt.
+
+    What follows the pair is pass 2's: the failed judgement in a section of its own, and the verdict after it.
+    """
+    found = _PROMPT.fullmatch(messages[-1]["content"])
+    if not found:
+        raise ValueError("no pair of the tiny world in the last message")
+    question, first, second, rest = found.groups()
+    category = "Reasoning" if question.startswith("what is") else "Chat"
+    pair = Pair("", "toy", (_user(question),), first, second, "A", category)  # its winner is not looked at
+    told = _TOLD.match(rest)
+    try:
+        return repair(pair, told[1], told[2], cfg.repair) if told else teach(pair, rng, cfg.flaws)
+    except (ValueError, IndexError, KeyError):
+        raise ValueError("a question or response that this world does not have") from None
+
+
+def repair(pair: Pair, failed: str, verdict: str, kind: Literal["redo", "force"]) -> str:
+    """A chain by one who knows the verdict. Forced, it no longer follows from the checks above it; redone, it does,
+    and a wrong label is not obeyed."""
+    if kind == "redo":
+        return teach(pair, random.Random(0), CLEAN)
+    kept, tag, _ = failed.rpartition("<answer>")
+    return f"{kept if tag else failed + ' '}<answer>[[{verdict}]]</answer>"
+
+
+def completion(body: dict[str, Any], cfg: Serve) -> dict[str, Any]:
+    """A chat request -> a chat completion; tokens are the tiny tokenizer's. ValueError for what cannot be answered."""
+    messages, limit = body["messages"], body.get("max_tokens") or body.get("max_completion_tokens") or 256
+    token, choices, written = re.compile(pieces()), [], 0
+    for k in range(body.get("n") or 1):
+        text = answer(messages, random.Random(derive_seed(cfg.seed, json.dumps(messages), body.get("seed"), k)), cfg)
+        ends = [match.end() for match in token.finditer(text)]
+        cut = len(ends) >= limit  # the end of turn is a token too
+        message = {"role": "assistant", "content": text[: ends[limit - 1]] if cut else text}
+        choices.append({"index": k, "message": message, "finish_reason": "length" if cut else "stop"})
+        written += limit if cut else len(ends) + 1
+    asked = sum(3 + len(token.findall(m["content"])) for m in messages) + 2  # a message's role and two control tokens
+    usage = {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
+    return {"id": "toy", "object": "chat.completion", "created": 0, "model": body.get("model", ""),
+            "choices": choices, "usage": usage}  # fmt: skip
+
+
+def make_server(cfg: Serve) -> ThreadingHTTPServer:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body in one packet
+
+        def do_POST(self) -> None:
+            try:
+                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+                if self.path != "/v1/chat/completions":
+                    raise ValueError("only /v1/chat/completions is here")
+                status, reply = 200, completion(body, cfg)
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+                status, reply = 400, {"error": {"message": f"{type(error).__name__}: {error}", "code": None}}
+            data = json.dumps(reply).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128
+
+    if not 0.0 <= cfg.flaw <= 1.0:
+        raise UserError(f"--flaw {cfg.flaw}: a probability, from 0 to 1")
+    try:
+        return Server(("127.0.0.1", cfg.port), Handler)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--port {cfg.port}: cannot be opened ({error}); choose another, or 0 for a free one") from None
+
+
+def serve(cfg: Serve) -> None:
+    with make_server(cfg) as server:
+        print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)
+        server.serve_forever()
+
+
 def main() -> None:
-    configs: dict[str, Callable[..., Any]] = {"build": Build, "probe": Probe}
+    configs: dict[str, Callable[..., Any]] = {"build": Build, "probe": Probe, "serve": Serve}
     cfg = tyro.extras.subcommand_cli_from_dict(configs, prog="toy.py", description=__doc__)
     if isinstance(cfg, Build):
         build(cfg)
-    else:
+    elif isinstance(cfg, Probe):
         probe(cfg)
+    else:
+        serve(cfg)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import json
 import random
 import re
 import sys
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +19,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import toy
-from cor_prompt import control_tokens, encode_prompt, encode_target, parse_trace, render
+from cor_prompt import control_tokens, defuse, encode_prompt, encode_target, parse_trace, render, section
 from data import Pair, load_pairs, swap
 from reward import format_reward, parse_verdict
-from rollout import Rollout, TorchSampler, load_sampler
+from rollout import EndpointSampler, Rollout, TorchSampler, load_sampler
 from run import UserError
 
 SMALL = toy.Build(folder="", sft_pairs=400, rl_pairs=200, held_out_pairs=100, sft_held_out_pairs=50)
@@ -269,6 +271,101 @@ def test_a_swapped_pair_gets_the_other_verdict(pairs):
         flipped = swap(pair)
         verdicts = {parse_verdict(toy.teach(p, random.Random(0), toy.CLEAN)) for p in (pair, flipped)}
         assert verdicts == {"A", "B"}
+
+
+# ---- the teacher as an oracle --------------------------------------------------------------------------
+
+
+def ask(pair: Pair, cfg: toy.Serve, failed: str = "", verdict: str = "", **fields: object) -> dict:
+    """One request, hinted if `failed` is given, answered without HTTP."""
+    messages = render(pair, "instruct", toy.SYSTEM)
+    if failed:
+        note = (
+            f"\n\n{section('the Failed Judgement', defuse(failed))}\n\nIt is <answer>[[{verdict}]]</answer>, no doubt."
+        )
+        messages[-1] = {"role": "user", "content": messages[-1]["content"] + note}
+    return toy.completion({"messages": messages, "seed": 3, "max_tokens": 64, **fields}, cfg)
+
+
+def text_of(reply: dict, k: int = 0) -> str:
+    return reply["choices"][k]["message"]["content"]
+
+
+def test_the_oracle_is_the_teacher_and_repeats_itself(pairs):
+    cfg = toy.Serve()
+    texts = [text_of(ask(p, cfg)) for p in pairs]
+    assert texts == [text_of(ask(p, cfg)) for p in reversed(pairs)][::-1]
+    right = sum(parse_verdict(t) == p.winner for t, p in zip(texts, pairs, strict=True)) / len(pairs)
+    assert 0.78 < right < 0.90
+    swapped = [text_of(ask(replace(p, winner="B" if p.winner == "A" else "A"), cfg)) for p in pairs]
+    assert swapped == texts, "the winner is not in the prompt"
+    for changed in ({"seed": 4}, {"n": 2}):
+        assert [text_of(ask(p, cfg, **changed), -1) for p in pairs] != texts
+    assert [text_of(ask(p, replace(cfg, seed=1))) for p in pairs] != texts
+    clean = replace(cfg, clean_teacher=True)
+    assert all(text_of(ask(p, clean)) == toy.teach(p, random.Random(0), toy.CLEAN) for p in pairs[:100])
+
+
+def test_the_oracle_counts_the_tokenizers_tokens_and_obeys_max_tokens(pairs, tokenizer):
+    for pair in pairs[:50]:
+        reply = ask(pair, toy.Serve(), n=2)
+        targets = [encode_target(replace(pair, trace=text_of(reply, k)), tokenizer) for k in (0, 1)]
+        usage = reply["usage"]
+        assert usage["prompt_tokens"] == len(ids_of(pair, tokenizer))
+        assert usage["completion_tokens"] == sum(map(len, targets))
+        whole = len(targets[0])
+        for limit in (1, 7, whole - 1, whole):
+            cut = ask(pair, toy.Serve(), max_tokens=limit)
+            assert (cut["choices"][0]["finish_reason"] == "stop") == (limit == whole)
+            assert cut["usage"]["completion_tokens"] == limit
+            ids = encode_target(replace(pair, trace=text_of(cut)), tokenizer)[:-1]
+            assert ids == targets[0][:-1][:limit]
+
+
+def test_told_the_verdict_it_redoes_the_step_or_forces_the_verdict(pairs):
+    wrong = [p for p in pairs if parse_verdict(p.trace) != p.winner]
+    assert len(wrong) > 50
+    for pair in wrong:
+        redone, forced = (
+            text_of(ask(pair, toy.Serve(repair=kind), pair.trace, pair.winner)) for kind in ("redo", "force")
+        )
+        assert redone == toy.teach(pair, random.Random(0), toy.CLEAN) and parse_verdict(redone) == pair.winner
+        assert forced == pair.trace.replace("[[A]]", "[[x]]").replace("[[B]]", "[[x]]").replace("x", pair.winner)
+        if pair.category == "Reasoning":
+            assert toy.solution_is_right(redone, pair)
+        mislabelled = "B" if pair.winner == "A" else "A"
+        assert parse_verdict(text_of(ask(pair, toy.Serve(), pair.trace, mislabelled))) == pair.winner, "not obeyed"
+        garbage = text_of(
+            ask(pair, toy.Serve(repair="force"), "<answer>[[A]]</answer> no? [The End of it]", pair.winner)
+        )
+        assert parse_verdict(garbage) == pair.winner
+    assert not all(toy.solution_is_right(p.trace, p) for p in wrong if p.category == "Reasoning")
+
+
+def test_the_oracle_over_http(pairs, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = toy.make_server(toy.Serve(port=0))
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        sampler = EndpointSampler(url, "teacher", concurrency=16, retries=0)
+        conversations = [render(p, "instruct", toy.SYSTEM) for p in pairs]
+        began = time.monotonic()
+        found = sampler.chat(conversations, 2, 1.0, 64, list(range(600)))
+        assert time.monotonic() - began < 60
+        assert all(len({r.text for r in group}) <= 2 and len(group) == 2 for group in found)
+        assert found == EndpointSampler(url, "teacher", concurrency=1).chat(conversations, 2, 1.0, 64, list(range(600)))
+        for content in ("hello", render(replace(pairs[0], response_a="it is 7."), "instruct")[-1]["content"]):
+            with pytest.raises(UserError, match=r"status 400.*(tiny world|this world)"):
+                sampler.chat([[{"role": "user", "content": content}]], 1, 1.0, 64, [0])
+        with pytest.raises(UserError, match=r"--port \d+: cannot be opened"):
+            toy.make_server(toy.Serve(port=server.server_port))
+    finally:
+        server.shutdown()
+        server.server_close()
+    for wrong in ({"port": 99999}, {"flaw": 2.0}):
+        with pytest.raises(UserError, match="--"):
+            toy.make_server(toy.Serve(**wrong))
 
 
 # ---- probe ---------------------------------------------------------------------------------------------

@@ -1,0 +1,283 @@
+"""Raw preference data -> the two training sets, cleaned, balanced and split, with a card of what is in them.
+
+    python build_data.py --preset paper                          the paper's three sources, from the hub
+    python build_data.py --skywork a.parquet --code b.json --math c.parquet --out runs/data
+    python build_data.py --pairs mine.jsonl --held-out 200 --rm-bench total_dataset.json --out runs/my-data
+
+    1. a row becomes (shared turns, chosen, rejected); one that cannot is dropped, counted, and its reason named
+    2. rows of magpie_ultra go: a turn marker in their rejected responses alone gives the label away, so that a
+       judge would learn to look for it and not to judge. The card counts it in every source, these rows too
+    3. one counter over math, code, Skywork, other pairs puts the chosen response first, second, first ...
+    4. 12 % of the rows are for distillation, the rest for reinforcement; rows of one prompt stay together
+
+OUT gets sft.jsonl, rl.jsonl, held_out.jsonl, sft_held_out.jsonl (those that are not empty), card.md and
+card.json, whole or not at all. The same command on the same rows writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import run
+from benchmarks import Benchmark, load_benchmark
+from card import Drop, Rows, Signs, make_card, near, overlap, page, questions, repeats, watch
+from cor_prompt import Style, encode_prompt, render
+from data import Pair, save_pairs, swap
+from run import UserError, derive_seed
+from sources import Kind, fixed, read_source
+
+COUNTED: tuple[Kind, ...] = ("math", "code", "skywork", "pairs")  # the order of the A/B counter
+WRITTEN: tuple[Kind, ...] = ("code", "skywork", "math", "pairs")  # the order of the rows in a file
+FILES = ("sft.jsonl", "rl.jsonl", "held_out.jsonl", "sft_held_out.jsonl")
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str = "local"
+    """named set of defaults: local (nothing but the files you name), paper (its three sources from the hub)"""
+    skywork: tuple[str, ...] = ()
+    """Skywork-Reward-Preference rows: files (.parquet, .json, .jsonl) or hub ids"""
+    code: tuple[str, ...] = ()
+    """Code-Preference-Pairs rows (same formats)"""
+    math: tuple[str, ...] = ()
+    """Math-Step-DPO rows (same formats)"""
+    pairs: tuple[str, ...] = ()
+    """any rows that the training scripts read: {chosen, rejected}, the authors' published sets, our own"""
+    out: str = "runs/data"
+    """folder to write"""
+    sft_share: float = 0.12
+    """share of the rows for distillation (0 to 1), of what the held-out splits leave; the rest is for RL"""
+    held_out: int = 0
+    """rows kept out of both for grpo.py and eval.py (pairs)"""
+    sft_held_out: int = 0
+    """rows kept out of both for sft.py, to be distilled like the others (pairs)"""
+    code_rows: int = 8000
+    """code rows taken after the shuffle (rows); 0: all"""
+    code_seed: int = 42
+    """seed of that shuffle, which is the one of `datasets` (an integer)"""
+    drop_sources: tuple[str, ...] = ("magpie_ultra",)
+    """values of `source` whose rows are dropped"""
+    tokenizer: str = ""
+    """folder, run folder or hub id whose tokenizer measures prompts; empty: characters / 3.5 stand for tokens"""
+    style: Style = "instruct"
+    """which prompt is measured (cor_prompt.py)"""
+    max_prompt_tokens: int = 4096
+    """a longer prompt counts as over-long (tokens)"""
+    drop_long: bool = False
+    """drop over-long prompts (grpo.py leaves them out anyway)"""
+    drop_duplicates: bool = False
+    """drop a row whose turns and two responses came before; the paper kept them"""
+    drop_overlap: bool = False
+    """drop a row that shares words with a benchmark prompt; the paper kept them"""
+    rewardbench: str = ""
+    """RewardBench's own file, folder or hub id to compare prompts with; empty: not compared"""
+    rm_bench: str = ""
+    """the same for RM-Bench"""
+    rmb: str = ""
+    """the same for RMB"""
+    ngram: int = 13
+    """a prompt overlaps a benchmark's if they share this many words in a row (words)"""
+    shuffle: bool = False
+    """write rows in a seeded random order, so that the first rows are a sample; else by source as the paper"""
+    seed: int = 0
+    """seed of the splits and of --shuffle (an integer)"""
+
+
+PRESETS = {
+    "local": Config(),
+    "paper": Config(preset="paper", skywork=("Skywork/Skywork-Reward-Preference-80K-v0.2",),
+                    code=("Vezora/Code-Preference-Pairs",), math=("xinlai/Math-Step-DPO-10K",)),
+}  # fmt: skip
+
+
+# ---- balance and split ---------------------------------------------------------------------------------
+
+
+def alternate(pairs: Sequence[Pair]) -> list[Pair]:
+    """Pairs with the chosen response as A -> A, B, A, B ...; fixed ones keep their letter and do not count."""
+    count, lettered = 0, []
+    for pair in pairs:
+        lettered.append(pair if fixed(pair) or count % 2 == 0 else swap(pair))
+        count += not fixed(pair)
+    return lettered
+
+
+def place(pair: Pair, purpose: str, seed: int) -> int:
+    """A random number that is a pair's own, whatever other rows there are."""
+    return derive_seed(seed, purpose, pair.source, pair.pair_id)
+
+
+def split(pairs: Sequence[Pair], groups: Sequence[int], sizes: Mapping[str, int], seed: int) -> list[str]:
+    """The file of each pair: whole groups, in seeded random order, into the first file that has room for them,
+    what is left into rl.jsonl. A group too large for what is missing leaves a file a few rows short."""
+    members: dict[int, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    left, files = dict(sizes), ["rl.jsonl"] * len(pairs)
+    for rows in sorted(members.values(), key=lambda rows: place(pairs[rows[0]], "split", seed)):
+        for name in left:
+            if len(rows) <= left[name]:
+                left[name] -= len(rows)
+                for i in rows:
+                    files[i] = name
+                break
+    return files
+
+
+def split_sizes(cfg: Config, total: int) -> dict[str, int]:
+    rest = total - cfg.held_out - cfg.sft_held_out
+    if rest <= 0:
+        raise UserError(f"--held-out {cfg.held_out} and --sft-held-out {cfg.sft_held_out} leave nothing of {total} "
+                        "pairs to train on")  # fmt: skip
+    return {"held_out.jsonl": cfg.held_out, "sft_held_out.jsonl": cfg.sft_held_out,
+            "sft.jsonl": round(cfg.sft_share * rest)}  # fmt: skip
+
+
+def unique(pairs: Sequence[Pair]) -> list[Pair]:
+    """Logs and resumed runs know a pair by its source and id: a second one of the same name gets a number."""
+    used: set[tuple[str, str]] = set()
+    count: Counter[tuple[str, str]] = Counter()
+    named = []
+    for pair in pairs:
+        key, name = (pair.source, pair.pair_id), pair.pair_id
+        while (pair.source, name) in used:
+            count[key] += 1
+            name = f"{pair.pair_id}~{count[key] + 1}"
+        used.add((pair.source, name))
+        named.append(replace(pair, pair_id=name))
+    return named
+
+
+# ---- the whole -----------------------------------------------------------------------------------------
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a folder, a run folder or a hub id; model.py's would fetch the weights with it."""
+    from transformers import PreTrainedTokenizerFast
+
+    exported = Path(path) / "model"
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(exported if exported.is_dir() else path)
+    except Exception as error:  # the hub client and a broken file raise many kinds
+        raise UserError(f"--tokenizer {path}: no tokenizer within reach ({error})") from None
+    if not tokenizer.chat_template:
+        raise UserError(f"--tokenizer {path}: no chat template; use a chat model's")
+    return tokenizer
+
+
+def prompt_lengths(pairs: Sequence[Pair], cfg: Config, tokenizer: Any) -> tuple[list[int], str]:
+    """(length of each prompt as the judge sees it, the unit in words)."""
+    if tokenizer is None:
+        counts = [sum(len(m["content"]) for m in render(p, cfg.style)) * 2 // 7 for p in watch(pairs, "measure")]
+        return counts, "tokens estimated as characters / 3.5 (--tokenizer counts them)"
+    counts = [len(encode_prompt(render(pair, cfg.style), tokenizer)) for pair in watch(pairs, "measure")]
+    return counts, f"tokens of {cfg.tokenizer}"
+
+
+def measure(cfg: Config) -> tuple[Rows, list[Kind]]:
+    """Every usable row with all that is known of it, in the order of the A/B counter, and its kind of source."""
+    named: dict[Benchmark, str] = {"rewardbench": cfg.rewardbench, "rm-bench": cfg.rm_bench, "rmb": cfg.rmb}
+    benchmarks = {name: load_benchmark(name, source) for name, source in named.items() if source}
+    tokenizer = load_tokenizer(cfg.tokenizer) if cfg.tokenizer else None
+    pairs, drops, seen, kinds = list[Pair](), list[Drop](), list[Signs](), list[Kind]()
+    for kind in COUNTED:
+        first = cfg.code_rows if kind == "code" else 0
+        usable, dropped, marks = read_source(kind, getattr(cfg, kind), cfg.drop_sources, first, cfg.code_seed)
+        pairs, drops, seen, kinds = pairs + usable, drops + dropped, seen + marks, kinds + [kind] * len(usable)
+    pairs = unique(pairs)
+    lengths, unit = prompt_lengths(pairs, cfg, tokenizer)
+    shared = {name: overlap(pairs, others, cfg.ngram) for name, others in benchmarks.items()}
+    sizes = {name: len({q for pair in others for q in questions(pair)}) for name, others in benchmarks.items()}
+    return Rows(pairs, drops, seen, lengths, unit, repeats(pairs), near(pairs), shared, sizes), kinds
+
+
+def leave_out(rows: Rows, cfg: Config) -> dict[int, str]:
+    """{index of a row that a --drop-... flag takes out: reason}."""
+    long = [i for i, n in enumerate(rows.lengths) if n > cfg.max_prompt_tokens]
+    shared = [i for hits in rows.overlap.values() for i in hits]
+    return (
+        (dict.fromkeys(shared, "shares words with a benchmark (--drop-overlap)") if cfg.drop_overlap else {})
+        | (dict.fromkeys(rows.repeats, "repeats an earlier row (--drop-duplicates)") if cfg.drop_duplicates else {})
+        | (dict.fromkeys(long, "over-long prompt (--drop-long)") if cfg.drop_long else {})
+    )
+
+
+def build(cfg: Config) -> dict[str, str]:
+    """{file name: text} of everything that is written."""
+    rows, kinds = measure(cfg)  # (1) (2)
+    out = leave_out(rows, cfg)
+    drops = rows.drops + [Drop(out[i], rows.pairs[i].source, rows.pairs[i].pair_id) for i in sorted(out)]
+    kept = [i for i in range(len(rows.pairs)) if i not in out]
+    if not kept:
+        raise UserError("no row is left; leave out one of --drop-long, --drop-duplicates, --drop-overlap")
+    pairs = alternate([rows.pairs[i] for i in kept])  # (3)
+    names = split(pairs, [rows.groups[i] for i in kept], split_sizes(cfg, len(pairs)), cfg.seed)  # (4)
+    order = sorted(range(len(pairs)), key=lambda k: WRITTEN.index(kinds[kept[k]]))
+    if cfg.shuffle:
+        order = sorted(order, key=lambda k: place(pairs[k], "order", cfg.seed))
+    splits = {name: [pairs[k] for k in order if names[k] == name] for name in FILES if name in names}
+    lengths = [rows.lengths[kept[k]] for k in order]
+    card = make_card(settings(cfg), replace(rows, drops=drops), [pairs[k] for k in order], lengths, splits)
+    texts = {name: save_pairs(those) for name, those in splits.items()}
+    return texts | {"card.md": page(card), "card.json": json.dumps(card, indent=2, ensure_ascii=False) + "\n"}
+
+
+def settings(cfg: Config) -> dict[str, Any]:
+    return {k: v for k, v in json.loads(json.dumps(asdict(cfg))).items() if k != "out"}
+
+
+def refuse_foreign(cfg: Config) -> None:
+    """UserError where --out holds another build, or files that no build wrote, such as a world of toy.py."""
+    folder = Path(cfg.out)
+    known = folder / "card.json"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; use another --out")
+    if known.exists():
+        try:
+            before = dict(json.loads(known.read_text(encoding="utf-8"))["config"])
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{known}: not a data card; use another --out") from None
+        changed = [f"{k} was {before.get(k)!r}, is {v!r}" for k, v in settings(cfg).items() if before.get(k) != v]
+        if changed:
+            raise UserError(f"{folder} holds another build ({', '.join(changed)}); use another --out")
+    elif not (folder / "card.json.part").exists() and (there := [n for n in FILES if (folder / n).exists()]):
+        raise UserError(f"{folder} holds {', '.join(there)} without a card.json; use another --out")
+
+
+def write(folder: Path, files: Mapping[str, str]) -> None:
+    """All files aside, then all renamed, the card last: where it stands, everything does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / f"{name}.part").write_text(content, encoding="utf-8", newline="\n")
+    for name in FILES:
+        if name not in files:
+            (folder / name).unlink(missing_ok=True)
+    for name in files:
+        os.replace(folder / f"{name}.part", folder / name)
+
+
+def main(cfg: Config) -> None:
+    run.check_positive(cfg, "max_prompt_tokens", "ngram")
+    if not 0 <= cfg.sft_share <= 1 or min(cfg.held_out, cfg.sft_held_out, cfg.code_rows) < 0:
+        raise UserError("--sft-share must be between 0 and 1, --held-out, --sft-held-out, --code-rows at least 0")
+    if not any(getattr(cfg, kind) for kind in COUNTED):
+        raise UserError("no rows named: give --skywork, --code, --math or --pairs, or --preset paper")
+    refuse_foreign(cfg)
+    files = build(cfg)
+    write(Path(cfg.out), files)
+    card = json.loads(files["card.json"])
+    print(f"{card['rows']['read']:,} rows read, {card['rows']['kept']:,} kept; " + ", ".join(
+        f"{name} {part['pairs']:,}" for name, part in card["splits"].items()))  # fmt: skip
+    for reason, drop in card["dropped"].items():
+        print(f"dropped {drop['rows']:,}: {run.visible(reason)}")
+    print(f"what is in them: {cfg.out}/card.md")
+
+
+if __name__ == "__main__":
+    run.start(lambda: main(run.parse(Config, PRESETS)))

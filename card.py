@@ -1,0 +1,367 @@
+"""The data card: what is in a set of preference pairs, what was left out, and which shortcuts lead through it.
+
+words       letters, digits and underscores, in lower case; the rest separates
+n-gram      n words in a row; of a shorter text all its words, so that it only matches a text which is the same
+repeat      a row whose turns and two responses came before, in whichever order
+near        prompts whose sets of 5-grams overlap by 80 % (Jaccard), found by MinHash: 8 bands of 2 hashes, a
+            pair at the limit is missed once in 3,500
+percentile  nearest rank: the smallest value with that share of the values at or below it
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+import run
+from benchmarks import Benchmark
+from data import Message, Pair
+from run import derive_seed
+
+T = TypeVar("T")
+MARKER = re.compile(r"<\|?im_start\|?>")
+ASKS = re.compile(r"<\|?im_start\|?>\s*user")
+POINTS = (50, 90, 99, 100)
+BANDS, ROWS, ALIKE = 8, 2, 0.8
+MANY = 20  # rows below which a share says little, so that it raises no warning
+
+
+class Drop(NamedTuple):
+    reason: str
+    source: str
+    where: str
+
+
+class Signs(NamedTuple):
+    """What gives a label away unread: a turn marker, a second question, in the chosen or the rejected side."""
+
+    source: str
+    chosen_marker: bool
+    rejected_marker: bool
+    chosen_turns: bool
+    rejected_turns: bool
+
+
+def signs(source: str, chosen: Sequence[Message], rejected: Sequence[Message]) -> Signs:
+    """A user turn that is written into a response behind a marker counts as a turn."""
+    sides = chosen, rejected
+    marked = [any(MARKER.search(m["content"]) for m in side) for side in sides]
+    asked = [sum((m["role"] == "user") + len(ASKS.findall(m["content"])) for m in side) for side in sides]
+    return Signs(source, marked[0], marked[1], asked[0] > 1, asked[1] > 1)
+
+
+def watch(items: Sequence[T], label: str) -> Iterator[T]:
+    """The items, with a progress bar."""
+    if not items:
+        return
+    bar = run.progress(len(items), 0, label)
+    for item in items:
+        yield item
+        bar.update()
+    bar.close()
+
+
+# ---- texts that come twice -----------------------------------------------------------------------------
+
+
+def grams(text: str, n: int) -> list[str]:
+    """
+    >>> grams("To be, or not!", 3), grams("To be", 3)
+    (['to be or', 'be or not'], ['to be'])
+    """
+    words = re.findall(r"\w+", text.casefold()) or [text]
+    return [" ".join(words[i : i + n]) for i in range(max(1, len(words) - n + 1))]
+
+
+def questions(pair: Pair) -> list[str]:
+    """What the client wrote; of a ready-made prompt all but the system's wording, the responses included."""
+    return [m["content"] for m in pair.messages or pair.context if m["role"] == "user"]
+
+
+def repeats(pairs: Sequence[Pair]) -> dict[int, int]:
+    """{index of a repeat: index of the row that it repeats}."""
+    first: dict[Any, int] = {}
+    found = {}
+    for i, pair in enumerate(pairs):
+        turns = tuple((m["role"], m["content"]) for m in pair.messages or pair.context)
+        before = first.setdefault((turns, frozenset((pair.response_a, pair.response_b))), i)
+        if before != i:
+            found[i] = before
+    return found
+
+
+def preferred(pair: Pair) -> str:
+    if pair.messages is not None:
+        return pair.winner
+    return pair.response_a if pair.winner == "A" else pair.response_b
+
+
+def near(pairs: Sequence[Pair]) -> list[int]:
+    """For each row the first row of its group: near prompts, and what is near to those."""
+    root = list(range(len(pairs)))
+
+    def leader(i: int) -> int:
+        while root[i] != i:
+            root[i] = i = root[root[i]]
+        return i
+
+    a, b = (np.array([derive_seed("near", name, k) | 1 for k in range(BANDS * ROWS)], np.uint64) for name in "ab")
+    sets, buckets = [], dict[tuple[int, bytes], int]()
+    for i, pair in enumerate(watch(pairs, "near prompts")):
+        turns = [m["content"] for m in pair.messages or pair.context if m["role"] != "system"]
+        hashes = np.unique(np.array([zlib.crc32(g.encode()) for g in grams("\n".join(turns), 5)], np.uint64))
+        sets.append(hashes)
+        least = ((hashes[:, None] * a + b) >> np.uint64(32)).min(0).reshape(BANDS, ROWS)
+        for other in sorted({buckets.setdefault((k, band.tobytes()), i) for k, band in enumerate(least)} - {i}):
+            both = np.intersect1d(sets[other], hashes, assume_unique=True).size
+            if both >= ALIKE * (len(sets[other]) + len(hashes) - both):
+                low, high = sorted((leader(other), leader(i)))
+                root[high] = low
+    return [leader(i) for i in range(len(pairs))]
+
+
+def overlap(pairs: Sequence[Pair], others: Iterable[Pair], n: int) -> dict[int, str]:
+    """{index of a row: the first n words that its questions share with a question of `others`}."""
+    known = {gram for text in {q for pair in others for q in questions(pair)} for gram in grams(text, n)}
+    asked = enumerate(map(questions, watch(pairs, "overlap")))
+    hits = {i: next((gram for q in texts for gram in grams(q, n) if gram in known), None) for i, texts in asked}
+    return {i: gram for i, gram in hits.items() if gram is not None}
+
+
+# ---- numbers -------------------------------------------------------------------------------------------
+
+
+def percentiles(values: Sequence[int]) -> dict[str, int]:
+    """
+    >>> percentiles([10, 30, 20, 40])
+    {'p50': 20, 'p90': 40, 'p99': 40, 'max': 40}
+    """
+    ranked = sorted(values)
+    return {"max" if p == 100 else f"p{p}": ranked[max(0, math.ceil(p * len(ranked) / 100) - 1)] for p in POINTS}
+
+
+def share(flags: Iterable[float]) -> float | None:
+    seen = list(flags)
+    return round(sum(seen) / len(seen), 4) if seen else None
+
+
+def count(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))
+
+
+def grouped(items: Iterable[T], name: Callable[[T], str]) -> dict[str, list[T]]:
+    groups: dict[str, list[T]] = {}
+    for item in items:
+        groups.setdefault(name(item), []).append(item)
+    return dict(sorted(groups.items()))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All usable rows, and what was found among them; indices are places in `pairs`."""
+
+    pairs: list[Pair]
+    drops: list[Drop]
+    signs: list[Signs]
+    lengths: list[int]  # of the prompts, in `unit`
+    unit: str
+    repeats: dict[int, int]
+    groups: list[int]  # near()
+    overlap: dict[Benchmark, dict[int, str]]
+    benchmark_questions: dict[Benchmark, int]
+
+
+def make_card(settings: dict[str, Any], rows: Rows, kept: Sequence[Pair], lengths: Sequence[int],
+              splits: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:  # fmt: skip
+    """The card as numbers. `kept` are the rows that are written, `lengths` their prompts'."""
+    lines = grouped(zip(kept, lengths, strict=True), lambda line: line[0].source)
+    limit, twice = settings["max_prompt_tokens"], rows.repeats
+    card: dict[str, Any] = {
+        "config": settings,
+        "rows": {"read": len(kept) + len(rows.drops), "usable": len(rows.pairs), "dropped": len(rows.drops),
+                 "kept": len(kept)},
+        "splits": {name: of_split(pairs) for name, pairs in splits.items()},
+        "sources": {name: of_source([p for p, _ in those], [n for _, n in those], limit)
+                    for name, those in lines.items()},
+        "dropped": of_drops(rows.drops),
+        "signs": of_signs(rows.signs),
+        "unit": rows.unit,
+        "duplicates": {
+            "repeats": len(twice),
+            "sources": count(rows.pairs[i].source for i in twice),
+            "contradictions": sum(preferred(rows.pairs[i]) != preferred(rows.pairs[j]) for i, j in twice.items()),
+            "near_prompts": sum(i != group for i, group in enumerate(rows.groups)),
+            "near_groups": sum(n > 1 for n in Counter(rows.groups).values()),
+            "largest_group": max(Counter(rows.groups).values()),
+        },
+        "overlap": {name: of_overlap(rows.pairs, hits, rows.benchmark_questions[name])
+                    for name, hits in rows.overlap.items()},
+    }  # fmt: skip
+    return card | {"warnings": warnings(card)}
+
+
+def of_source(pairs: Sequence[Pair], lengths: Sequence[int], limit: int) -> dict[str, Any]:
+    """One source's line: `lengths` are its prompts' in tokens; responses are measured in characters."""
+    open_ = [p for p in pairs if p.messages is None]
+    good = [len(preferred(p)) for p in open_]
+    bad = [len(p.response_a) + len(p.response_b) - n for p, n in zip(open_, good, strict=True)]
+    return {
+        "categories": count(p.category or "none" for p in pairs),
+        "pairs": len(pairs),
+        "a_wins": share(p.winner == "A" for p in pairs),
+        "longer_wins": share((1 + (g > b) - (g < b)) / 2 for g, b in zip(good, bad, strict=True)),
+        "system_turn": sum(p.context[:1] != () and p.context[0]["role"] == "system" for p in pairs),
+        "over_long": sum(n > limit for n in lengths),
+        "prompt": percentiles(lengths),
+        "chosen": percentiles(good) if good else None,
+        "rejected": percentiles(bad) if bad else None,
+    }
+
+
+def of_split(pairs: Sequence[Pair]) -> dict[str, Any]:
+    return {"pairs": len(pairs), "a_wins": share(p.winner == "A" for p in pairs),
+            "sources": count(p.source for p in pairs),
+            "categories": count(p.category or "none" for p in pairs)}  # fmt: skip
+
+
+def of_drops(drops: Sequence[Drop]) -> dict[str, Any]:
+    """reason -> rows, by source, the places of the first three; most frequent reason first."""
+    reasons = sorted(grouped(drops, lambda d: d.reason).items(), key=lambda item: -len(item[1]))
+    return {reason: {"rows": len(those), "sources": count(d.source for d in those),
+                     "first": [d.where for d in those[:3]]} for reason, those in reasons}  # fmt: skip
+
+
+def of_signs(seen: Sequence[Signs]) -> dict[str, Any]:
+    names = Signs._fields[1:]
+    return {source: {"rows": len(those)} | {name: share(getattr(s, name) for s in those) for name in names}
+            for source, those in grouped(seen, lambda s: s.source).items()}  # fmt: skip
+
+
+def of_overlap(pairs: Sequence[Pair], hits: Mapping[int, str], size: int) -> dict[str, Any]:
+    return {"questions": size, "rows": len(hits), "sources": count(pairs[i].source for i in hits),
+            "examples": [[pairs[i].pair_id, gram] for i, gram in list(hits.items())[:3]]}  # fmt: skip
+
+
+def uneven(part: float, rows: int) -> bool:
+    """A share that is 10 points or more from one half, and 3 standard errors, so that few rows raise no alarm."""
+    return abs(part - 0.5) >= max(0.1, 1.5 / math.sqrt(rows))
+
+
+def warnings(card: Mapping[str, Any]) -> list[str]:
+    """What a reader should look at before training on this."""
+    found = []
+    for source, row in card["signs"].items():
+        for name, kind in (("marker", "a turn marker"), ("turns", "more than one question")):
+            good, bad = row[f"chosen_{name}"], row[f"rejected_{name}"]
+            if row["rows"] >= MANY and abs(good - bad) >= 0.05:
+                left = "; all its rows were dropped" if source not in card["sources"] else ""
+                found.append(f"{source}: {kind} in {bad:.1%} of the rejected and {good:.1%} of the chosen sides gives "
+                             f"the label away{left}")  # fmt: skip
+    for source, row in card["sources"].items():
+        longer = row["longer_wins"]
+        if longer is not None and uneven(longer, row["pairs"]):
+            found.append(
+                f"{source}: the longer response wins in {longer:.1%} of the pairs; length alone is right so often"
+            )
+        if uneven(row["a_wins"], row["pairs"]):
+            found.append(f"{source}: A wins in {row['a_wins']:.1%} of the pairs")
+        if row["over_long"]:
+            found.append(f"{source}: {row['over_long']} prompts are over-long: training leaves them out (--drop-long)")
+    twice = card["duplicates"]
+    if twice["repeats"]:
+        found.append(f"{twice['repeats']} rows repeat an earlier one: they weigh double (--drop-duplicates)")
+    if twice["contradictions"]:
+        found.append(f"{twice['contradictions']} repeated pairs carry the opposite label: one of each two is wrong")
+    for name, row in card["overlap"].items():
+        if row["rows"]:
+            found.append(f"{name}: rows that share {card['config']['ngram']} words in a row with its questions: "
+                         f"{row['rows']}; read the examples below (--drop-overlap takes them out)")  # fmt: skip
+    if not card["overlap"]:
+        found.append("not compared with any benchmark (--rewardbench, --rm-bench, --rmb)")
+    return found
+
+
+# ---- the page ------------------------------------------------------------------------------------------
+
+
+def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Markdown; columns with a text in them are set left, numbers right."""
+    body = list(rows)
+    lines = [names, ["---" if any(isinstance(v, str) for v in column) else "---:"
+                     for column in zip(*body, strict=True)], *body]  # fmt: skip
+    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines) + "\n"
+
+
+def cell(value: Any) -> str:
+    """A share as a percentage, nothing as a dash, and no text that would break the table."""
+    if isinstance(value, float):
+        return f"{value:.1%}"
+    return "-" if value is None else re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("<", "&lt;")
+
+
+def page(card: Mapping[str, Any]) -> str:
+    """The card as Markdown."""
+    rows, splits, cfg = card["rows"], card["splits"], card["config"]
+    twice, groups = card["duplicates"], sorted({c for s in splits.values() for c in s["categories"]})
+    parts = [
+        "# Data card\n",
+        f"{rows['read']:,} rows read, {rows['dropped']:,} dropped, {rows['kept']:,} kept. Seed {cfg['seed']}; all "
+        "settings are in card.json. From\n",
+        "".join(f"- {kind}: {cell(name)}\n" for kind in ("skywork", "code", "math", "pairs") for name in cfg[kind]),
+        "## Look at this first\n",
+        "".join(f"- {cell(line)}\n" for line in card["warnings"]) or "- nothing stood out\n",
+        "## Files\n",
+        "No row is in two files, and rows of one prompt (or nearly one) are in the same file.\n",
+        table(["file", "pairs", "A wins", *groups],
+              ([f, s["pairs"], s["a_wins"], *(s["categories"].get(c, 0) for c in groups)] for f, s in splits.items())),
+        "## Sources\n",
+        "The chosen response is A, B, A ... in the order math, code, Skywork, pairs; a source mixed with others is "
+        "therefore balanced only nearly. Longer wins: how often the chosen response has more characters, a tie "
+        "counting half.\n",
+        table(["source", "category", "pairs", "A wins", "longer wins", *splits],
+              ([name, ", ".join(s["categories"]), s["pairs"], s["a_wins"], s["longer_wins"],
+                *(split["sources"].get(name, 0) for split in splits.values())]
+               for name, s in card["sources"].items())),
+        "## Dropped\n",
+        table(["reason", "rows", "from", "first places"],
+              ([reason, d["rows"], ", ".join(f"{s} {n}" for s, n in d["sources"].items()), ", ".join(d["first"])]
+               for reason, d in card["dropped"].items())) if card["dropped"] else "Nothing.\n",
+        "## Signs that give the label away\n",
+        "Counted on every row read, the dropped ones too. A turn marker (`<|im_start|>` or `<im_start>`) inside a "
+        "text, or a second question in one side only, tells the rejected response from the chosen one unread. That "
+        "is why the paper leaves out magpie_ultra.\n",
+        table(["source", "rows", "marker in chosen", "in rejected", "several questions in chosen", "in rejected"],
+              ([name, *s.values()] for name, s in card["signs"].items())),
+        "## Lengths\n",
+        f"Prompts as the judge sees them (style {cfg['style']}, its instructions included), in {card['unit']}; "
+        f"over-long is more than {cfg['max_prompt_tokens']:,}. Responses in characters.\n",
+        table(["source", "prompt p50", "p90", "p99", "max", "over-long", "chosen p50", "p90", "rejected p50", "p90"],
+              ([name, *s["prompt"].values(), s["over_long"],
+                *((s[side] or {}).get(p) for side in ("chosen", "rejected") for p in ("p50", "p90"))]
+               for name, s in card["sources"].items())),
+        "System turns: " + (", ".join(f"{cell(name)} {s['system_turn']}" for name, s in card["sources"].items()
+                                      if s["system_turn"]) or "none") + ".\n",
+        "## Duplicates\n",
+        f"Among {rows['usable']:,} usable rows, {twice['repeats']:,} repeat an earlier one (same turns, same two "
+        "responses"
+        + "".join(f"; {cell(name)} {n}" for name, n in twice["sources"].items())
+        + f"), {twice['contradictions']:,} of them with the other label. {twice['near_prompts']:,} have a prompt that "
+        "an earlier row has, or nearly has (80 % of all runs of 5 words in common); they form "
+        f"{twice['near_groups']:,} groups, the largest of {twice['largest_group']:,} rows.\n",
+        "## Overlap with benchmarks\n",
+        f"Rows whose questions share {cfg['ngram']} words in a row with a benchmark's question; a shorter question "
+        "counts if all its words are the same. Responses are not compared, and text without blanks between words "
+        "is hardly found. Boilerplate matches too: read the examples.\n",
+        table(["benchmark", "its questions", "rows", "from", "examples (pair: shared words)"],
+              ([name, o["questions"], o["rows"], ", ".join(f"{s} {n}" for s, n in o["sources"].items()),
+                "; ".join(f"{i}: {gram}" for i, gram in o["examples"])] for name, o in card["overlap"].items()))
+        if card["overlap"] else "No benchmark was given.\n",
+    ]  # fmt: skip
+    return "\n".join(parts)

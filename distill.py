@@ -1,0 +1,401 @@
+"""Traces for distillation, written by oracles in two passes.
+
+    1. oracle one judges every pair with the Chain-of-Rubrics prompt; a chain whose verdict is right is kept
+    2. oracle two gets each pair that is left with the right verdict and the failed judgement, and writes a full chain
+       in the same format; it is verified like the first, and must read as if nobody had told the verdict (hint.py)
+    3. what neither pass gets right is lost, with its reasons in failed.jsonl
+
+    python distill.py --data PAIRS.jsonl --model NAME --base-url https://HOST/v1 --api-key-env KEY --out runs/traces
+    python distill.py ... --second-model OTHER --second-base-url https://HOST2/v1        # another oracle for pass 2
+    python distill.py --data PAIRS.jsonl --model FOLDER --samples 4 --no-second-pass     # a checkpoint's own chains
+    python toy.py serve & python distill.py --preset tiny                                # the tiny world
+
+`--out` gets traces.jsonl (sft.py's --data), failed.jsonl, summary.json, and pass_1.jsonl and pass_2.jsonl with every
+chain that was written. The same command continues an interrupted run; a reply that came is never paid for again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import tyro
+
+import run
+import tables
+from cor_prompt import Style, render
+from data import Message, Pair, load_pairs, save_pairs
+from hint import hinted, leaks
+from reward import format_reward, parse_verdict
+from rollout import Chat, EndpointSampler, Reply, SamplerKind, judge_pairs, load_sampler, which_sampler
+from run import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str = "endpoint"
+    """named set of defaults: endpoint, paper (the paper's two oracles), tiny (toy.py serve)"""
+    data: str = "pairs.jsonl"
+    """pairs with their winners: .jsonl, .parquet or a hub id; traces in it are replaced"""
+    out: str = "runs/traces"
+    """folder to write; an interrupted run in it is continued"""
+    model: str = "oracle"
+    """oracle one: the name under which --base-url serves it, else a model folder, a run folder or a hub id"""
+    base_url: str = ""
+    """address of oracle one's OpenAI-compatible server; empty: load --model here"""
+    api_key_env: str = ""
+    """environment variable that holds this server's key (its name); empty: no key is sent"""
+    price: tuple[float, float] = (0.0, 0.0)
+    """what oracle one's prompts and its chains cost (money per million tokens of each)"""
+    second_pass: bool = True
+    """tell the right verdict where pass 1 failed, and ask again"""
+    second_model: str = ""
+    """oracle two, like --model; empty: oracle one again, at its address and price"""
+    second_base_url: str = ""
+    """address of oracle two's server; empty: load --second-model here"""
+    second_api_key_env: str = ""
+    """environment variable that holds oracle two's key (its name); empty: no key is sent"""
+    second_price: tuple[float, float] = (0.0, 0.0)
+    """what oracle two's prompts and its chains cost (money per million tokens of each)"""
+    style: Style = "instruct"
+    """which prompt the oracles see (cor_prompt.py)"""
+    prompt_file: str = ""
+    """text file that replaces the style's fixed wording; empty: the built-in wording"""
+    samples: int = 1
+    """chains per pair and pass; the first without a fault is the trace, all stay in the logs"""
+    temperature: float = 1.0
+    """sampling temperature; 0 takes the likeliest token"""
+    max_tokens: int = 8192
+    """longest chain (tokens); one that is cut off is not kept"""
+    whole: bool = False
+    """keep only chains that have all parts of their style: type, rubric or solution, eval, verdict"""
+    limit: int = 0
+    """distil only the first pairs of the file (pairs); 0 is all"""
+    seed: int = 0
+    """seed of the samples (an integer)"""
+    at_once: int = 0
+    """chains asked in one call (samples), for which an interrupt waits; 0: 256, or four rounds of requests"""
+    concurrency: int = 8
+    """requests to a server at the same time (requests)"""
+    timeout: float = 600.0
+    """longest silence of a server within a request (seconds)"""
+    retries: int = 8
+    """how often a failed request is repeated, waiting 1, 2, 4 ... 60 seconds in between (times)"""
+    sampler: SamplerKind = "auto"
+    """what runs a model that is loaded here; auto: vllm where it is installed and suits the device, else torch"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """number type of the weights of a model that is loaded here"""
+    digests: tyro.conf.Suppress[tuple[str, ...]] = ()  # of pairs, prompt and weights; filled in by `resolve`
+
+
+PRESETS = {
+    "endpoint": Config(),
+    "paper": Config(
+        preset="paper", model="claude-3-7-sonnet-20250219", base_url="https://api.anthropic.com/v1",
+        api_key_env="ANTHROPIC_API_KEY", second_model="o3-2025-04-16", second_base_url="https://api.openai.com/v1",
+        second_api_key_env="OPENAI_API_KEY",
+    ),
+    "tiny": Config(
+        preset="tiny", data="runs/toy/sft.jsonl", prompt_file="runs/toy/prompt.txt", out="runs/toy/traces",
+        model="teacher", base_url="http://127.0.0.1:8377/v1", max_tokens=64,
+    ),
+}  # fmt: skip
+
+Name = tuple[str, str]  # source, pair_id
+
+
+class Oracle(NamedTuple):
+    model: str
+    base_url: str
+    api_key_env: str
+    price: tuple[float, float]
+
+
+def oracle(cfg: Config, number: int) -> Oracle:
+    """Who is asked in pass `number`."""
+    if number == 2 and cfg.second_model:
+        return Oracle(cfg.second_model, cfg.second_base_url, cfg.second_api_key_env, cfg.second_price)
+    return Oracle(cfg.model, cfg.base_url, cfg.api_key_env, cfg.price)
+
+
+# ---- what is kept --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One chain as it came, a line of pass_1.jsonl or pass_2.jsonl; `fault`: why it is not kept, "" if it may be."""
+
+    source: str
+    pair_id: str
+    sample: int
+    fault: str
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    response_tokens: int
+    text: str
+
+
+Chains = dict[Name, list[Attempt]]  # the chains of one pass, by pair
+
+
+def trace_of(text: str) -> str:
+    """What is learnt of a reply: the text after its thoughts, without halves of surrogate pairs.
+
+    >>> trace_of("<think>A? B?</think> <answer>[[B]]</answer> ")
+    '<answer>[[B]]</answer>'
+    """
+    return text.rpartition("</think>")[2].strip().encode(errors="replace").decode()
+
+
+def find_fault(text: str, finish_reason: str, winner: str, cfg: Config, told: bool) -> str:
+    """Why a chain is not kept; "" if it may be. The verdict must stand where the reward will look for it."""
+    trace = trace_of(text)
+    if finish_reason == "length":
+        return "cut off" if text else "prompt too long"
+    if re.fullmatch(r"\(no reply: [a-z ]+\)", trace):
+        return "no reply"
+    verdict = parse_verdict(trace, "train")
+    if verdict != winner:
+        return "wrong verdict" if verdict else "no verdict"
+    if cfg.whole and not format_reward(trace, cfg.style):
+        return "parts missing"
+    return "tells of the hint" if told and leaks(trace) else ""
+
+
+def choose(attempts: Sequence[Attempt]) -> Attempt | None:
+    """The trace among a pair's chains: the first without a fault."""
+    return next((attempt for attempt in attempts if not attempt.fault), None)
+
+
+def failed_text(attempts: Sequence[Attempt]) -> str:
+    """The judgement that oracle two is shown: the first with a wrong verdict, else the first."""
+    return trace_of(next((a for a in attempts if a.fault == "wrong verdict"), attempts[0]).text)
+
+
+# ---- asking --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Meter:
+    """A sampler that remembers prompt tokens by seed, and makes no further call once a stop was asked for."""
+
+    sampler: Chat
+    stop: run.StopSignal
+    prompt_tokens: dict[int, list[int]] = field(default_factory=dict)
+
+    def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
+             seeds: Sequence[int]) -> list[list[Reply]]:  # fmt: skip
+        if self.stop.asked:
+            raise KeyboardInterrupt
+        found = self.sampler.chat(conversations, n, temperature, max_tokens, seeds)
+        self.prompt_tokens.update({s: [r.prompt_tokens for r in group] for s, group in zip(seeds, found, strict=True)})
+        return found
+
+
+def collect(cfg: Config, number: int, pairs: Sequence[Pair], system: str | None, opened: dict[Oracle, Chat]) -> Chains:
+    """All chains of a pass. They stand in its log in the order of the pairs, whatever the order in which they came, so
+    that a log cut off anywhere is continued to the same bytes."""
+    log = Path(cfg.out) / f"pass_{number}.jsonl"
+    found = read_attempts(log, pairs, cfg.samples)
+    left = [pair for pair in pairs if len(found[name(pair)]) < cfg.samples]
+    if not left:
+        return found
+    seed, winners = run.derive_seed(cfg.seed, f"pass {number}"), {name(pair): pair.winner for pair in pairs}
+    at_once = cfg.at_once or (4 * cfg.concurrency * cfg.samples if oracle(cfg, number).base_url else 256)
+    sampler = open_oracle(cfg, number, opened)
+    with (
+        run.StopSignal() as stop,
+        run.progress(len(pairs) * cfg.samples, sum(map(len, found.values())), f"pass {number}") as bar,
+        open(log, "a", encoding="utf-8") as file,
+    ):
+        bar.unit, meter = " chain", Meter(sampler, stop)
+        for j in judge_pairs(meter, left, cfg.style, n=cfg.samples, temperature=cfg.temperature,
+                             max_tokens=cfg.max_tokens, seed=seed, system=system, at_once=at_once):  # fmt: skip
+            key = j.source, j.pair_id
+            if j.sample < len(found[key]):  # in the log since before an interrupt
+                continue
+            tokens = meter.prompt_tokens[run.derive_seed(seed, *key, j.order)][j.sample]
+            fault = find_fault(j.text, j.finish_reason, winners[key], cfg, told=number == 2)
+            found[key].append(Attempt(*key, j.sample, fault, j.finish_reason, tokens, j.response_tokens, j.text))
+            file.write(json.dumps(asdict(found[key][-1])) + "\n")
+            file.flush()
+            bar.update()
+    return found
+
+
+def name(pair: Pair) -> Name:
+    return pair.source, pair.pair_id
+
+
+def read_attempts(log: Path, pairs: Sequence[Pair], samples: int) -> Chains:
+    """The chains so far. A line without its end is what a killed process left: it is cut off."""
+    found: Chains = {name(pair): [] for pair in pairs}
+    if not log.exists():
+        return found
+    os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
+    for line, row in run.read_jsonl(log):
+        group = found.get((row.get("source", ""), row.get("pair_id", "")))
+        if set(row) != {f.name for f in fields(Attempt)} or group is None or not row["sample"] == len(group) < samples:
+            raise UserError(f"{log}:{line}: not the next chain of this run; use another --out")
+        group.append(Attempt(**row))
+    return found
+
+
+def open_oracle(cfg: Config, number: int, opened: dict[Oracle, Chat]) -> Chat:
+    """The oracle of a pass: opened once if it writes both, else after the other is closed."""
+    who = oracle(cfg, number)
+    if who not in opened:
+        close(opened)
+        if who.base_url:
+            opened[who] = EndpointSampler(who.base_url, who.model, who.api_key_env, Path(cfg.out) / "replies.jsonl",
+                                          cfg.concurrency, cfg.retries, cfg.timeout)  # fmt: skip
+        else:
+            opened[who] = load_sampler(who.model, cfg.dtype, cfg.sampler)
+    return opened[who]
+
+
+def close(opened: dict[Oracle, Chat]) -> None:
+    while opened:
+        getattr(opened.popitem()[1], "close", lambda: None)()
+
+
+# ---- the run -------------------------------------------------------------------------------------------
+
+
+def distil(cfg: Config) -> dict[str, Any]:
+    """Both passes; writes and returns the summary."""
+    check(cfg)
+    system = run.read_prompt(cfg.prompt_file)
+    pairs = [replace(pair, trace=None) for pair in load_pairs(cfg.data)[: cfg.limit or None]]
+    if twice := [key for key, count in Counter(map(name, pairs)).items() if count > 1]:
+        raise UserError(f"{cfg.data}: pair_id {twice[0][1]!r} comes more than once; make the ids unique")
+    prompts = {name(pair): render(pair, cfg.style, system) for pair in pairs}
+    cfg = resolve(cfg, pairs, system)
+    folder = run.RunFolder(cfg.out, cfg).path
+    opened: dict[Oracle, Chat] = {}
+    passes = [collect(cfg, 1, pairs, system, opened)]  # (1)
+    left = [pair for pair in pairs if not choose(passes[0][name(pair)])]
+    if cfg.second_pass:
+        shown = [replace(pair, messages=hinted(prompts[name(pair)], pair.winner, failed_text(passes[0][name(pair)])))
+                 for pair in left]  # fmt: skip
+        passes.append(collect(cfg, 2, shown, system, opened))  # (2)
+    close(opened)
+    traced = [with_trace(pair, cfg, passes) for pair in pairs]
+    summary = summarise(cfg, traced, passes)
+    run.write_whole(folder / "traces.jsonl", save_pairs(pair for pair in traced if pair.trace))
+    run.write_whole(folder / "failed.jsonl", save_pairs(pair for pair in traced if not pair.trace))  # (3)
+    run.write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    (folder / "replies.jsonl").unlink(missing_ok=True)  # in order of arrival; the logs hold all of it
+    return summary
+
+
+def check(cfg: Config) -> None:
+    """Raises UserError for settings that cannot work."""
+    run.check_positive(cfg, "samples", "max_tokens")
+    if not (math.isfinite(cfg.temperature) and cfg.temperature >= 0):
+        raise UserError(f"--temperature {cfg.temperature}: must be 0 or more")
+    if cfg.samples > 1 and cfg.temperature == 0:
+        raise UserError("--samples at temperature 0 are all the same; give --temperature, such as 1.0")
+    if not all(math.isfinite(price) and price >= 0 for price in (*cfg.price, *cfg.second_price)):
+        raise UserError("--price and --second-price (money per million tokens) must be 0 or more")
+    if cfg.limit < 0 or cfg.at_once < 0:
+        raise UserError("--limit and --at-once must be at least 0")
+    if not cfg.second_model and (cfg.second_base_url or cfg.second_api_key_env or any(cfg.second_price)):
+        raise UserError("--second-base-url, --second-api-key-env and --second-price need --second-model")
+    if run.world_size() > 1:
+        raise UserError("one process distils; start it without torchrun (more GPUs: a server and --base-url)")
+
+
+def resolve(cfg: Config, pairs: Sequence[Pair], system: str | None) -> Config:
+    """The config with the engine that --sampler chooses and digests of what its paths hold, so that an edited file or
+    a retrained model never continues an old run."""
+    texts = [text.encode("utf-8", "surrogatepass") for text in (save_pairs(pairs), system or "")]
+    oracles = [oracle(cfg, number) for number in (1, 2)[: 1 + cfg.second_pass]]
+    for model in dict.fromkeys(who.model for who in oracles if not who.base_url):
+        from model import model_folder
+
+        kind, why = which_sampler(cfg.sampler, model)
+        print(f"{model}: sampler {kind} ({why})", flush=True)
+        cfg, weights = replace(cfg, sampler=kind), b""
+        for path in sorted(model_folder(model).glob("*.safetensors")):
+            with open(path, "rb") as file:
+                weights += hashlib.file_digest(file, "blake2b").digest()
+        texts.append(weights)
+    return replace(cfg, digests=tuple(hashlib.blake2b(text, digest_size=8).hexdigest() for text in texts))
+
+
+def with_trace(pair: Pair, cfg: Config, passes: Sequence[Chains]) -> Pair:
+    """The pair with its trace and who wrote it, or without one and with the first fault of each pass."""
+    faults = {}
+    for number, chains in enumerate(passes, 1):
+        if chosen := choose(chains[name(pair)]):
+            wrote = {"pass": str(number), "oracle": oracle(cfg, number).model, "sample": str(chosen.sample)}
+            return replace(pair, trace=trace_of(chosen.text), meta={**pair.meta, **wrote})
+        faults[f"pass_{number}"] = chains[name(pair)][0].fault
+    return replace(pair, meta={**pair.meta, **faults})
+
+
+# ---- the summary ---------------------------------------------------------------------------------------
+
+
+def summarise(cfg: Config, traced: Sequence[Pair], passes: Sequence[Chains]) -> dict[str, Any]:
+    """What became of the pairs, overall, by category and by source; what each pass's chains were and what they cost.
+
+    Prompt tokens count once a chain: an upper bound where a server writes several chains from one prompt.
+    """
+    summary: dict[str, Any] = {"all": shares(traced)}
+    for kind in ("category", "source"):
+        values = sorted({getattr(pair, kind) for pair in traced})
+        summary[kind] = {value: shares([pair for pair in traced if getattr(pair, kind) == value]) for value in values}
+    for number, chains in enumerate(passes, 1):
+        every, who = [attempt for group in chains.values() for attempt in group], oracle(cfg, number)
+        tokens = sum(a.prompt_tokens for a in every), sum(a.response_tokens for a in every)
+        summary[f"pass_{number}"] = {
+            "oracle": who.model,
+            "pairs": len(chains),
+            "chains": dict(sorted(Counter(a.fault or "good" for a in every).items())),
+            "prompt_tokens": tokens[0],
+            "response_tokens": tokens[1],
+            "cost": round((tokens[0] * who.price[0] + tokens[1] * who.price[1]) / 1e6, 6),
+        }
+    return summary | {"cost": round(sum(summary[f"pass_{n}"]["cost"] for n in range(1, len(passes) + 1)), 6)}
+
+
+def shares(traced: Sequence[Pair]) -> dict[str, float]:
+    """How many pairs; which share of them was right in pass 1, repaired in pass 2, lost."""
+    by = Counter(f"pass_{pair.meta['pass']}" if pair.trace else "lost" for pair in traced)
+    return {"pairs": len(traced), **{end: round(by[end] / len(traced), 4) for end in ("pass_1", "pass_2", "lost")}}
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    groups = {"all": summary["all"]}
+    for kind in ("category", "source"):
+        groups |= {f"{kind} {value or '(none)'}": row for value, row in summary[kind].items()}
+    shown = [[label, str(row["pairs"]), *(f"{100 * row[end]:.1f} %" for end in ("pass_1", "pass_2", "lost"))]
+             for label, row in groups.items()]  # fmt: skip
+    print(tables.as_text("traces", [["", "pairs", "right in pass 1", "repaired in pass 2", "lost"], *shown]))
+    for label in ("pass_1", "pass_2")[: 1 + ("pass_2" in summary)]:
+        part = summary[label]
+        chains = ", ".join(f"{count} {what}" for what, count in part["chains"].items()) or "none asked"
+        print(f"{label.replace('_', ' ')}, {run.visible(part['oracle'])}: {chains}; {part['prompt_tokens']:,} prompt "
+              f"tokens, {part['response_tokens']:,} chain tokens, cost {part['cost']:.2f}")  # fmt: skip
+
+
+def main() -> None:
+    cfg = run.parse(Config, PRESETS)
+    summary = distil(cfg)
+    print_summary(summary)
+    kept = summary["all"]["pairs"] - round(summary["all"]["lost"] * summary["all"]["pairs"])
+    print(f"{cfg.out}: {kept} traces in traces.jsonl, the others in failed.jsonl")
+
+
+if __name__ == "__main__":
+    run.start(main)

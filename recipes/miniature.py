@@ -1,0 +1,426 @@
+"""The paper's experiments in the tiny world: every row of its tables as shell commands, three seeds each.
+
+    python -m recipes.miniature run                        # all rows, two side by side: what `make tables` does
+    python -m recipes.miniature run rm-r1 --seeds 0        # one row and the rows it starts from
+    python -m recipes.miniature run rm-r1 --print-only     # the commands themselves, to be pasted into a shell
+    python -m recipes.miniature table                      # results.json -> results.md and plots
+
+Rows share checkpoints: a row names another one in braces and so waits for it. A row is done once; it is run
+again only if its commands, the rows it starts from, or the code that its commands run have changed (comments
+and docstrings do not count). An interrupted row continues where its own commands do. Of each row stay a log
+and a folder under runs/tables/seed-N; what tables and plots need goes to recipes/miniature/results.json.
+
+Shortened against the README's demo: 50 rounds of reinforcement, not 120. Against the full row: rows on answers
+alone, on little data and on the mixture take 1,200 distillation steps (600 after a distillation), the weak starts
+300; the inference budgets 40 rounds. 1,100 steps of distillation cost what 50 rounds do.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from string import Formatter
+from typing import Annotated, Any
+
+import tyro
+
+from recipes import miniature_results
+from run import UserError, start, write_whole
+
+PROJECT = Path(__file__).resolve().parents[1]
+ROUNDS, FEW_ROUNDS = 50, 40
+WEAK = "--steps 300"
+WIDTHS = (16, 32)  # beside the usual 64
+
+
+# ---- the rows ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """Shell commands, one after the other. {here} is the row's folder, {seed} its seed, {port} a free port of
+    its own, {NAME} the folder of another row, which is run first."""
+
+    name: str
+    commands: tuple[str, ...]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        found = {name for command in self.commands for _, name, _, _ in Formatter().parse(command) if name}
+        return tuple(sorted(found - {"here", "seed", "port"}))
+
+
+def build(options: str = "") -> str:
+    return f"python toy.py build {{here}} --seed {{seed}} {options}".rstrip()
+
+
+def sft(model: str, data: str, options: str = "", world: str = "{world}") -> str:
+    return (f"python sft.py --preset tiny --seed {{seed}} --model {model} --data {data} "
+            f"--held-out {world}/sft_held_out.jsonl --prompt-file {world}/prompt.txt --out {{here}} "
+            f"{options}").rstrip()  # fmt: skip
+
+
+def rl(model: str, options: str = "", world: str = "{world}", script: str = "grpo.py", rounds: int = ROUNDS,
+       data: str = "", every: int = ROUNDS) -> str:  # fmt: skip
+    """Its own evaluations, before the first round and after the last, are the table's numbers."""
+    return (f"python {script} --preset tiny --seed {{seed}} --model {model} --data {data or world + '/rl.jsonl'} "
+            f"--held-out {world}/held_out.jsonl --prompt-file {world}/prompt.txt --out {{here}} --steps {rounds} "
+            f"--eval-every {every} {options}").rstrip()  # fmt: skip
+
+
+def cold(model: str, style: str, world: str, rounds: int = ROUNDS) -> str:
+    return rl(model, f"--style {style}", world, "-m variants.cold_start", rounds, every=25)
+
+
+JUDGE = ("python eval.py run --model {here} --data {world}/held_out.jsonl --prompt-file {world}/prompt.txt "
+         "--both-orders --rule train --max-tokens 60 --out {here}/eval")  # fmt: skip
+PROBE = "python toy.py probe --model {here} --world {world} --out {here}/probe.json"
+
+
+def repair(how: str) -> str:
+    """distill.py's two passes against the toy's own oracle; it leaves {here}/traces.jsonl."""
+    return (f"python toy.py serve --seed {{seed}} --port {{port}} --repair {how} & trap 'kill $!' EXIT; "
+            "python distill.py --preset tiny --seed {seed} --data {world}/sft.jsonl --prompt-file {world}/prompt.txt "
+            "--base-url http://127.0.0.1:{port}/v1 --out {here}")  # fmt: skip
+
+
+WORLDS = (
+    Row("world", (build(),)),
+    *(Row(f"world-{form}", (build(f"--traces {form}"),)) for form in "answer plain rubrics untyped mixed".split()),
+    Row("world-clean", (build("--clean-teacher"),)),
+    *(Row(f"start-{hidden}", (build(f"--hidden {hidden} --sft-pairs 1"),)) for hidden in WIDTHS),
+    Row("answers", ("mkdir -p {here}",
+                    "cat {world-answer}/sft.jsonl {world-answer}/rl.jsonl > {here}/sft.jsonl")),
+    Row("small", ("mkdir -p {here}", "head -n 1000 {world}/sft.jsonl > {here}/sft.jsonl",
+                  "head -n 1000 {world-answer}/sft.jsonl > {here}/answers.jsonl")),
+)  # fmt: skip
+
+
+def weak_and_cold(form: str, style: str) -> tuple[Row, Row]:
+    """A start that has seen 4,800 chains in this form, and the cold start's reinforcement from there."""
+    world = f"{{world-{form}}}"
+    weak = sft(f"{world}/start", f"{world}/sft.jsonl", f"{WEAK} --style {style}", world)
+    return Row(f"weak-{form}", (weak,)), Row(f"cold-{form}", (cold(f"{{weak-{form}}}", style, world),))
+
+
+ABLATION = (  # Table 2, and what every other table shares
+    Row("distilled", (sft("{world}/start", "{world}/sft.jsonl"), PROBE)),
+    Row("rm-r1", (rl("{distilled}", every=25), PROBE)),
+    Row("weak-cor", (sft("{world}/start", "{world}/sft.jsonl", WEAK),)),
+    Row("cold-cor", (cold("{weak-cor}", "instruct", "{world}"),)),
+    *weak_and_cold("plain", "plain"),
+    *weak_and_cold("rubrics", "rubrics"),
+    *weak_and_cold("untyped", "plain"),
+    Row("cold-nothing", (cold("{world}/start", "instruct", "{world}", rounds=20),)),
+    Row("longer-sft", (sft("{distilled}", "{world}/sft.jsonl", "--steps 1100"), JUDGE)),
+    Row("clean-teacher", (sft("{world-clean}/start", "{world-clean}/sft.jsonl", world="{world-clean}"), JUDGE)),
+)  # fmt: skip
+
+SFT_OR_REASONING = (  # Table 3
+    Row("answer-sft", (sft("{world}/start", "{answers}/sft.jsonl", "--steps 1200", "{world-answer}"), JUDGE)),
+    Row("distilled-answer-sft",
+        (sft("{distilled}", "{world-answer}/rl.jsonl", "--steps 600", "{world-answer}"), JUDGE)),
+    Row("small-answer-sft", (sft("{world}/start", "{small}/answers.jsonl", "--steps 1200", "{world-answer}"), JUDGE)),
+    Row("small-distilled", (sft("{world}/start", "{small}/sft.jsonl", "--steps 1200"),)),
+    Row("small-rm-r1", (rl("{small-distilled}", data="{small}/sft.jsonl"),)),
+)  # fmt: skip
+
+SIZES = tuple(
+    row
+    for hidden in WIDTHS
+    for row in (
+        Row(f"distilled-{hidden}", (sft(f"{{start-{hidden}}}/start", "{world}/sft.jsonl"),)),
+        Row(f"rm-r1-{hidden}", (rl(f"{{distilled-{hidden}}}"),)),
+    )
+)
+
+CAPS = (8, 24, 40, 60)
+BUDGETS = (  # mean per token, as the authors' code has it: Eq. 9's mean per response pays short chains more
+    Row("mixed", (sft("{world-mixed}/start", "{world-mixed}/sft.jsonl", "--steps 1200", "{world-mixed}"),)),
+    *(
+        Row(f"cap-{cap}", (rl("{mixed}", f"--agg token --max-response-tokens {cap}", rounds=FEW_ROUNDS),))
+        for cap in CAPS
+    ),
+    Row("cap-40-seq", (rl("{mixed}", "--max-response-tokens 40", rounds=FEW_ROUNDS),)),
+)
+
+FAITHFULNESS = (
+    *(
+        row
+        for how in ("redo", "force")
+        for row in (
+            Row(f"traces-{how}", (repair(how),)),
+            Row(f"distilled-{how}", (sft("{world}/start", f"{{traces-{how}}}/traces.jsonl"), JUDGE, PROBE)),
+        )
+    ),
+    Row("distilled-kept",  # what filtering does without any repair
+        ("mkdir -p {here}", """grep '"pass": "1"' {traces-redo}/traces.jsonl > {here}/kept.jsonl""",
+         sft("{world}/start", "{here}/kept.jsonl"), JUDGE, PROBE)),
+)  # fmt: skip
+
+ROWS = (*WORLDS, *ABLATION, *SIZES, *FAITHFULNESS, *SFT_OR_REASONING, *BUDGETS)
+
+
+# ---- what has to be run --------------------------------------------------------------------------------
+
+
+@dataclass
+class Task:
+    """A row with a seed: its commands as they are typed, and what its folder depends on."""
+
+    row: str
+    seed: int
+    folder: Path
+    commands: tuple[str, ...]
+    needs: tuple[str, ...]
+    key: str
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def side(self) -> Path:
+        return self.folder.parent
+
+    @property
+    def log(self) -> Path:
+        return self.side / "logs" / f"{self.row}.log"
+
+    def load(self) -> bool:
+        """Read the record of an earlier run; True if it finished and nothing changed since."""
+        path = self.side / "records" / f"{self.row}.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if found.get("key") != self.key:
+            found = {"key": self.key, "commands": self.commands, "cpu_seconds": 0.0, "wall_seconds": 0.0}
+            found |= {"finished": False, "stale": True}
+        self.record = found
+        return bool(found["finished"])
+
+    def save(self) -> None:
+        write_whole(self.side / "records" / f"{self.row}.json", json.dumps(self.record, indent=1) + "\n")
+
+
+def plan(rows: Sequence[Row], wanted: Iterable[str], seed: int, root: str, steps: int = 0) -> list[Task]:
+    """The tasks of one seed, each after those it needs. `steps` cuts every training run to so many steps."""
+    table = {row.name: row for row in rows}
+    order: dict[str, Task] = {}
+
+    def visit(name: str) -> None:
+        if name in order:
+            return
+        if name not in table:
+            raise UserError(f"no row is called {name}; there are {', '.join(table)}")
+        for need in table[name].needs:
+            visit(need)
+        places = {need: f"{root}/seed-{seed}/{need}" for need in (*table[name].needs, name)}
+        fill = places | {"here": places[name], "seed": seed, "port": 8400 + 100 * seed + list(table).index(name)}
+        commands = tuple(shorten(command.format_map(fill), steps) for command in table[name].commands)
+        inputs = [*commands, *map(code_of, commands), *(order[need].key for need in table[name].needs)]
+        key = hashlib.blake2b("\n".join(inputs).encode(), digest_size=8).hexdigest()
+        order[name] = Task(name, seed, Path(places[name]), commands, table[name].needs, key)
+
+    for name in wanted:
+        visit(name)
+    return list(order.values())
+
+
+def shorten(command: str, steps: int) -> str:
+    return f"{command} --steps {steps}" if steps and re.search(r"sft\.py|grpo\.py|variants\.", command) else command
+
+
+@cache
+def code_of(command: str) -> str:
+    """Digest of the project's code that a command runs: its scripts and all they import, comments left out."""
+    scripts = re.findall(r"python (?:-m )?(\S+)", command)
+    waiting = [PROJECT / (s if s.endswith(".py") else s.replace(".", "/") + ".py") for s in scripts]
+    seen: dict[str, str] = {}
+    while waiting:
+        path = waiting.pop()
+        if path.name not in seen and path.is_file():
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            seen[path.name] = ast.dump(without_docstrings(tree))
+            waiting += [PROJECT / (name.replace(".", "/") + ".py") for name in imported(tree)]
+    text = json.dumps(seen, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def imported(tree: ast.AST) -> Iterable[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def without_docstrings(tree: ast.Module) -> ast.Module:
+    """Strings that stand alone do nothing: docstrings, and the help under a setting."""
+    for node in ast.walk(tree):
+        for part in ("body", "orelse", "finalbody"):
+            body = getattr(node, part, None)
+            if isinstance(body, list):
+                kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+                setattr(node, part, kept)
+    return tree
+
+
+# ---- running -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Running:
+    task: Task
+    command: int
+    process: subprocess.Popen[bytes]
+    began: float
+
+
+def launch(task: Task, command: int = 0) -> Running:
+    """Start one of a task's commands. A session of its own, so that Ctrl-C reaches it through `stop` alone."""
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    if command == 0 and task.record.pop("stale", False):
+        shutil.rmtree(task.folder, ignore_errors=True)
+        task.log.unlink(missing_ok=True)
+    task.save()
+    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` is the one that runs this
+    quiet = {"PATH": here, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    with open(task.log, "a", encoding="utf-8") as log:
+        log.write(f"$ {task.commands[command]}\n")
+        log.flush()
+        process = subprocess.Popen(["bash", "-c", task.commands[command]], cwd=PROJECT, env=os.environ | quiet,
+                                   stdout=log, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    return Running(task, command, process, time.monotonic())
+
+
+def execute(tasks: Sequence[Task], at_once: int) -> None:
+    """Run what is not done yet, `at_once` side by side. What does not depend on a failed task still runs."""
+    done = {(task.seed, task.row) for task in tasks if task.load()}
+    waiting = [task for task in tasks if (task.seed, task.row) not in done]
+    running: dict[int, Running] = {}
+    failed: list[Task] = []
+    began, total = time.monotonic(), len(waiting)
+    try:
+        while waiting or running:
+            ready = [task for task in waiting if all((task.seed, need) in done for need in task.needs)]
+            for task in ready[: at_once - len(running)]:
+                waiting.remove(task)
+                one = launch(task)
+                running[one.process.pid] = one
+            if not running:
+                break
+            pid, status, usage = os.wait4(-1, 0)
+            if (ended := running.pop(pid, None)) is None:
+                continue
+            task, code = ended.task, account(ended, status, usage)
+            if code == 0 and ended.command + 1 < len(task.commands):
+                one = launch(task, ended.command + 1)
+                running[one.process.pid] = one
+                continue
+            task.record["finished"] = code == 0
+            task.save()
+            if code:
+                failed.append(task)
+                print(f"seed {task.seed} {task.row}: FAILED, see {task.log}", flush=True)
+                continue
+            done.add((task.seed, task.row))
+            number = total - len(waiting) - len(running) - len(failed)
+            print(f"[{number}/{total}] seed {task.seed} {task.row}: {task.record['wall_seconds']:.0f} s "
+                  f"({task.record['cpu_seconds']:.0f} CPU), {(time.monotonic() - began) / 60:.1f} minutes so far",
+                  flush=True)  # fmt: skip
+    finally:
+        stop(running.values())
+    if failed:
+        raise UserError(f"{len(failed)} rows failed ({', '.join(f'seed {t.seed} {t.row}' for t in failed)}); "
+                        f"the last lines of {failed[0].log} say why")  # fmt: skip
+
+
+def stop(running: Iterable[Running]) -> None:
+    """Ask what runs to save and end, and wait for it."""
+    for one in running:
+        os.killpg(one.process.pid, signal.SIGTERM)  # Ctrl-C is ignored by what nohup or & started
+    for one in running:
+        _, status, usage = os.wait4(one.process.pid, 0)
+        account(one, status, usage)
+        one.task.save()
+
+
+def account(one: Running, status: int, usage: Any) -> int:
+    """Add what a command took to its task's record; its exit code."""
+    one.task.record["cpu_seconds"] = round(one.task.record["cpu_seconds"] + usage.ru_utime + usage.ru_stime, 1)
+    one.task.record["wall_seconds"] = round(one.task.record["wall_seconds"] + time.monotonic() - one.began, 1)
+    one.process.returncode = os.waitstatus_to_exitcode(status)
+    return one.process.returncode
+
+
+# ---- command line --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run rows that are not done yet, then collect what is there."""
+
+    rows: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Names of rows; none: all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of world, weights, data order and sampling (integers)."""
+    at_once: int = 2
+    """Rows side by side, a thread each (rows)."""
+    root: str = "runs/tables"
+    """Folder of the runs."""
+    steps: int = 0
+    """Cut every training run to so many steps, to see whether all commands run (steps); 0: as the rows say."""
+    print_only: bool = False
+    """Print the commands, run nothing."""
+    results: str = "recipes/miniature"
+    """Folder for results.json; with --steps it goes to --root."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """results.json -> results.md and plots."""
+
+    results: Annotated[str, tyro.conf.arg(metavar="DIR")] = "recipes/miniature"
+    """Folder that holds results.json; the tables and plots are written beside it."""
+
+
+def run_rows(cfg: Run) -> None:
+    if cfg.at_once < 1 or cfg.steps < 0 or not cfg.seeds:
+        raise UserError("--at-once must be at least 1, --steps at least 0, --seeds one seed or more")
+    wanted = cfg.rows or tuple(row.name for row in ROWS)
+    tasks = [task for seed in cfg.seeds for task in plan(ROWS, wanted, seed, cfg.root, cfg.steps)]
+    if cfg.print_only:
+        print("\n".join(command for task in tasks for command in (f"# {task.row}", *task.commands)))
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    execute(tasks, cfg.at_once)
+    collect(cfg)
+
+
+def collect(cfg: Run) -> None:
+    """Of all seeds that are there, not only of those just run."""
+    root, names = Path(cfg.root), [row.name for row in ROWS]
+    seeds = [int(side.name.removeprefix("seed-")) for side in root.glob("seed-*")]
+    tasks = [task for seed in seeds for task in plan(ROWS, names, seed, cfg.root, cfg.steps)]
+    keys = {(task.seed, task.row): task.key for task in tasks}
+    miniature_results.collect(root, Path(cfg.root if cfg.steps else cfg.results), keys)
+
+
+def main() -> None:
+    cfg = tyro.extras.subcommand_cli_from_dict({"run": Run, "table": Table}, description=__doc__)
+    if isinstance(cfg, Run):
+        run_rows(cfg)
+    else:
+        miniature_results.write_tables(Path(cfg.results))
+
+
+if __name__ == "__main__":
+    start(main)

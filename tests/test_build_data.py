@@ -1,0 +1,764 @@
+"""build_data.py, sources.py, card.py: every layout, every way a row can be unusable, a card checked by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import build_data
+import card as cards
+from build_data import PRESETS, Config, alternate, main, split, unique
+from cor_prompt import render
+from data import Pair, load_pairs, save_pairs
+from run import UserError
+from sources import read_source
+
+ROOT = Path(__file__).parents[1]
+
+
+def shared(*parts):
+    """A folder of real files beside the repository (RMR1_SHARED names another place); skips where there is none."""
+    path = Path(os.environ.get("RMR1_SHARED") or ROOT.parent / "shared").joinpath("data", *parts)
+    if not path.exists():
+        pytest.skip("the real preference rows are not beside this clone")
+    return path
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def reply(text):
+    return {"role": "assistant", "content": text}
+
+
+def sky(n=0, source="helpsteer2", question=None, **changes):
+    ask = user(question or f"Sky question {n}?")
+    row = {"chosen": [ask, reply(f"sky good {n}")], "rejected": [ask, reply(f"sky bad {n}")], "source": source}
+    return row | changes
+
+
+def code(n=0, **changes):
+    return {"input": f"Code task {n}", "accepted": f"return {n}", "rejected": f"return -{n}", "ID": n} | changes
+
+
+def step(n=0, **changes):
+    return {"dataset": "MATH_Rephrased", "prompt": f"Sum {n}?", "initial_reason_steps": "Step 1: add.\nStep 2:",
+            "chosen": " so", "rejected": " no", "full_chosen": f" it is {n}.", "full_rejected": f" it is not {n}.",
+            "answer": str(n)} | changes  # fmt: skip
+
+
+def plain(n=0, **changes):
+    return {"id": f"p{n}", "source": "mine", "category": "chat", "messages": [user(f"Plain question {n}?")],
+            "chosen": f"plain good {n}", "rejected": f"plain bad {n}"} | changes  # fmt: skip
+
+
+def write(path: Path, rows) -> str:
+    """Rows -> path of a .parquet, .json (a list) or .jsonl file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def make(folder: Path, **settings):
+    """Build -> ({file name: pairs}, card). Lists of rows become files."""
+    for kind in ("skywork", "code", "math", "pairs"):
+        if isinstance(settings.get(kind), list):
+            settings[kind] = (write(folder / f"{kind}.jsonl", settings[kind]),)
+    cfg = Config(out=str(folder / "out"), **({"sft_share": 0.0, "code_rows": 0} | settings))
+    main(cfg)
+    out = Path(cfg.out)
+    return {p.name: load_pairs(str(p)) for p in out.glob("*.jsonl")}, json.loads((out / "card.json").read_text())
+
+
+def better(pair: Pair) -> str:
+    return pair.response_a if pair.winner == "A" else pair.response_b
+
+
+# ---- layouts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ("rows.parquet", "rows.json", "rows.jsonl"))
+def test_skywork_conversations(tmp_path, name):
+    long = [user("Hi"), reply("Hello"), user("Bye?")]
+    rows = [sky(1), sky(2, "wildguard", chosen=[*long, reply("good")], rejected=[*long, reply("bad")])]
+    pairs, drops, _ = read_source("skywork", [write(tmp_path / name, rows)])
+    assert not drops
+    assert pairs[0] == Pair(
+        "skywork-0", "helpsteer2", (user("Sky question 1?"),), "sky good 1", "sky bad 1", "A", "chat"
+    )
+    assert (pairs[1].context, pairs[1].category) == (tuple(long), "safety")
+
+
+@pytest.mark.parametrize("name", ("rows.parquet", "rows.json", "rows.jsonl"))
+def test_code_and_math_rows(tmp_path, name):
+    pairs, _, _ = read_source("code", [write(tmp_path / name, [code(7)])])
+    assert pairs == [
+        Pair("code-0", "code_preference_pairs", (user("Code task 7"),), "return 7", "return -7", "A", "code")
+    ]
+    pairs, _, _ = read_source("math", [write(tmp_path / name, [step(5)])])
+    assert pairs == [Pair("math-0", "math_step_dpo", (user("Sum 5?"),), "Step 1: add.\nStep 2: it is 5.",
+                          "Step 1: add.\nStep 2: it is not 5.", "A", "math",
+                          {"dataset": "MATH_Rephrased"})]  # fmt: skip
+
+
+def test_an_unfinished_rejected_solution_is_the_shared_steps_alone_as_in_the_paper(tmp_path):
+    (pair,), drops, _ = read_source("math", [write(tmp_path / "m.jsonl", [step(5, full_rejected="")])])
+    assert (pair.response_b, drops) == ("Step 1: add.\nStep 2:", [])
+    (pair,), drops, _ = read_source("math", [write(tmp_path / "m.jsonl", [step(5, initial_reason_steps="")])])
+    assert (pair.response_a, pair.response_b, drops) == (" it is 5.", " it is not 5.", [])
+
+
+def test_plain_own_and_published_rows(tmp_path):
+    own = {"pair_id": "o", "context": [user("Q")], "response_a": "x", "response_b": "y", "winner": "B", "category": "c",
+           "meta": {"level": 3}}  # fmt: skip
+    ready = {"context_messages": [{"role": "system", "content": "Judge."}, user("data")], "winner": "model_b"}
+    target = ready | {"winner": "Well.\n<answer>[[A]]</answer>"}
+    rows = [plain(1), {"prompt": "P?", "chosen": "g", "rejected": "b"}, own, sky(3), ready, target]
+    pairs, drops, _ = read_source("pairs", [write(tmp_path / "mixed.jsonl", rows)])
+    assert not drops
+    assert [(p.pair_id, p.source, p.category, p.winner) for p in pairs] == [
+        ("p1", "mine", "chat", "A"), ("mixed-1", "mixed", "", "A"), ("o", "mixed", "c", "A"),
+        ("mixed-3", "helpsteer2", "", "A"), ("mixed-4", "mixed", "", "B"), ("mixed-5", "mixed", "", "A"),
+    ]  # fmt: skip
+    assert (pairs[2].response_a, pairs[2].response_b, pairs[2].meta) == ("y", "x", {"level": "3"})
+    assert (pairs[4].messages, pairs[4].trace) == (tuple(ready["context_messages"]), None)
+    assert pairs[5].trace == target["winner"]
+
+
+def test_what_was_written_can_be_built_from_again(tmp_path):
+    ready = {"context_messages": [user("data")], "winner": "model_b"}
+    target = ready | {"winner": "Well.\n<answer>[[A]]</answer>"}
+    first, _ = make(
+        tmp_path / "a", pairs=[plain(0), ready, target, plain(1, messages=[user("Q"), reply("R"), user("S")])]
+    )
+    again, card = make(tmp_path / "b", pairs=(str(tmp_path / "a" / "out" / "rl.jsonl"),))
+    assert again["rl.jsonl"] == first["rl.jsonl"]
+    assert card["dropped"] == {}
+    _, card = make(tmp_path / "c", pairs=(str(tmp_path / "a" / "out" / "rl.jsonl"),), drop_sources=("pairs",))
+    assert card["dropped"]["source left out (--drop-sources)"]["rows"] == 2
+
+
+def test_the_code_rows_are_those_of_the_shuffle_of_datasets(tmp_path):
+    import datasets
+
+    rows = [code(n) for n in range(50)]
+    expected = datasets.Dataset.from_list(rows).shuffle(seed=42).select(range(8))["input"]
+    pairs, _, _ = read_source("code", [write(tmp_path / "code.json", rows)], first=8)
+    assert [p.context[0]["content"] for p in pairs] == list(expected)
+    splits, _ = make(tmp_path, code=rows, code_rows=8)
+    assert [p.context[0]["content"] for p in splits["rl.jsonl"]] == list(expected)
+
+
+def test_several_files_of_one_kind_count_on(tmp_path):
+    files = [write(tmp_path / "a.jsonl", [plain(1)]), write(tmp_path / "b.jsonl", [plain(2), plain(3)])]
+    splits, _ = make(tmp_path, pairs=tuple(files))
+    assert [p.winner for p in splits["rl.jsonl"]] == list("ABA")
+
+
+# ---- the paper's order and letters ---------------------------------------------------------------------
+
+
+def test_one_counter_runs_over_math_code_skywork_and_the_file_is_code_skywork_math(tmp_path):
+    ultra = sky(9, "magpie_ultra")
+    splits, _ = make(tmp_path, math=[step(n) for n in range(3)], code=[code(n) for n in range(2)],
+                     skywork=[sky(0), ultra, sky(1), ultra, sky(2)], pairs=[plain(0)])  # fmt: skip
+    assert list(splits) == ["rl.jsonl"]
+    assert [(p.pair_id, p.winner) for p in splits["rl.jsonl"]] == [
+        ("code-0", "B"), ("code-1", "A"), ("skywork-0", "B"), ("skywork-2", "A"), ("skywork-4", "B"),
+        ("math-0", "A"), ("math-1", "B"), ("math-2", "A"), ("p0", "A"),
+    ]  # fmt: skip
+    assert all(better(p).startswith(("return ", "sky good", "Step", "plain good")) for p in splits["rl.jsonl"])
+    assert not any("not" in better(p) or "-" in better(p) for p in splits["rl.jsonl"])
+
+
+def test_dropped_rows_do_not_take_a_turn_of_the_counter(tmp_path):
+    rows = [plain(0), plain(1, chosen=""), plain(2), plain(0), plain(3)]
+    splits, _ = make(tmp_path, pairs=rows, drop_duplicates=True)
+    assert [(p.pair_id, p.winner) for p in splits["rl.jsonl"]] == [("p0", "A"), ("p2", "B"), ("p3", "A")]
+
+
+def test_rows_whose_letters_are_written_in_a_text_keep_them_and_do_not_count(tmp_path):
+    ready = {"context_messages": [user("data")], "winner": "model_b"}
+    traced = {"context": [user("Q")], "response_a": "x", "response_b": "y", "winner": "B",
+              "trace": "<answer>[[B]]</answer>"}  # fmt: skip
+    splits, card = make(tmp_path, pairs=[plain(0), ready, plain(1), traced, plain(2)])
+    pairs = splits["rl.jsonl"]
+    assert [p.winner for p in pairs] == list("ABBBA")
+    assert (pairs[1].messages, pairs[3].trace) == ((user("data"),), traced["trace"])
+    assert (pairs[3].response_a, pairs[3].response_b) == ("x", "y")
+    assert card["signs"] == {"mine": {"rows": 3, "chosen_marker": 0.0, "rejected_marker": 0.0, "chosen_turns": 0.0,
+                                      "rejected_turns": 0.0}}  # fmt: skip
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(str.strip)
+some_pairs = st.lists(
+    st.builds(
+        lambda q, good, bad, source: Pair("", source, (user(q),), good, bad + good, "A"),
+        texts, texts, texts, st.sampled_from("stu"),
+    ), max_size=30,
+).map(lambda pairs: [replace(p, pair_id=str(i)) for i, p in enumerate(pairs)])  # fmt: skip
+
+
+@given(some_pairs)
+def test_the_alternation_is_strict_and_changes_nothing_else(pairs):
+    lettered = alternate(pairs)
+    assert [p.winner for p in lettered] == ["AB"[i % 2] for i in range(len(pairs))]
+    assert [better(p) for p in lettered] == [p.response_a for p in pairs]
+    assert [{p.response_a, p.response_b} for p in lettered] == [{p.response_a, p.response_b} for p in pairs]
+    counts = Counter(p.winner for p in lettered)
+    assert counts["A"] - counts["B"] in (0, 1)
+
+
+@given(some_pairs, st.data())
+def test_splits_are_disjoint_complete_and_keep_groups_whole(pairs, data):
+    groups = data.draw(st.lists(st.integers(0, 8), min_size=len(pairs), max_size=len(pairs)))
+    sizes = {"held_out.jsonl": data.draw(st.integers(0, 9)), "sft.jsonl": data.draw(st.integers(0, 9))}
+    names = split(pairs, groups, sizes, seed=3)
+    assert len(names) == len(pairs)
+    assert len({(g, name) for g, name in zip(groups, names, strict=True)}) == len(set(groups))
+    for name, size in sizes.items():
+        assert names.count(name) <= size
+    if len(set(groups)) == len(pairs):
+        wanted, rest = [], len(pairs)
+        for size in sizes.values():
+            wanted.append(min(size, rest))
+            rest -= wanted[-1]
+        assert [names.count(name) for name in sizes] == wanted
+
+
+@given(st.lists(st.sampled_from(["x", "x~2", "y", "x~3"]), max_size=12))
+def test_no_two_pairs_of_a_source_share_a_name(ids):
+    pairs = unique([Pair(i, "s", (user("q"),), "a", "b", "A") for i in ids])
+    assert len({p.pair_id for p in pairs}) == len(ids)
+    assert all(p.pair_id.startswith(i) for p, i in zip(pairs, ids, strict=True))
+    assert len({p.pair_id for p in unique([replace(p, source=str(k)) for k, p in enumerate(pairs)])}) == len(ids)
+
+
+def test_shares_and_held_out_sizes_are_exact_and_every_row_is_somewhere(tmp_path):
+    rows = [plain(n, messages=[user(f"alpha{n} beta{n} gamma{n} delta{n} eps{n}")]) for n in range(100)]
+    splits, card = make(tmp_path, pairs=rows, sft_share=0.12, held_out=20, sft_held_out=5)
+    sizes = {name: len(pairs) for name, pairs in splits.items()}
+    assert sizes == {"held_out.jsonl": 20, "sft_held_out.jsonl": 5, "sft.jsonl": 9, "rl.jsonl": 66}  # 0.12 * 75
+    ids = [p.pair_id for pairs in splits.values() for p in pairs]
+    assert sorted(ids) == sorted(f"p{n}" for n in range(100))
+    assert {name: s["pairs"] for name, s in card["splits"].items()} == sizes
+    other, _ = make(tmp_path / "other", pairs=rows, sft_share=0.12, held_out=20, sft_held_out=5, seed=1)
+    assert {p.pair_id for p in other["held_out.jsonl"]} != {p.pair_id for p in splits["held_out.jsonl"]}
+
+
+def test_the_papers_share_of_its_rows_is_its_number():
+    assert build_data.split_sizes(PRESETS["paper"], 72_941)["sft.jsonl"] == 8_753
+
+
+def test_rows_of_one_prompt_are_never_in_two_files(tmp_path):
+    rows = [plain(n, messages=[user(f"one{n % 25} two{n % 25} three{n % 25} four{n % 25}{'!' * (n % 3)}")])
+            for n in range(100)]  # fmt: skip
+    splits, card = make(tmp_path, pairs=rows, sft_share=0.3, held_out=20)
+    prompts = [{p.context[0]["content"].rstrip("!") for p in pairs} for pairs in splits.values()]
+    assert len(set.union(*prompts)) == sum(map(len, prompts)) == 25
+    assert len(splits["held_out.jsonl"]) == 20
+    twice = card["duplicates"]
+    assert (twice["near_prompts"], twice["near_groups"], twice["largest_group"]) == (75, 25, 4)
+
+
+def test_shuffled_files_hold_the_same_rows_and_begin_with_a_mixture(tmp_path):
+    rows = {"code": [code(n) for n in range(30)], "math": [step(n) for n in range(30)]}
+    ordered, _ = make(tmp_path / "a", **rows)
+    mixed, _ = make(tmp_path / "b", **rows, shuffle=True)
+    assert sorted(ordered["rl.jsonl"], key=str) == sorted(mixed["rl.jsonl"], key=str)
+    assert {p.category for p in mixed["rl.jsonl"][:15]} == {"code", "math"}
+
+
+# ---- rows that cannot be pairs -------------------------------------------------------------------------
+
+HALF = "\ud83d"
+UNUSABLE = [
+    ("skywork", sky(chosen=None), "no column 'chosen'"),
+    ("skywork", sky(rejected="text"), "'rejected' is not a list of {role, content} turns with texts"),
+    ("skywork", sky(chosen=[]), "'chosen' is not a list of {role, content} turns with texts"),
+    ("skywork", sky(chosen=[user("Q"), {"role": "assistant", "content": None}]),
+     "'chosen' is not a list of {role, content} turns with texts"),
+    ("skywork", sky(chosen=[user("Q"), {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]),
+     "'chosen' is not a list of {role, content} turns with texts"),
+    ("skywork", sky(chosen=[user("Q"), {"role": "tool", "content": "a"}]),
+     "'chosen' is not a list of {role, content} turns with texts"),
+    ("skywork", sky(rejected=[user("Another?"), reply("b")]), "chosen and rejected differ before the response"),
+    ("skywork", sky(chosen=[user("Q"), reply("a")], rejected=[user("Q"), reply("b"), user("?"), reply("c")]),
+     "chosen and rejected differ before the response"),
+    ("skywork", sky(chosen=[user("Q"), user("a")], rejected=[user("Q"), user("b")]),
+     "the last turn is not the assistant's"),
+    ("skywork", sky(chosen=[reply("a")], rejected=[reply("b")]), "the last shared turn is not the user's"),
+    ("skywork", sky(chosen=[user("Q"), reply("x"), reply("a")], rejected=[user("Q"), reply("x"), reply("b")]),
+     "the last shared turn is not the user's"),
+    ("skywork", sky(chosen=[{"role": "system", "content": "S"}, reply("a")],
+                    rejected=[{"role": "system", "content": "S"}, reply("b")]),
+     "the last shared turn is not the user's"),
+    ("skywork", sky(chosen=[user(" \n"), reply("a")], rejected=[user(" \n"), reply("b")]), "empty prompt"),
+    ("skywork", sky(rejected=[user("Sky question 0?"), reply(" ")]), "empty response"),
+    ("skywork", sky(rejected=sky()["chosen"]), "equal responses"),
+    ("skywork", sky(source="magpie_ultra"), "source left out (--drop-sources)"),
+    ("code", code(accepted=None), "no column 'accepted'"),
+    ("code", code(rejected=17), "'rejected' is not a text"),
+    ("code", code(accepted=""), "empty response"),
+    ("math", step(initial_reason_steps=None), "no column 'initial_reason_steps'"),
+    ("math", step(full_chosen=["a"]), "'full_chosen' is not a text"),
+    ("math", step(full_rejected=" it is 0."), "equal responses"),
+    ("math", step(initial_reason_steps="", full_rejected=""), "empty response"),
+    ("pairs", plain(chosen=None), "no column 'chosen'"),
+    ("pairs", plain(messages=[user("Q"), reply("A")]), "the last shared turn is not the user's"),
+    ("pairs", plain(messages="Q"), "'messages' is not a list of {role, content} turns with texts"),
+    ("pairs", plain(rejected=HALF), "half a surrogate pair, which is no character"),
+    ("pairs", plain(id=HALF), "half a surrogate pair, which is no character"),
+    ("pairs", plain(source=HALF), None),
+    ("pairs", {"context": [user("Q")], "response_a": "x", "response_b": "y", "winner": "tie"},
+     "'winner' is neither A nor B"),
+    ("pairs", {"context": [user("Q")], "response_a": "x", "winner": "A"}, "no column 'response_b'"),
+    ("pairs", {"context_messages": [user("Q")], "winner": "tie"},
+     "not a ready-made prompt or a pair with a trace"),
+    ("pairs", {"text": "nothing of use"}, "no column 'chosen'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "row", "reason"), UNUSABLE)
+def test_an_unusable_row_is_dropped_counted_and_named(tmp_path, kind, row, reason):
+    good = {"skywork": sky, "code": code, "math": step, "pairs": plain}[kind]
+    splits, card = make(tmp_path, **{kind: [good(1), row, good(2)]})
+    assert len(splits["rl.jsonl"]) == (3 if reason is None else 2)
+    assert card["rows"]["read"] == 3
+    if reason is not None:
+        (found,) = card["dropped"].items()
+        assert (found[0], found[1]["rows"]) == (reason, 1)
+        assert found[1]["first"][0].startswith(str(tmp_path / f"{kind}.jsonl") + ":2")
+        assert card["rows"] == {"read": 3, "usable": 2, "dropped": 1, "kept": 2}
+
+
+def test_nulls_and_mixed_types_of_a_parquet_table(tmp_path):
+    rows = [code(1), code(2, rejected=None), code(3)]
+    pairs, drops, _ = read_source("code", [write(tmp_path / "code.parquet", rows)])
+    assert len(pairs) == 2
+    assert drops == [("no column 'rejected'", "code_preference_pairs", f"{tmp_path}/code.parquet: row 2")]
+    table = pyarrow.table({"input": [b"a", b"b"], "accepted": ["x", "y"], "rejected": ["1", "2"]})
+    pyarrow.parquet.write_table(table, tmp_path / "bytes.parquet")
+    with pytest.raises(
+        UserError, match=r"none of 2 rows can be used; 2: 'input' is not a text, the first at .*: row 1"
+    ):
+        read_source("code", [str(tmp_path / "bytes.parquet")])
+
+
+def test_a_shared_system_turn_is_kept_and_counted(tmp_path):
+    turns = [{"role": "system", "content": "Be brief."}, user("Q?")]
+    row = sky(1, chosen=[*turns, reply("a")], rejected=[*turns, reply("b")])
+    splits, card = make(tmp_path, skywork=[row, sky(2)])
+    assert splits["rl.jsonl"][0].context == tuple(turns)
+    assert card["sources"]["helpsteer2"]["system_turn"] == 1
+    assert "System turns: helpsteer2 1." in (tmp_path / "out" / "card.md").read_text()
+
+
+def test_rows_of_another_flag_are_one_line_with_the_remedy(tmp_path):
+    path = write(tmp_path / "math.jsonl", [step(1), step(2)])
+    with pytest.raises(UserError) as caught:
+        main(Config(code=(path,), code_rows=0, out=str(tmp_path / "out")))
+    assert str(caught.value) == (f"--code {path}: none of 2 rows can be used; 2: no column 'input', the first at "
+                                 f"{path}:1. Do these rows belong to another "
+                                 "flag (--help)?")  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("a.jsonl", b'{"prompt": "q"', r"a\.jsonl:1: not one JSON object a line"),
+    ("a.jsonl", b"[1]\n", r"a\.jsonl:1: expected a JSON object, found list"),
+    ("a.json", b'[{"prompt": ', r"a\.json: not JSON"),
+    ("a.json", b'[{"prompt": "\xff"}]', r"a\.json: not JSON"),
+    ("a.json", b'[{}, "x"]', r"a\.json: item 2: expected a JSON object, found str"),
+    ("a.json", b"[]", None),
+    ("a.parquet", b"PAR1 and then nothing", r"a\.parquet: not a readable parquet file"),
+    ("a.parquet", None, r"a\.parquet: not a readable parquet file"),
+])  # fmt: skip
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is None:  # cut in the middle
+        write(path, [plain(n) for n in range(200)])
+        content = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message or "no row is left|named") as caught:
+        main(Config(pairs=(str(path),), out=str(tmp_path / "out")))
+    assert "\n" not in str(caught.value).strip()
+
+
+def test_a_json_file_may_hold_one_object_a_line_as_on_the_hub(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text("".join(json.dumps(plain(n)) + "\n" for n in range(3)))
+    assert len(load_pairs(str(path))) == 3
+    path.write_text(" \n" + json.dumps([plain(n) for n in range(3)], indent=2))
+    assert [p.pair_id for p in load_pairs(str(path))] == ["p0", "p1", "p2"]
+
+
+def test_without_a_network_the_papers_preset_is_one_line():
+    with pytest.raises(UserError, match="xinlai/Math-Step-DPO-10K: neither a file nor a hub data set") as caught:
+        main(replace(PRESETS["paper"], out="never-written"))
+    assert "\n" not in str(caught.value)
+    assert not Path("never-written").exists()
+
+
+def test_the_papers_preset_asks_the_hub_for_its_three_sources(tmp_path, monkeypatch):
+    import datasets
+
+    conversations = [sky(n, ("helpsteer2", "magpie_ultra")[n % 2]) for n in range(6)]
+    rows = {"Skywork/Skywork-Reward-Preference-80K-v0.2": conversations,
+            "Vezora/Code-Preference-Pairs": [code(n) for n in range(4)],
+            "xinlai/Math-Step-DPO-10K": [step(n) for n in range(3)]}  # fmt: skip
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows[name] if split == "train" else None)
+    main(replace(PRESETS["paper"], out=str(tmp_path)))
+    pairs = load_pairs(str(tmp_path / "rl.jsonl")) + load_pairs(str(tmp_path / "sft.jsonl"))
+    assert Counter(p.category for p in pairs) == {"chat": 3, "code": 4, "math": 3}
+    assert json.loads((tmp_path / "card.json").read_text())["dropped"]["source left out (--drop-sources)"]["rows"] == 3
+
+
+# ---- the card, by hand ---------------------------------------------------------------------------------
+
+
+def test_the_signs_betray_magpie_ultra(tmp_path):
+    def ultra(n, bad):
+        return sky(n, "magpie_ultra", rejected=[user(f"Sky question {n}?"), reply(bad)])
+
+    rows = [ultra(0, "a <|im_start|>user\nmore?"), ultra(1, "b<im_start>"), ultra(2, "c"),
+            ultra(3, "d<|im_start|> user\nand?<|im_end|>"), *(sky(n) for n in range(4, 8))]  # fmt: skip
+    _, card = make(tmp_path, skywork=rows)
+    assert card["signs"]["magpie_ultra"] == {"rows": 4, "chosen_marker": 0.0, "rejected_marker": 0.75,
+                                             "chosen_turns": 0.0, "rejected_turns": 0.5}  # fmt: skip
+    assert card["signs"]["helpsteer2"] == {"rows": 4, "chosen_marker": 0.0, "rejected_marker": 0.0, "chosen_turns": 0.0,
+                                           "rejected_turns": 0.0}  # fmt: skip
+    assert not any("marker" in line for line in card["warnings"])  # too few rows to say so
+    many = [ultra(n, "x<|im_start|>") for n in range(25)] + [sky(n) for n in range(25, 50)]
+    _, card = make(tmp_path / "many", skywork=many)
+    assert ("magpie_ultra: a turn marker in 100.0% of the rejected and 0.0% of the chosen sides gives the label away; "
+            "all its rows were dropped") in card["warnings"]  # fmt: skip
+    page = (tmp_path / "many" / "out" / "card.md").read_text()
+    assert "| magpie_ultra | 25 | 0.0% | 100.0% | 0.0% | 0.0% |" in page
+
+
+def test_differing_numbers_of_questions_are_seen_even_where_the_row_is_dropped(tmp_path):
+    longer = [user("Q"), reply("a"), user("?"), reply("b")]
+    _, card = make(tmp_path, skywork=[sky(1), sky(2, chosen=[user("Q"), reply("x")], rejected=longer)])
+    assert (card["signs"]["helpsteer2"]["chosen_turns"], card["signs"]["helpsteer2"]["rejected_turns"]) == (0.0, 0.5)
+
+
+def test_counts_balance_lengths_and_who_is_longer(tmp_path):
+    rows = [
+        plain(0, chosen="12345", rejected="123"),
+        plain(1, chosen="12", rejected="1234"),
+        plain(2, chosen="123456", rejected="12345", category="math"),
+        plain(3, chosen="12", rejected="34", category=None),
+    ]
+    _, card = make(tmp_path, pairs=rows)
+    source = card["sources"]["mine"]
+    assert source["categories"] == {"chat": 2, "math": 1, "none": 1}
+    assert (source["pairs"], source["a_wins"], source["longer_wins"]) == (4, 0.5, 0.625)  # two and a tie of four
+    assert source["chosen"] == {"p50": 2, "p90": 6, "p99": 6, "max": 6}
+    assert source["rejected"] == {"p50": 3, "p90": 5, "p99": 5, "max": 5}
+    assert card["splits"]["rl.jsonl"] == {"pairs": 4, "a_wins": 0.5, "sources": {"mine": 4},
+                                          "categories": {"chat": 2, "math": 1, "none": 1}}  # fmt: skip
+    page = (tmp_path / "out" / "card.md").read_text()
+    assert "| rl.jsonl | 4 | 50.0% | 2 | 1 | 1 |" in page
+    assert "| mine | chat, math, none | 4 | 50.0% | 62.5% | 4 |" in page
+
+
+def test_prompts_are_measured_as_the_judge_sees_them(tmp_path):
+    rows = [plain(n, messages=[user("x" * 400 * n)]) for n in range(1, 11)]
+    _, card = make(tmp_path, pairs=rows, style="plain", max_prompt_tokens=1000)
+    fixed = sum(
+        len(m["content"]) for m in render(Pair("", "", (user(""),), "plain good 1", "plain bad 1", "A"), "plain")
+    )
+    lengths = [(fixed + 400 * n + (2 if n == 10 else 0)) * 2 // 7 for n in range(1, 11)]
+    assert card["sources"]["mine"]["prompt"] == {"p50": lengths[4], "p90": lengths[8], "p99": lengths[9],
+                                                 "max": lengths[9]}  # fmt: skip
+    assert card["sources"]["mine"]["over_long"] == sum(n > 1000 for n in lengths) == 3
+    assert card["unit"] == "tokens estimated as characters / 3.5 (--tokenizer counts them)"
+
+
+def test_over_long_prompts_are_dropped_on_request_and_counted_by_a_tokenizer(tmp_path, tiny_tokenizers):
+    tiny_tokenizers["chatml"].save_pretrained(tmp_path / "model")
+    rows = [plain(0), plain(1, messages=[user("word " * 900)])]
+    splits, card = make(tmp_path / "a", pairs=rows, tokenizer=str(tmp_path / "model"), style="plain",
+                        max_prompt_tokens=900, drop_long=True)  # fmt: skip
+    assert [p.pair_id for p in splits["rl.jsonl"]] == ["p0"]
+    assert card["unit"] == f"tokens of {tmp_path / 'model'}"
+    from cor_prompt import encode_prompt
+
+    ids = encode_prompt(render(splits["rl.jsonl"][0], "plain"), tiny_tokenizers["chatml"])
+    assert card["sources"]["mine"]["prompt"]["max"] == len(ids)
+    assert card["dropped"] == {"over-long prompt (--drop-long)": {"rows": 1, "sources": {"mine": 1}, "first": ["p1"]}}
+
+
+@pytest.mark.parametrize("name", ("nowhere", "owner/no-such-model", "bare"))
+def test_a_tokenizer_out_of_reach_is_one_line(tmp_path, tiny_tokenizers, name):
+    path = tmp_path / "bare" if name == "bare" else name
+    if name == "bare":
+        tiny_tokenizers["chatml"].save_pretrained(path)
+        (path / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match=r"--tokenizer .*(no tokenizer within reach|no chat template)"):
+        make(tmp_path, pairs=[plain(0)], tokenizer=str(path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_repeats_and_contradictions(tmp_path):
+    other = plain(0, chosen="plain bad 0", rejected="plain good 0", id="turned")
+    rows = [plain(0), plain(1), plain(0), other, plain(0, chosen="a third", id="new")]
+    splits, card = make(tmp_path, pairs=rows)
+    twice = card["duplicates"]
+    assert (twice["repeats"], twice["contradictions"], twice["sources"]) == (2, 1, {"mine": 2})
+    assert (twice["near_prompts"], twice["near_groups"], twice["largest_group"]) == (3, 1, 4)
+    assert [p.pair_id for p in splits["rl.jsonl"]] == ["p0", "p1", "p0~2", "turned", "new"]
+    splits, card = make(tmp_path / "b", pairs=rows, drop_duplicates=True)
+    assert [p.pair_id for p in splits["rl.jsonl"]] == ["p0", "p1", "new"]
+    assert card["dropped"]["repeats an earlier row (--drop-duplicates)"]["rows"] == 2
+
+
+def test_near_prompts_are_those_that_share_four_fifths_of_their_runs_of_five_words():
+    def rows(*prompts):
+        return [Pair(str(i), "s", (user(text),), "a", "b", "A") for i, text in enumerate(prompts)]
+
+    words = [f"w{i}" for i in range(60)]
+    text, one, three = " ".join(words), " ".join(["new", *words[1:]]), " ".join(words[:-1] + ["x", "y", "z"])
+    middle = " ".join([*words[:15], "x", *words[16:30], "y", *words[31:45], "z", *words[46:]])
+    assert cards.near(rows(text, one, "something else", text.upper() + "!", three)) == [0, 0, 2, 0, 0]
+    assert cards.near(rows(text, middle)) == [0, 1]  # 41 of 71 runs in common
+    assert cards.near(rows("2 + 2?", "2 - 3?", "?", "!", "?")) == [0, 1, 2, 3, 2]
+    assert cards.near([]) == []
+
+
+def test_overlap_is_n_words_in_a_row_in_the_clients_turns(tmp_path):
+    questions = "How do I bake a good rye bread at home?", "Why?"
+    bench = [
+        {"prompt": q, "chosen": "c", "rejected": "r", "subset": "hep-go", "id": i} for i, q in enumerate(questions)
+    ]
+    rows = [
+        plain(0, messages=[user("Tell me: how do I BAKE a good, rye bread")]),
+        plain(1, messages=[user("how do I bake a bad rye bread at home")]),
+        plain(2, messages=[user("why")]),
+        plain(3, messages=[user("why so")]),
+        plain(4, messages=[user("Hm?"), reply("how do I bake a good rye bread at home"), user("Yes?")]),
+        plain(5, messages=[user("how do I bake a good rye"), reply("Well"), user("And?")]),
+    ]
+    flags = {"rewardbench": write(tmp_path / "bench.jsonl", bench), "ngram": 7}
+    splits, card = make(tmp_path, pairs=rows, **flags)
+    assert card["overlap"] == {"rewardbench": {"questions": 2, "rows": 3, "sources": {"mine": 3}, "examples": [
+        ["p0", "how do i bake a good rye"], ["p2", "why"], ["p5", "how do i bake a good rye"]]}}  # fmt: skip
+    assert len(splits["rl.jsonl"]) == 6
+    splits, card = make(tmp_path / "b", pairs=rows, drop_overlap=True, **flags)
+    assert [p.pair_id for p in splits["rl.jsonl"]] == ["p1", "p3", "p4"]
+    assert card["dropped"]["shares words with a benchmark (--drop-overlap)"]["first"] == ["p0", "p2", "p5"]
+
+
+def test_hostile_names_neither_break_the_tables_nor_run_in_a_page(tmp_path):
+    bad = "x | y\n\n# <script>alert(1)</script>"
+    asked = [{"role": "system", "content": "S"}, user("Q?")]
+    rows = [plain(0, source=bad, category=bad, messages=asked)] * 2
+    make(tmp_path, pairs=[*rows, plain(1, source=bad, chosen="")])
+    page = (tmp_path / "out" / "card.md").read_text()
+    assert "<script" not in page
+    assert not [line for line in page.splitlines() if line.startswith("# ") and line != "# Data card"]
+    for block in page.split("\n\n"):
+        if block.startswith("|"):
+            assert len({line.replace("\\|", "").count("|") for line in block.strip().splitlines()}) == 1
+
+
+# ---- files ---------------------------------------------------------------------------------------------
+
+
+def everything(tmp_path):
+    rows = {"math": [step(n) for n in range(20)], "code": [code(n) for n in range(20)],
+            "skywork": [sky(n, ("helpsteer2", "wildguard", "magpie_ultra")[n % 3]) for n in range(30)],
+            "pairs": [plain(n) for n in range(10)]}  # fmt: skip
+    files = {kind: write(tmp_path / f"{kind}.jsonl", those) for kind, those in rows.items()}
+    return [arg for kind, path in files.items() for arg in (f"--{kind}", path)]
+
+
+def command(*args, **environment):
+    return subprocess.run([sys.executable, "build_data.py", *args], cwd=ROOT, text=True, capture_output=True,
+                          env=os.environ | environment)  # fmt: skip
+
+
+def test_the_same_command_writes_the_same_bytes_whatever_the_hash_seed(tmp_path):
+    args = [*everything(tmp_path), "--held-out", "8", "--sft-held-out", "3"]
+    for name in ("a", "b"):
+        done = command(*args, "--out", str(tmp_path / name), PYTHONHASHSEED="1" if name == "a" else "2")
+        assert done.returncode == 0, done.stderr
+    written = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert written == ["card.json", "card.md", "held_out.jsonl", "rl.jsonl", "sft.jsonl", "sft_held_out.jsonl"]
+    for name in written:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert "70 kept; sft.jsonl 7, rl.jsonl 52, held_out.jsonl 8, sft_held_out.jsonl 3" in done.stdout
+    assert "dropped 10: source left out (--drop-sources)" in done.stdout
+
+
+def test_what_is_written_is_read_unchanged_and_fits_both_stages(tmp_path, tiny_tokenizers):
+    import sft
+
+    traced = {"context": [user("Q")], "response_a": "x", "response_b": "y", "winner": "B",
+              "trace": "So.\n<answer>[[B]]</answer>"}  # fmt: skip
+    splits, _ = make(tmp_path, pairs=[plain(0, meta={"level": "3"}), traced, plain(2)])
+    path = tmp_path / "out" / "rl.jsonl"
+    assert path.read_text() == save_pairs(splits["rl.jsonl"])
+    first = splits["rl.jsonl"][0]
+    assert (first.source, first.category, first.meta) == ("mine", "chat", {"level": "3"})
+    with_trace = [p for p in splits["rl.jsonl"] if p.trace]
+    (group,) = sft.encode_pairs(with_trace, tiny_tokenizers["chatml"], sft.Config(style="plain"), None)
+    assert group.responses[0][-1] == tiny_tokenizers["chatml"].eos_token_id
+
+
+def test_files_of_something_else_and_of_another_build_are_refused(tmp_path):
+    rows = [plain(n) for n in range(6)]
+    make(tmp_path, pairs=rows, held_out=2)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    make(tmp_path, pairs=rows, held_out=2)
+    with pytest.raises(UserError, match=r"holds another build \(held_out was 2, is 3\); use another --out"):
+        make(tmp_path, pairs=rows, held_out=3)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "sft.jsonl").write_text("precious")
+    for out, message in (("toy", r"holds sft\.jsonl without a card\.json"), ("toy/sft.jsonl", "is a file")):
+        with pytest.raises(UserError, match=message):
+            main(Config(pairs=(str(tmp_path / "pairs.jsonl"),), out=str(tmp_path / out)))
+    (tmp_path / "toy" / "card.json").write_text("[]")
+    with pytest.raises(UserError, match="not a data card"):
+        main(Config(pairs=(str(tmp_path / "pairs.jsonl"),), out=str(tmp_path / "toy")))
+    assert (tmp_path / "toy" / "sft.jsonl").read_text() == "precious"
+
+
+@pytest.mark.parametrize("stop", range(8))
+def test_a_build_that_is_killed_leaves_whole_files_and_the_same_command_finishes_it(tmp_path, monkeypatch, stop):
+    rows = [plain(n) for n in range(30)]
+    whole, _ = make(tmp_path / "whole", pairs=rows, held_out=5, sft_share=0.2)
+    calls = iter(range(100))
+
+    def dying(real):
+        def step(*args, **kwargs):
+            if next(calls) == stop:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_data.os, "replace", dying(os.replace))
+        patch.setattr(Path, "write_text", dying(Path.write_text))
+        path = write_rows_directly(tmp_path, rows)
+        cfg = Config(out=str(tmp_path / "out"), pairs=(path,), held_out=5, sft_share=0.2)
+        with pytest.raises(KeyboardInterrupt):
+            main(cfg)
+    out = tmp_path / "out"
+    for name, pairs in whole.items():
+        if (out / name).exists():
+            assert load_pairs(str(out / name)) == pairs
+    assert not (out / "card.json").exists()
+    main(cfg)
+    assert {p.name for p in out.iterdir()} == {p.name for p in (tmp_path / "whole" / "out").iterdir()}
+    assert {name: load_pairs(str(out / name)) for name in whole} == whole
+
+
+def write_rows_directly(folder, rows):
+    with open(folder / "pairs.jsonl", "w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return str(folder / "pairs.jsonl")
+
+
+def test_a_split_that_is_empty_now_leaves_no_old_file(tmp_path):
+    rows = [plain(n, messages=[user(f"a{n} b{n} c{n}")]) for n in range(30)]
+    make(tmp_path, pairs=rows, sft_share=0.1)
+    assert (tmp_path / "out" / "sft.jsonl").exists()
+    splits, _ = make(tmp_path, pairs=rows[:2], sft_share=0.1)
+    assert list(splits) == ["rl.jsonl"]
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({}, "no rows named: give --skywork, --code, --math or --pairs, or --preset paper"),
+    ({"pairs": ("nowhere.jsonl",)}, r"nowhere\.jsonl: no such file"),
+    ({"pairs": ("rows.jsonl",), "sft_share": 1.5}, "--sft-share must be between 0 and 1"),
+    ({"pairs": ("rows.jsonl",), "held_out": -1}, "--held-out"),
+    ({"pairs": ("rows.jsonl",), "held_out": 3}, "leave nothing of 3 pairs to train on"),
+    ({"pairs": ("rows.jsonl",), "ngram": 0}, "--ngram 0: must be more than 0"),
+    ({"pairs": ("rows.jsonl",), "max_prompt_tokens": 1, "drop_long": True}, "no row is left"),
+    ({"pairs": ("rows.jsonl",), "rm_bench": "rows.jsonl"}, r"rows\.jsonl:1: .*"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_one_line(tmp_path, monkeypatch, settings, message):
+    monkeypatch.chdir(tmp_path)
+    write(Path("rows.jsonl"), [plain(n) for n in range(3)])
+    with pytest.raises(UserError, match=message):
+        main(Config(**settings))
+    assert not Path("runs").exists()
+
+
+def test_the_command_ends_with_one_line_and_code_2(tmp_path):
+    done = command("--pairs", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "out"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+
+
+# ---- real rows -----------------------------------------------------------------------------------------
+
+
+def test_real_rows_in_every_layout(tmp_path):
+    """The same 300 real rows, as they are and turned into each of the paper's three layouts."""
+    rows = [json.loads(line) for line in (shared("prefs") / "real_input_300.jsonl").read_text("utf-8").splitlines()]
+    single = [r for r in rows if len(r["messages"]) == 1]
+    sides = ("chosen", "rejected")
+    talks = [{"source": r["source"]} | {side: [*r["messages"], reply(r[side])] for side in sides} for r in rows]
+    bare = [(r["messages"][0]["content"], r["chosen"], r["rejected"]) for r in single]
+    names = "prompt", "full_chosen", "full_rejected"
+    forms = {
+        "pairs": rows,
+        "skywork": talks,
+        "code": [dict(zip(("input", "accepted", "rejected"), row, strict=True)) for row in bare],
+        "math": [dict(zip(names, row, strict=True), initial_reason_steps="") for row in bare],
+    }
+    for kind, those in forms.items():
+        splits, card = make(tmp_path / kind, **{kind: those}, sft_share=0.12, held_out=30)
+        pairs = [p for part in splits.values() for p in part]
+        assert (len(pairs), card["rows"]["dropped"]) == (len(those), 0)
+        assert Counter(better(p) for p in pairs) == Counter(
+            r["chosen"] for r in (rows if len(those) == 300 else single)
+        )
+        assert abs(Counter(p.winner for p in pairs)["A"] - len(pairs) / 2) <= 0.5
+
+
+def test_all_real_files_with_the_real_benchmarks(tmp_path):
+    files = [
+        str(p) for p in sorted(shared("prefs").glob("*.jsonl")) if p.stem not in ("real_input_300", "eval_only_pairs")
+    ]
+    bench = shared("benchmarks")
+    flags = {"rewardbench": str(bench / "rewardbench"), "rm_bench": str(bench / "rm_bench" / "total_dataset_part.json"),
+             "rmb": str(bench / "rmb")}  # fmt: skip
+    splits, card = make(tmp_path, pairs=tuple(files), sft_share=0.12, held_out=200, sft_held_out=40, **flags)
+    assert {name: len(pairs) for name, pairs in splits.items()} == {
+        "sft.jsonl": 509, "rl.jsonl": 3733, "held_out.jsonl": 200, "sft_held_out.jsonl": 40}  # fmt: skip
+    assert {name: row["rows"] for name, row in card["overlap"].items()} == {"rewardbench": 2, "rm-bench": 4, "rmb": 1}
+    prompts = [{p.context for p in map(frozen, pairs)} for pairs in splits.values()]
+    assert len(set.union(*prompts)) == sum(map(len, prompts))
+    # benchmark items given as training rows are all found
+    items = str(shared("prefs") / "eval_only_pairs.jsonl")
+    with pytest.raises(UserError, match="no row is left"):
+        make(tmp_path / "leak", pairs=(items,), rm_bench=str(bench / "rm_bench"), rmb=str(bench / "rmb"),
+             drop_overlap=True)  # fmt: skip
+
+
+def frozen(pair):
+    return replace(pair, context=tuple((m["role"], m["content"]) for m in pair.context))

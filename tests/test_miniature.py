@@ -1,0 +1,427 @@
+"""The paper's tables in miniature: rows as commands, what is run again, what is counted, what is said of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import eval as evaluation
+import grpo
+import run
+import sft
+import toy
+from cor_prompt import encode_prompt, encode_target, parse_trace, render
+from recipes import miniature, miniature_results
+from recipes.miniature import ROWS, Row, Task, code_of, execute, plan
+from recipes.miniature_results import (
+    Estimate,
+    collect,
+    compare,
+    difference,
+    estimate,
+    follows_checks,
+    gains,
+    write_tables,
+)
+from reward import format_reward, parse_verdict
+from rollout import Judgement
+from run import UserError
+
+# ---- the rows ------------------------------------------------------------------------------------------
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(row, words) of every command of seed 3."""
+    tasks = plan(ROWS, [row.name for row in ROWS], 3, "runs/tables")
+    return [(task.row, shlex.split(command)) for task in tasks for command in task.commands]
+
+
+def test_rows_have_different_names_and_start_from_rows_that_exist():
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names)
+    assert {need for row in ROWS for need in row.needs} <= set(names)
+
+
+@pytest.mark.parametrize(("row", "words"), commands(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_command_is_one_that_its_script_takes(row, words):
+    if words[:2] == ["python", "sft.py"]:
+        assert run.parse(sft.Config, sft.PRESETS, words[2:]).out == f"runs/tables/seed-3/{row}"
+    elif words[:2] == ["python", "grpo.py"] or words[:3] == ["python", "-m", "variants.cold_start"]:
+        cfg = run.parse(grpo.Config, grpo.PRESETS, words[2 + (words[1] == "-m") :])
+        assert cfg.out == f"runs/tables/seed-3/{row}" and cfg.held_out and cfg.seed == 3
+    elif words[:3] == ["python", "eval.py", "run"]:
+        assert tyro.cli(evaluation.Run, args=words[3:]).both_orders
+    elif words[:3] == ["python", "toy.py", "build"]:
+        assert tyro.cli(toy.Build, args=words[3:]).seed == 3
+    elif words[:3] == ["python", "toy.py", "probe"]:
+        assert tyro.cli(toy.Probe, args=words[3:]).model == f"runs/tables/seed-3/{row}"
+    else:
+        assert words[0] in ("cat", "grep", "head", "mkdir") or words[:3] == ["python", "toy.py", "serve"]
+
+
+def test_every_row_of_a_table_is_a_row_that_is_run():
+    names = {row.name for row in ROWS}
+    entries = [*miniature_results.TABLE_2, *miniature_results.TABLE_3, *miniature_results.FAITH]
+    claims = [
+        *miniature_results.ABLATION_CLAIMS,
+        *miniature_results.SFT_CLAIMS,
+        *miniature_results.FAITH_CLAIMS,
+    ]
+    used = {name for _, name, _ in entries} | {name for claim in claims for name in claim[:2]}
+    used |= {name for name, _ in miniature_results.SIZES} | {f"cap-{cap}" for cap in miniature_results.CAPS}
+    used |= {name for _, name, _ in miniature_results.DYNAMICS}
+    assert {name.removesuffix(":start") for name in used} <= names
+    reinforced = {row.name for row in ROWS if any("--held-out" in c and "sft.py" not in c for c in row.commands)}
+    assert {name.removesuffix(":start") for name in used if name.endswith(":start")} <= reinforced
+    assert miniature.CAPS == miniature_results.CAPS
+
+
+def test_the_plan_has_a_row_after_those_it_starts_from_and_nothing_else():
+    tasks = plan(ROWS, ["small-rm-r1"], 0, "r")
+    assert [task.row for task in tasks] == ["world", "world-answer", "small", "small-distilled", "small-rm-r1"]
+    with pytest.raises(UserError, match="no row is called nothing"):
+        plan(ROWS, ["nothing"], 0, "r")
+
+
+def test_ports_differ():
+    tasks = [task for seed in (0, 1, 2) for task in plan(ROWS, ["traces-redo", "traces-force"], seed, "r")]
+    text = " ".join(command for task in tasks for command in task.commands)
+    assert len({word for word in text.split() if word.startswith("http://")}) == 6
+
+
+# ---- the toy's forms -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def taught() -> list:
+    rng = random.Random(3)
+    return [replace(p, trace=toy.teach(p, rng, toy.Flaws())) for p in toy.make_pairs(400, rng, False, "p")]
+
+
+@pytest.mark.parametrize(("form", "style"), [("untyped", "plain"), ("rubrics", "rubrics"), ("plain", "plain")])
+def test_another_form_keeps_verdict_and_checks(taught, form, style):
+    for pair in taught:
+        text = toy.reshape(pair, pair.trace, form, random.Random(0))
+        before, after = parse_trace(pair.trace), parse_trace(text)
+        assert after.type is None and after.answer == before.answer
+        assert format_reward(text, style) == 1.0  # so that the cold start is not paid for leaving the form
+        assert (after.rubric is None) == (form == "plain" or after.solution is not None)
+        one = judgement(text, parse_verdict(text) or "A")
+        assert follows_checks(one) == follows_checks(replace(one, text=pair.trace))
+
+
+def test_a_sum_without_its_solution_by_hand(taught):
+    trace = ("<type> Reasoning </type> <solution> 7 + 6 = 1 3 ; 3 + 4 + 1 = 8 ; 8 3 </solution> "
+             "<eval> A 8 8 yes 1 3 no wrong ; B 8 8 yes 3 3 yes right </eval> <answer>[[B]]</answer>")  # fmt: skip
+    pair, rng = replace(taught[0], winner="A"), random.Random(0)
+    end = "<eval> right A 8 1 no B 8 3 yes ; total A 0 B 1 </eval> <answer>[[B]]</answer>"
+    assert toy.reshape(pair, trace, "plain", rng) == end
+    assert toy.reshape(pair, trace, "rubrics", rng) == "<rubric> right </rubric> " + end
+    assert toy.reshape(pair, trace, "answer", rng) == "<answer>[[A]]</answer>"  # the right letter, not the teacher's
+    assert toy.reshape(pair, trace, "cor", rng) == trace
+
+
+def test_every_form_and_prompt_is_made_of_the_vocabulary_and_fits_the_caps(taught):
+    tokenizer = toy.build_tokenizer()
+    unknown = tokenizer.convert_tokens_to_ids("<|unk|>")
+    longest = {}
+    for form, style, prompt in (("cor", "instruct", "judge"), ("plain", "plain", "judge {data}"),
+                                ("untyped", "plain", "judge {data}"),
+                                ("rubrics", "rubrics", "judge"), ("answer", "instruct", "judge")):  # fmt: skip
+        texts = [replace(pair, trace=toy.reshape(pair, pair.trace, form, random.Random(0))) for pair in taught[:100]]
+        ids = [encode_prompt(render(pair, style, prompt), tokenizer) for pair in texts]
+        targets = [encode_target(pair, tokenizer) for pair in texts]
+        assert not any(unknown in row for row in ids + targets) and max(map(len, ids)) <= 64
+        longest[form] = max(map(len, targets))
+    assert longest == {"cor": 49, "plain": 37, "untyped": 46, "rubrics": 46, "answer": 4}
+    assert longest["answer"] < 8 < 24 < longest["plain"] < 40 < longest["cor"] < 60
+
+
+def test_the_mixture_has_all_its_forms(taught):
+    rng = random.Random(0)
+    texts = [toy.reshape(pair, pair.trace, "mixed", rng) for pair in taught]
+    starts = [sum(text.startswith(tag) for text in texts) for tag in ("<type>", "<eval>", "<answer>")]
+    assert sum(starts) == len(texts) and min(starts) > len(texts) / 4
+
+
+def test_worlds_of_another_form_or_size_differ_in_nothing_else(tmp_path):
+    small = {"sft_pairs": 30, "rl_pairs": 20, "held_out_pairs": 20, "sft_held_out_pairs": 10}
+    files = ("start/model.safetensors", "prompt.txt", "sft.jsonl", "rl.jsonl", "held_out.jsonl", "world.json")
+
+    def world(name: str, **options: object) -> dict[str, bytes]:
+        toy.build(toy.Build(str(tmp_path / name), **small, **options))
+        return {file: (tmp_path / name / file).read_bytes() for file in files}
+
+    cor = world("cor")
+    assert set(json.loads(cor["world.json"])) == {"seed", "flaw", "clean_teacher", *small}
+    changed = {"world.json", "sft.jsonl"}
+    for form, also in (
+        ("rubrics", set()),
+        ("plain", {"prompt.txt"}),
+        ("untyped", {"prompt.txt"}),
+        ("answer", {"rl.jsonl"}),
+    ):
+        other = world(form, traces=form)
+        assert {file for file in files if other[file] != cor[file]} == changed | also
+    wide = world("wide", hidden=96, layers=1)
+    assert {file for file in files if wide[file] != cor[file]} == {"world.json", "start/model.safetensors"}
+    for folder, form in (("plain", "cor"), ("cor", "plain")):
+        with pytest.raises(UserError, match="traces was"):
+            toy.build(toy.Build(str(tmp_path / folder), traces=form, **small))
+
+
+# ---- what is run, and run again ------------------------------------------------------------------------
+
+CHAIN = (
+    Row("a", ("mkdir -p {here}", "echo seed {seed} >> {here}/out")),
+    Row("b", ("mkdir -p {here}", "cat {a}/out {a}/out > {here}/out")),
+    Row("c", ("mkdir -p {here}; wc -l < {b}/out > {here}/out",)),
+)
+
+
+def tasks_of(rows: tuple[Row, ...], root: Path, seeds: tuple[int, ...] = (0,)) -> list[Task]:
+    return [task for seed in seeds for task in plan(rows, [row.name for row in rows], seed, str(root))]
+
+
+def test_rows_wait_for_those_they_start_from_and_are_run_once(tmp_path, capsys):
+    execute(tasks_of(CHAIN, tmp_path, (0, 1)), at_once=2)
+    for seed in (0, 1):
+        assert (tmp_path / f"seed-{seed}/c/out").read_text().strip() == "2"
+        assert (tmp_path / f"seed-{seed}/a/out").read_text() == f"seed {seed}\n"
+        record = json.loads((tmp_path / f"seed-{seed}/records/a.json").read_text())
+        assert record["finished"] and record["wall_seconds"] >= 0 and len(record["commands"]) == 2
+        assert "$ echo seed" in (tmp_path / f"seed-{seed}/logs/a.log").read_text()
+    assert capsys.readouterr().out.count("seed 1 c") == 1
+    execute(tasks_of(CHAIN, tmp_path, (0, 1)), at_once=2)
+    assert capsys.readouterr().out == "" and (tmp_path / "seed-0/a/out").read_text() == "seed 0\n"
+
+
+def test_a_changed_command_is_run_again_with_all_that_starts_from_it(tmp_path, capsys):
+    execute(tasks_of(CHAIN, tmp_path), at_once=1)
+    capsys.readouterr()
+    changed = (CHAIN[0], replace(CHAIN[1], commands=("mkdir -p {here}", "cat {a}/out > {here}/out")), CHAIN[2])
+    execute(tasks_of(changed, tmp_path), at_once=1)
+    said = capsys.readouterr().out
+    assert "seed 0 a" not in said and "seed 0 b" in said and (tmp_path / "seed-0/c/out").read_text().strip() == "1"
+
+
+def test_a_row_that_is_run_again_starts_with_an_empty_folder(tmp_path):
+    execute(tasks_of(CHAIN[:1], tmp_path), at_once=1)
+    changed = (replace(CHAIN[0], commands=("mkdir -p {here}", "echo other >> {here}/out")),)
+    execute(tasks_of(changed, tmp_path), at_once=1)
+    assert (tmp_path / "seed-0/a/out").read_text() == "other\n"
+    assert "seed 0" not in (tmp_path / "seed-0/logs/a.log").read_text()
+
+
+def test_a_failed_row_stops_only_what_starts_from_it_and_is_tried_again(tmp_path, capsys):
+    gate = tmp_path / "gate"
+    rows = (Row("x", (f"mkdir -p {{here}}; test -e {gate}",)), Row("y", ("ls {x}",)), Row("z", ("echo fine",)))
+    with pytest.raises(UserError, match=r"1 rows failed \(seed 0 x\)"):
+        execute(tasks_of(rows, tmp_path), at_once=1)
+    said = capsys.readouterr().out
+    assert "seed 0 x: FAILED" in said and "seed 0 z" in said and "seed 0 y" not in said
+    gate.touch()
+    execute(tasks_of(rows, tmp_path), at_once=1)
+    assert "seed 0 y" in capsys.readouterr().out
+
+
+def test_an_interrupt_reaches_what_runs_and_the_next_call_continues(tmp_path):
+    script = textwrap.dedent(f"""
+        from recipes.miniature import Row, execute, plan
+        rows = (Row("slow", ("mkdir -p {{here}}; echo x >> {{here}}/out; exec sleep $(cat {tmp_path}/seconds)",)),)
+        execute(plan(rows, ["slow"], 0, "{tmp_path}"), 2)
+    """)
+    (tmp_path / "seconds").write_text("600")
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=miniature.PROJECT, stderr=subprocess.PIPE)
+    out = tmp_path / "seed-0/slow/out"
+    while not out.exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    assert not json.loads((tmp_path / "seed-0/records/slow.json").read_text())["finished"]
+    (tmp_path / "seconds").write_text("0")
+    subprocess.run([sys.executable, "-c", script], cwd=miniature.PROJECT, check=True)
+    assert out.read_text() == "x\nx\n"  # the folder was kept, the command itself decides what to do with it
+
+
+def test_code_counts_without_comments_and_docstrings(tmp_path, monkeypatch):
+    monkeypatch.setattr(miniature, "PROJECT", tmp_path)
+    (tmp_path / "tool.py").write_text('"""One."""\nimport part\n\n\ndef f():\n    """Two."""\n    return part.g()\n')
+    (tmp_path / "part.py").write_text("def g():\n    return 1\n")
+
+    def digest() -> str:
+        code_of.cache_clear()
+        return code_of("python tool.py --flag 1")
+
+    first = digest()
+    (tmp_path / "tool.py").write_text("# more\nimport part\n\n\ndef f():\n    return part.g()\n")
+    assert digest() == first
+    (tmp_path / "part.py").write_text("def g():\n    return 2\n")
+    assert digest() != first
+    code_of.cache_clear()
+
+
+def test_the_code_of_a_variant_includes_what_it_imports():
+    code_of.cache_clear()
+    assert code_of("python -m variants.cold_start --steps 1") != code_of("python grpo.py --steps 1")
+    assert code_of("cat a b") == code_of("head c")
+
+
+# ---- numbers and sentences -----------------------------------------------------------------------------
+
+
+def judgement(text: str, verdict: str = "A", winner: str = "A", **changes) -> Judgement:
+    one = Judgement("held_out-0", "toy", "Chat", {}, "AB", 0, verdict, winner, verdict == winner, "stop", 9, text)
+    return replace(one, **changes)
+
+
+def test_an_error_is_the_larger_of_pairs_and_seeds():
+    # pairs: variances 1/3 and 1/4 over 4 pairs each -> sqrt(1/12 + 1/16) / 2; seeds: |0.5 - 0.75| / 2
+    assert estimate([[1, 0, 1, 0], [1, 1, 1, 0]]).error == pytest.approx(math.sqrt(1 / 12 + 1 / 16) / 2)
+    apart = estimate([[1.0] * 50, [0.0] * 50])
+    assert apart.error == pytest.approx(0.5) and not apart.clear
+
+
+@pytest.mark.parametrize(
+    ("seeds", "error", "clear"),
+    [
+        ((0.2, 0.3, 0.1), 0.05, True),
+        ((0.2, 0.3, 0.1), 0.11, False),
+        ((0.9, 0.9, -0.1), 0.05, False),
+        ((0.5,), 0.0, False),
+    ],
+)
+def test_beyond_noise_asks_for_two_errors_and_one_sign(seeds, error, clear):
+    assert Estimate(sum(seeds) / len(seeds), seeds, error).clear == clear
+
+
+def measured(**rights: list[str]) -> dict:
+    return {"rows": {name: {str(i): row_of(right) for i, right in enumerate(seeds)} for name, seeds in rights.items()}}
+
+
+def row_of(right: str) -> dict:
+    share = sum(map(int, right)) / len(right) / 2
+    return {"overall": {"accuracy": share, "consistency": 1.0, "verdict_rate": 1.0, "length_mean": 40.0},
+            "Chat": share, "Reasoning": share, "follows_checks": 1.0, "right": right}  # fmt: skip
+
+
+def test_sentences_say_direction_and_noise():
+    results = measured(low=["1" * 50] * 3, high=["2" * 50] * 3, odd=["12" * 25, "21" * 25, "10" * 25])
+    found = difference(results, "high", "low")
+    assert found == Estimate(0.5, (0.5, 0.5, 0.5), 0.0)
+    said = compare(results, "high", "low", "more", 1.5)
+    assert said == ("- more: +0.500 ± 0.000 (+0.500, +0.500, +0.500), beyond noise; the paper: +1.5 points, "
+                    "the same direction.")  # fmt: skip
+    assert "beyond noise; the paper: -1.5 points, the other direction." in compare(results, "high", "low", "w", -1.5)
+    assert "within noise; the paper: +1.0 points, the miniature cannot tell." in compare(
+        results, "odd", "low", "w", 1.0
+    )
+    assert compare(results, "high", "low", "w", None).endswith("beyond noise; the paper has no such row.")
+    assert compare(results, "high", "gone", "w", 1.0) == "- w: not measured."
+
+
+def test_the_gain_is_relative_to_the_same_start():
+    results = measured(**{"m": ["2" * 10], "m:start": ["1" * 10]})
+    assert gains(results, "m").mean == pytest.approx(100.0)
+
+
+def test_what_agrees_with_the_paper_is_counted():
+    results = measured(low=["1" * 50] * 3, high=["2" * 50] * 3, odd=["12" * 25, "21" * 25, "10" * 25])
+    claims = [("high", "low", "one", 1.0), ("high", "low", "two", -1.0), ("odd", "low", "three", 1.0),
+              ("gone", "low", "four", 1.0), ("high", "odd", "not in the paper", None)]  # fmt: skip
+    assert miniature_results.in_short(results, claims) == (
+        "- The same direction as the paper (1): one.\n- The other direction (1): two.\n"
+        "- Within noise here, or of one seed (1): three.\n- Not measured (1): four.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("checks", "verdict", "expected"),
+    [
+        ("polite A thanks yes B now no ; total A 2 B 1", "A", True),
+        ("polite A thanks yes B now no ; total A 2 B 1", "B", False),
+        ("total A 2 B 2", "A", None),
+        ("A 8 8 yes 1 3 no wrong ; B 8 8 yes 3 3 yes right", "B", True),
+        ("A 8 8 yes 1 3 no wrong ; B 8 8 yes 3 3 no wrong", "B", None),
+        ("nonsense", "B", None),
+        ("total A 2 B 1", None, None),
+    ],
+)
+def test_a_verdict_is_held_against_the_chain_s_own_checks(checks, verdict, expected):
+    text = f"<type> Chat </type> <eval> {checks} </eval> <answer>[[{verdict}]]</answer>"
+    assert follows_checks(judgement(text, verdict)) is expected
+
+
+def fake_run(root: Path, name: str, seed: int, share: int) -> None:
+    """A reinforced row as its commands leave it: 20 pairs, of which `share` are right after and half before."""
+    side = root / f"seed-{seed}"
+    record = {"key": "k", "finished": True, "commands": ["python x.py"], "cpu_seconds": 60.0, "wall_seconds": 90.0}
+    run.write_whole(side / "records" / f"{name}.json", json.dumps(record))
+    run.write_whole(side / "logs" / f"{name}.log", "$ python x.py\n 10%|#   |\r 90%|### |\rdone\n")
+    for step, right in ((0, 10), (80, share)):
+        lines = [
+            judgement("", "A", "A" if i < right else "B", pair_id=f"held_out-{i}", order=order,
+                      category="Chat" if i % 2 else "Reasoning")
+            for i in range(20) for order in ("AB", "BA")
+        ]  # fmt: skip
+        text = "".join(json.dumps(vars(one)) + "\n" for one in lines)
+        run.write_whole(side / name / "rollouts" / f"step_{step:06d}.jsonl", text)
+    metrics = [{"step": i, "reward/mean": i / 80, "rollout/length_mean": 45.0, "eval/accuracy": 0.5} for i in range(80)]
+    run.write_whole(side / name / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in [*metrics, {"step": 80}]))
+
+
+def test_runs_become_tables(tmp_path):
+    for seed in (0, 1, 2):
+        fake_run(tmp_path / "runs", "rm-r1", seed, 18 + seed % 2)
+        fake_run(tmp_path / "runs", "cold-cor", seed, 11)
+    keys = {(seed, name): "k" for seed in (0, 1, 2) for name in ("rm-r1", "cold-cor")}
+    fake_run(tmp_path / "runs", "cap-8", 0, 11)  # of other commands: its key is not the one that is asked for
+    collect(tmp_path / "runs", tmp_path, keys)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["rows"]["rm-r1"]["0"]["right"] == "2" * 18 + "00"
+    assert results["rows"]["rm-r1:start"]["2"]["overall"]["accuracy"] == 0.5
+    assert set(results["seconds"]) == {"rm-r1", "cold-cor"}
+    assert results["curves"]["rm-r1"]["1"]["reward"][-1] == [79, 0.9875]
+    write_tables(tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    # pairs: sqrt(2 x 0.09 / 19 + 0.0475 / 19) / 3 = 0.0365; of the differences sqrt(2 x 0.24 / 19 + 0.2475 / 19) / 3
+    assert "| RM-R1: distilled + RL | 0.917 ± 0.073 | 0.900 0.950 0.900 |" in text
+    assert "- RL after distillation: +0.417 ± 0.130 (+0.400, +0.450, +0.400), beyond noise" in text
+    assert "- Within noise here, or of one seed (0): none." in text and "- Not measured (" in text
+    assert "- cold-start RL from nothing: not measured." in text and "not run" in text
+    assert {path.name for path in tmp_path.glob("*.png")} == {"ablation.png", "dynamics.png"}
+    before = [path.read_bytes() for path in sorted(tmp_path.iterdir()) if path.is_file()]
+    collect(tmp_path / "runs", tmp_path, keys)
+    write_tables(tmp_path)
+    assert before == [path.read_bytes() for path in sorted(tmp_path.iterdir()) if path.is_file()]
+
+
+def test_tables_without_results_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        write_tables(tmp_path)
+
+
+@pytest.mark.slow
+def test_rows_run_from_world_to_table(tmp_path):
+    rows = ("rm-r1", "cold-plain", "cap-8", "distilled-answer-sft")
+    cfg = miniature.Run(rows, seeds=(0,), root=str(tmp_path), steps=2)
+    miniature.run_rows(cfg)
+    write_tables(tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["rows"]) >= {"rm-r1", "rm-r1:start", "cold-plain", "cap-8", "distilled-answer-sft"}
+    assert results["parameters"]["rm-r1"] == 129_344
