@@ -16,7 +16,6 @@ chain that was written. The same command continues an interrupted run; a reply t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -317,19 +316,16 @@ def check(cfg: Config) -> None:
 def resolve(cfg: Config, pairs: Sequence[Pair], system: str | None) -> Config:
     """The config with the engine that --sampler chooses and digests of what its paths hold, so that an edited file or
     a retrained model never continues an old run."""
-    texts = [text.encode("utf-8", "surrogatepass") for text in (save_pairs(pairs), system or "")]
+    digests = [run.digest(save_pairs(pairs)), run.digest(system)]
     oracles = [oracle(cfg, number) for number in (1, 2)[: 1 + cfg.second_pass]]
     for model in dict.fromkeys(who.model for who in oracles if not who.base_url):
-        from model import model_folder
+        from model import weights_digest
 
         kind, why = which_sampler(cfg.sampler, model)
         print(f"{model}: sampler {kind} ({why})", flush=True)
-        cfg, weights = replace(cfg, sampler=kind), b""
-        for path in sorted(model_folder(model).glob("*.safetensors")):
-            with open(path, "rb") as file:
-                weights += hashlib.file_digest(file, "blake2b").digest()
-        texts.append(weights)
-    return replace(cfg, digests=tuple(hashlib.blake2b(text, digest_size=8).hexdigest() for text in texts))
+        cfg = replace(cfg, sampler=kind)
+        digests.append(weights_digest(model))
+    return replace(cfg, digests=tuple(digests))
 
 
 def with_trace(pair: Pair, cfg: Config, passes: Sequence[Chains]) -> Pair:
