@@ -1,6 +1,6 @@
 # make demo          the two stages in the tiny world, three to five minutes on two cores (make demo SEED=1)
 # make controls      a clean teacher, and distillation twice as long, in the same world
-# make tables        the paper's experiments in the tiny world, three seeds, up to 45 minutes on two cores; goes on where it stopped
+# make tables        the paper's experiments in the tiny world, three seeds, 74 CPU-minutes; goes on where it stopped
 # make test          lint, types and the fast tests
 # make test-slow     the end-to-end bounds, kills, long sequences
 # make test-vllm     vLLM on the CPU, in an environment of its own, against the trainer's log-probs
