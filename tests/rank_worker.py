@@ -7,6 +7,7 @@ over the ranks) and NAME.safetensors (whole tensors in float64). The tests compa
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import itertools
 import json
@@ -536,6 +537,7 @@ class Peak:
 
     def __enter__(self) -> Peak:
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # or what an earlier case freed is filled first, unseen
         self.start = self.peak = self._now()
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._watch)

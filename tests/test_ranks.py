@@ -536,7 +536,7 @@ def test_T17_a_rank_loads_its_shard_in_the_memory_of_its_shard(after_four):
         bound = rank["shard"] + rank["largest"] / 2 + slack  # its rows of one tensor at a time
         assert 0.9 * rank["shard"] < rank["sharded"] < bound
         assert bound < rank["shard"] + rank["largest"], "a whole tensor read on the way would show"
-        assert rank["plain"] > 0.9 * rank["whole"] > bound, "and so would a plain load"
+        assert min(rank["plain"], 0.9 * rank["whole"]) > bound, "and so would a plain load"
 
 
 # ---- the command itself --------------------------------------------------------------------------------
