@@ -14,7 +14,6 @@ The rules are those of RM-R1's evaluation (arXiv 2505.02387). No verdict is wron
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data import Pair, load_pairs, read_messages, read_rows, swap
-from run import UserError, derive_seed
+from run import UserError, derive_seed, read_json
 
 Benchmark = Literal["pairs", "rewardbench", "rm-bench", "rmb"]
 Compat = Literal["none", "official"]
@@ -101,15 +100,6 @@ def _source_rows(name: str, source: str) -> Iterator[tuple[str, str, Row]]:
             rows = read_rows(source if file is path else str(file), "filtered" if name == "rewardbench" else "train")
         for where, row in rows:
             yield where, file.stem, row
-
-
-def read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
 
 
 def json_rows(path: Path, value: Any) -> Iterator[tuple[str, Row]]:

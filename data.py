@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
-from run import UserError, derive_seed, read_jsonl
+from run import UserError, derive_seed, read_json, read_jsonl
 
 T = TypeVar("T")
 
@@ -113,11 +113,7 @@ def read_rows(source: str, split: str = "train") -> Iterator[tuple[str, dict[str
         for number, row in enumerate(table.to_pylist(), 1):
             yield f"{source}: row {number}", row
     elif path.suffix == ".json" and path.is_file() and path.read_bytes().lstrip()[:1] == b"[":
-        try:
-            rows = json.loads(path.read_bytes().decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{source}: not JSON ({error})") from None
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(read_json(path), 1):
             if not isinstance(row, dict):
                 raise UserError(f"{source}: item {number}: expected a JSON object, found {type(row).__name__}")
             yield f"{source}: item {number}", row

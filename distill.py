@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -235,11 +234,11 @@ def name(pair: Pair) -> Name:
 
 
 def read_attempts(log: Path, pairs: Sequence[Pair], samples: int) -> Chains:
-    """The chains so far. A line without its end is what a killed process left: it is cut off."""
+    """The chains so far."""
     found: Chains = {name(pair): [] for pair in pairs}
     if not log.exists():
         return found
-    os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
+    run.drop_torn_end(log)
     for line, row in run.read_jsonl(log):
         group = found.get((row.get("source", ""), row.get("pair_id", "")))
         if set(row) != {f.name for f in fields(Attempt)} or group is None or not row["sample"] == len(group) < samples:

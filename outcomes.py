@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import benchmarks
-from benchmarks import Benchmark, Compat, Outcome, Row, domain_of, json_rows, part_of, read_id, read_json, read_text
+from benchmarks import Benchmark, Compat, Outcome, Row, domain_of, json_rows, part_of, read_id, read_text
 from reward import Rule, parse_verdict
 from rollout import Judgement, majority, named, tally
-from run import UserError, read_jsonl
+from run import UserError, read_json, read_jsonl
 
 
 def read_log(paths: Sequence[str]) -> list[tuple[str, Row]]:

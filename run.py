@@ -212,6 +212,16 @@ def drop_torn_end(path: Path) -> None:
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
+def read_json(path: Path) -> Any:
+    """Whatever the file holds; UserError if there is none, or it is not JSON."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+
+
 def read_jsonl(path: Path, torn_end_ok: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of each line that is not blank; UserError names file and line of a bad one.
 

@@ -15,8 +15,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from benchmarks import DOMAINS, LEVELS, RULES, SECTION_OF, STYLES, Table, benchmark_average, read_json
-from run import UserError, visible, write_whole
+from benchmarks import DOMAINS, LEVELS, RULES, SECTION_OF, STYLES, Table, benchmark_average
+from run import UserError, read_json, visible, write_whole
 
 Grid = list[list[str]]  # the first row is the header
 Result = Mapping[str, Any]

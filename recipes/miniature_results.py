@@ -181,14 +181,19 @@ def difference(results: Results, name: str, other: str) -> Estimate | None:
     return estimate([[p - q for p, q in zip(x, y, strict=True)] for x, y in both]) if both else None
 
 
+def in_words(found: Estimate) -> str:
+    """A difference, each seed's, and whether noise explains it."""
+    seeds = ", ".join(f"{value:+.3f}" for value in found.seeds)
+    judged = "beyond noise" if found.clear else "within noise" if len(found.seeds) > 1 else "one seed, not judged"
+    return f"{found.mean:+.3f} ± {2 * found.error:.3f} ({seeds}), {judged}"
+
+
 def compare(results: Results, name: str, other: str, words: str, paper: float | None) -> str:
     """One sentence: the difference, whether noise explains it, and whether the paper's has the same sign."""
     found = difference(results, name, other)
     if found is None:
         return f"- {words}: not measured."
-    seeds = ", ".join(f"{value:+.3f}" for value in found.seeds)
-    said = f"- {words}: {found.mean:+.3f} ± {2 * found.error:.3f} ({seeds}), "
-    said += "beyond noise" if found.clear else "within noise" if len(found.seeds) > 1 else "one seed, not judged"
+    said = f"- {words}: {in_words(found)}"
     if paper is None:
         return said + "; the paper has no such row."
     agrees = "the same direction" if found.mean * paper > 0 else "the other direction"
@@ -483,9 +488,7 @@ def probe_claims(results: Results) -> list[str]:
         items = math.sqrt(sum(row["share"] * (1 - row["share"]) / row["n"] for pair in both for row in pair))
         found = Estimate(statistics.fmean(gaps), tuple(gaps),
                          max(items / len(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))))  # fmt: skip
-        said.append(f"- {how} against as they are, verdicts that follow a forced solution: {found.mean:+.3f} ± "
-                    f"{2 * found.error:.3f} ({', '.join(f'{gap:+.3f}' for gap in gaps)}), "
-                    f"{'beyond' if found.clear else 'within'} noise.")  # fmt: skip
+        said.append(f"- {how} against as they are, verdicts that follow a forced solution: {in_words(found)}.")
     return said
 
 
