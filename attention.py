@@ -27,6 +27,33 @@ def visible(group: Tensor, response: Tensor) -> Tensor:
                 index[:, None], index[None, :])[:, None]  # fmt: skip
 
 
+def spans(group: Tensor, response: Tensor) -> list[list[tuple[int, Tensor | None]]]:
+    """(R, T), (R, T) -> the same rule as each row's runs of tokens: (length, mask), in order.
+
+    A response's mask is (length, prompt + length); None is plain causal: a prompt, also one with its only response.
+    On a CPU this saves what a dense mask computes and throws away.
+    """
+    rows = []
+    for row in torch.stack([group, response], 2):
+        runs, lengths = torch.unique_consecutive(row, dim=0, return_counts=True)
+        row_spans: list[tuple[int, Tensor | None]] = []
+        for start, n in _of_one_group(runs[:, 0].tolist()):
+            prompt, *own = lengths[start : start + n].tolist()
+            if len(own) <= 1:
+                row_spans.append((prompt + sum(own), None))
+            else:
+                row_spans.append((prompt, None))
+                row_spans += [(t, torch.ones(t, prompt + t, dtype=torch.bool).tril(prompt)) for t in own]
+        rows.append(row_spans)
+    return rows
+
+
+def _of_one_group(names: list[int]) -> list[tuple[int, int]]:
+    """(first, number) of each stretch of equal names."""
+    starts = [i for i, name in enumerate(names) if not i or name != names[i - 1]]
+    return [(i, end - i) for i, end in zip(starts, [*starts[1:], len(names)], strict=True)]
+
+
 def block_mask(group: Tensor, response: Tensor) -> Any:
     """(R, T), (R, T) -> the same rule as a BlockMask, which lets FlexAttention skip tiles nobody sees."""
     from torch.nn.attention.flex_attention import create_block_mask
@@ -50,11 +77,14 @@ def compiled_graphs() -> int:
 
 
 def grouped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-                      scaling: float | None = None, **_: Any) -> tuple[Tensor, None]:  # fmt: skip
-    """SDPA with a boolean mask, (rows, heads, T, dim) in, (rows, T, heads, dim) out; ValueError without a mask.
+                      scaling: float | None = None, spans: list | None = None,
+                      **_: Any) -> tuple[Tensor, None]:  # fmt: skip
+    """SDPA with a boolean mask or spans, (rows, heads, T, dim) in, (rows, T, heads, dim) out; ValueError without.
 
     On a CPU grouped keys and values stay as they are: the stock path repeats the whole cache at every token.
     """
+    if spans is not None:
+        return _by_spans(query, key, value, spans, scaling).transpose(1, 2), None
     if attention_mask is None:  # transformers makes no mask for attention it does not know: nothing would be causal
         raise ValueError("attention without a mask; call Policy, or pass a 4-D boolean mask")
     few = query.device.type == "cpu"  # elsewhere a mask and grouped heads together fall back to slow kernels
@@ -64,6 +94,22 @@ def grouped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tens
         query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=few
     )
     return out.transpose(1, 2), None
+
+
+def _by_spans(query: Tensor, key: Tensor, value: Tensor, spans: list, scaling: float | None) -> Tensor:
+    """A prompt sees itself, a response its prompt and itself: one small attention each, in the order of the row."""
+    out = []
+    for r, row in enumerate(spans):
+        lengths = [n for n, _ in row]
+        pieces = zip(*(x[r : r + 1].split(lengths, 2) for x in (query, key, value)), row, strict=True)
+        for q, k, v, (_, mask) in pieces:
+            if mask is None:
+                prompt = k, v
+            else:
+                k, v = torch.cat([prompt[0], k], 2), torch.cat([prompt[1], v], 2)
+            out.append(nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
+                                                                  scale=scaling, enable_gqa=True))  # fmt: skip
+    return torch.cat(out, 2).unflatten(2, (len(spans), -1))[0].transpose(0, 1)
 
 
 def flex_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any,

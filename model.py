@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from attention import block_mask, register, visible
+from attention import block_mask, register, spans, visible
 from batch import Batch
-from run import UserError, gather, rank, write_whole
+from run import RunFolder, UserError, checkpoints, gather, rank, read_json, world_size, write_whole
 
 TESTED = ("llama", "qwen2", "qwen3")  # architectures whose packed log-probs the tests compare with a plain forward
 CHUNK = {"cpu": 2**22, "cuda": 2**27}  # elements of (tokens, vocabulary) logits alive at once
@@ -41,43 +43,66 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
     return logits.div_(temperature)
 
 
-class _HeadLogprobs(torch.autograd.Function):
-    """Head and log-softmax in chunks of tokens. Backward makes the logits again and keeps only log Z.
+def _head_gradients(probs: Tensor, targets: Tensor, slope: Tensor, hidden: Tensor, weight: Tensor,
+                    temperature: float, grad_weight: Tensor) -> Tensor:  # fmt: skip
+    """One chunk, whose (C, V) probabilities are used up: adds to `grad_weight` -> (C, H) gradient of hidden.
 
-    d log p(y) / d logits = onehot(y) - softmax(logits).
+    d log p(y) / d logits = onehot(y) - softmax(logits); `slope` is d loss / d log p(y).
+    """
+    grad = probs.mul_(-slope[:, None])
+    grad.scatter_add_(1, targets[:, None], slope[:, None])
+    grad.div_(temperature)
+    grad_weight.addmm_(grad.T, hidden.to(grad_weight.dtype))
+    return (grad.to(weight.dtype) @ weight).to(hidden.dtype)
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """Head and log-softmax in chunks of tokens; the (N, V) logits are never alive at once.
+
+    `slopes` foretells the loss: forward then makes the gradients too, from the logits it has at hand. Where the
+    loss's own slopes turn out to be others, or nothing was foretold, backward makes the logits again.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float,
-                chunk: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int,
+                entropies: bool, slopes: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor]:  # fmt: skip
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        logprobs, log_z, entropy = (torch.empty(len(targets), dtype=exact, device=hidden.device)
-                                    for _ in range(3))  # fmt: skip
+        logprobs, entropy, told = (torch.zeros(len(targets), dtype=exact, device=hidden.device) for _ in range(3))
+        gradients = _empty_gradients(hidden, weight) if slopes else None
         for part in _parts(len(targets), chunk):
-            logits = _logits(hidden[part], weight, temperature)
-            log_z[part] = logits.logsumexp(-1)
-            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - log_z[part]
-            probs = (logits - log_z[part, None]).exp_()
-            entropy[part] = log_z[part] - (probs * logits).sum(-1)  # H = log Z - sum p * logit
-        ctx.save_for_backward(hidden, weight, targets, log_z)
+            logp = torch.log_softmax(_logits(hidden[part], weight, temperature), -1)
+            logprobs[part] = logp.gather(1, targets[part, None])[:, 0]
+            if not (entropies or slopes):
+                continue
+            probs = logp.exp() if entropies else logp.exp_()
+            if entropies:
+                entropy[part] = -torch.linalg.vecdot(probs, logp)
+            if slopes and gradients:
+                told[part] = slopes(logprobs)[part]
+                gradients[0][part] = _head_gradients(probs, targets[part], told[part], hidden[part], weight,
+                                                     temperature, gradients[1])  # fmt: skip
+        foretold = (told, gradients[0], gradients[1].to(weight.dtype)) if gradients else ()
+        ctx.save_for_backward(hidden, weight, targets, *foretold)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, log_z = ctx.saved_tensors
-        exact = torch.promote_types(hidden.dtype, torch.float32)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=exact)  # summed in float32 over the chunks
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, *foretold = ctx.saved_tensors
+        if foretold and torch.allclose(slope, foretold[0], rtol=1e-5, atol=0.0):
+            return foretold[1], foretold[2], *[None] * 5
+        grad_hidden, grad_weight = _empty_gradients(hidden, weight)
         for part in _parts(len(targets), ctx.chunk):
-            logits = _logits(hidden[part], weight, ctx.temperature)
-            slope = (logits - log_z[part, None]).exp_().mul_(-grad[part, None])
-            slope.scatter_add_(1, targets[part, None], grad[part, None])
-            slope.div_(ctx.temperature)
-            grad_hidden[part] = (slope.to(weight.dtype) @ weight).to(hidden.dtype)
-            grad_weight.addmm_(slope.T, hidden[part].to(exact))
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+            probs = torch.softmax(_logits(hidden[part], weight, ctx.temperature), -1)
+            grad_hidden[part] = _head_gradients(probs, targets[part], slope[part], hidden[part], weight,
+                                                ctx.temperature, grad_weight)  # fmt: skip
+        return grad_hidden, grad_weight.to(weight.dtype), *[None] * 5
+
+
+def _empty_gradients(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of hidden states and head; the head's is summed over the chunks, in float32 at least."""
+    return torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 def _parts(total: int, chunk: int) -> list[slice]:
@@ -91,16 +116,29 @@ class Policy(nn.Module):
         super().__init__()
         self.lm = lm
 
-    def forward(self, batch: Batch, temperature: float = 1.0, entropy: bool = False) -> Any:
-        """(N,) log-probs in nats, float32; with `entropy` also the detached entropies in nats, (N,)."""
-        mask = block_mask if self.lm.config._attn_implementation == "flex" else visible
-        out = self.lm.model(input_ids=batch.inputs, position_ids=batch.position_ids,
-                            attention_mask=mask(batch.group, batch.response), use_cache=False)  # fmt: skip
-        hidden = out.last_hidden_state.flatten(0, 1)[batch.source]  # (N, H): response positions only
-        weight = self.lm.lm_head.weight
+    def forward(self, batch: Batch, temperature: float = 1.0, entropy: bool = False,
+                slopes: Callable[[Tensor], Tensor] | None = None) -> Any:  # fmt: skip
+        """(N,) log-probs in nats, float32; with `entropy` also the detached entropies in nats, (N,). Eq. 2
+
+        `slopes`: (N,) log-probs -> (N,) d loss / d log-prob, if a token's depends on no other token's log-prob. It
+        saves the head a second pass, and changes nothing.
+        """
+        hidden, weight = self.hidden(batch), self.lm.lm_head.weight
         chunk = max(32, CHUNK[hidden.device.type] // weight.shape[0])
-        logprobs, entropies = _HeadLogprobs.apply(hidden, weight, batch.targets, temperature, chunk)
+        slopes = slopes if hidden.requires_grad else None
+        logprobs, entropies = _HeadLogprobs.apply(hidden, weight, batch.targets, temperature, chunk, entropy, slopes)
         return (logprobs, entropies) if entropy else logprobs
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """(N, H): the last hidden state that predicts each target; response positions only."""
+        kind = self.lm.config._attn_implementation
+        seen: dict[str, Any] = {}
+        if kind == "grouped" and not batch.inputs.is_cuda:  # stock attention would not know of spans, and leak
+            seen["spans"] = spans(batch.group, batch.response)
+        else:
+            seen["attention_mask"] = (block_mask if kind == "flex" else visible)(batch.group, batch.response)
+        out = self.lm.model(input_ids=batch.inputs, position_ids=batch.position_ids, use_cache=False, **seen)
+        return out.last_hidden_state.flatten(0, 1)[batch.source]
 
 
 # ---- load, shard ---------------------------------------------------------------------------------------
@@ -263,14 +301,18 @@ def _fill(parameter: Any, stored: Any, where: str) -> None:
 
 
 def optimizer_step(policy: Policy, optimizer: torch.optim.Optimizer, lr: float, max_norm: float) -> float:
-    """Clip the gradient to `max_norm`, take one step at `lr`, drop the gradients -> norm before clipping."""
-    norm = nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
-    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    """Clip the gradient to `max_norm`, take one step at `lr`, drop the gradients -> norm before clipping.
+
+    A gradient that is not finite is dropped without a step.
+    """
+    total: Any = nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
+    norm: float = (total.full_tensor() if hasattr(total, "full_tensor") else total).item()
     for group in optimizer.param_groups:
         group["lr"] = lr
-    optimizer.step()
+    if math.isfinite(norm):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm.item()
+    return norm
 
 
 class HostMoments:
@@ -384,17 +426,59 @@ def save_state(path: Path, policy: Policy, optimizer: torch.optim.Optimizer, pro
     gather(None)  # every rank makes the folder: none before it is cleared
     dcp.save(_state(policy, optimizer), storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True),
              no_dist=not torch.distributed.is_initialized())  # fmt: skip
+    checksums = _checksums(aside)
     if rank() == 0:
-        write_whole(aside / "progress.json", json.dumps(progress))
+        write_whole(aside / "progress.json", json.dumps(progress | {"files": checksums}))
         replace_folder(aside, path)
 
 
 def load_state(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Fill policy and optimiser from `save_state`, on the same or another number of ranks -> progress."""
+    """Fill policy and optimiser from `save_state`, on the same or another number of ranks -> progress.
+
+    UserError, before anything is filled, if a file is not the one that was written.
+    """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
+    progress = read_json(path / "progress.json")
+    if progress.pop("files") != _checksums(path):
+        raise UserError(f"{path}: damaged, its files are not those that were written")
     with torch.no_grad():
         dcp.load(_state(policy, optimizer), storage_reader=HuggingFaceStorageReader(str(path)),
                  no_dist=not torch.distributed.is_initialized())  # fmt: skip
-    return json.loads((path / "progress.json").read_text())
+    return progress
+
+
+def _checksums(path: Path) -> dict[str, int]:
+    """CRC-32 of every file of a resume state but progress.json; the ranks share the reading."""
+
+    def crc(file: Path) -> int:
+        found = 0
+        with open(file, "rb") as content:
+            while block := content.read(2**24):
+                found = zlib.crc32(block, found)
+        return found
+
+    files = sorted(file for file in path.iterdir() if file.name != "progress.json")
+    parts = gather({file.name: crc(file) for file in files[rank() :: world_size()]})
+    return {name: found for part in parts for name, found in part.items()}
+
+
+def resume(folder: RunFolder, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Fill policy and optimiser from the newest whole resume state -> its progress; None where a run begins.
+
+    A damaged state is passed over for the one before; UserError if none is whole, or another configuration's.
+    """
+    damaged = []
+    for path in checkpoints(folder.path):
+        try:
+            progress = load_state(path, policy, optimizer)
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        if damaged and rank() == 0:
+            print(f"{'; '.join(damaged)}: continuing from {path}")
+        return folder.check(progress)
+    if damaged:
+        raise UserError(f"{'; '.join(damaged)}: no state before it; use another --out, or delete {folder.path}")
+    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -32,23 +33,49 @@ class UserError(Exception):
 
 
 def start(main: Callable[[], object]) -> None:
-    """Run a script: bad input ends in one line and exit code 2, Ctrl-C in exit code 130."""
+    """Run a script: what the user can mend ends in one line and exit code 2, Ctrl-C in exit code 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # true, and meant
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")  # not ours to mend
+    code = 0
     try:
         main()
         leave_ranks()  # not after an error: a rank must never wait for peers that may be gone
-    except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(10)  # the node's first rank most likely says the same, and torchrun then ends this one
-        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped: the same command continues", file=sys.stderr)
-        sys.exit(130)
+        code = 130
     except BrokenPipeError:  # the reader has seen enough; keep the interpreter from flushing into the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        advice = remedy(error)
+        if not advice:
+            raise
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(10)  # the node's first rank most likely says the same, and torchrun then ends this one
+        print("error:", " ".join(advice.split()), file=sys.stderr)
+        code = 2
+    if "RANK" in os.environ:  # a Gloo thread that lets go of a tensor while Python is torn down aborts the process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
+
+
+def remedy(error: Exception) -> str:
+    """What to tell the user of an error that is no bug; empty for a bug, which keeps its traceback."""
+    said = f"{error}"
+    if isinstance(error, UserError):
+        return said
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in said:
+        return ("out of memory: lower --micro-batch-tokens (or --at-once of an evaluation), or --engine-memory where "
+                "vLLM samples; --checkpointing and --offload-optimizer save more; the same command continues, and "
+                "--dry-run N shows what a run on N GPUs needs")  # fmt: skip
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return f"{error.filename or 'a file'}: {error.strerror}; nothing is lost, the same command continues"
+    if any(os.strerror(number) in said for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)):  # a library's words
+        return f"{said[:200]}; nothing is lost, the same command continues"
+    return ""
 
 
 def parse(config: type[C], presets: Mapping[str, C], argv: list[str] | None = None) -> C:
@@ -116,6 +143,7 @@ def join_ranks(timeout_minutes: float = 120.0) -> None:
 
     import torch
     import torch.distributed as dist
+    import torch.distributed.checkpoint  # imported later, it would hold on to the group past its end
 
     if "RANK" in os.environ and not dist.is_initialized():
         if torch.cuda.is_available():
@@ -244,10 +272,14 @@ def read_jsonl(path: Path, torn_end_ok: bool = False) -> Iterator[tuple[int, dic
         yield number, row
 
 
+def checkpoints(folder: str | Path) -> list[Path]:
+    """Whole resume states of a run folder, newest first (unfinished ones carry another name)."""
+    found = (Path(folder) / "checkpoints").glob("step_*")
+    return sorted((path for path in found if path.name[5:].isdigit()), reverse=True)
+
+
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """Newest whole resume state of a run folder (unfinished ones carry another name), or None."""
-    found = sorted((Path(folder) / "checkpoints").glob("step_*"))
-    return next((p for p in reversed(found) if p.name[5:].isdigit()), None)
+    return next(iter(checkpoints(folder)), None)
 
 
 WHERE = (
@@ -294,8 +326,9 @@ class RunFolder:
         if rank() == 0:
             write_whole(known, json.dumps(self.config, indent=2) + "\n")
         if rank() == 0:  # what a kill left: an unfinished state, perhaps of a step that is not saved again; old ones
-            for unfinished in (self.path / "checkpoints").glob("part_*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            for pattern in ("part_*", "step_*.old"):
+                for unfinished in (self.path / "checkpoints").glob(pattern):
+                    shutil.rmtree(unfinished, ignore_errors=True)
             self.prune_checkpoints()
 
     def log(self, record: Mapping[str, Any], name: str = "metrics.jsonl") -> None:
@@ -324,7 +357,7 @@ class RunFolder:
 
     def prune_checkpoints(self, keep: int = 2) -> None:
         if rank() == 0:
-            for old in sorted((self.path / "checkpoints").glob("step_*"))[:-keep]:
+            for old in checkpoints(self.path)[keep:]:
                 shutil.rmtree(old, ignore_errors=True)
 
 
@@ -332,7 +365,7 @@ class RunFolder:
 
 
 class Metrics:
-    """Sums and counts from all ranks, divided once."""
+    """Sums and counts from all ranks, divided once; `not_finite` counts the means that are not, and are left out."""
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, float]] = {}
@@ -343,7 +376,8 @@ class Metrics:
         self.sums[name] = (s + float(total), n + float(count))
 
     def add_max(self, name: str, value: float) -> None:
-        self.maxima[name] = max(float(value), self.maxima.get(name, -math.inf))
+        value = float(value) if math.isfinite(value) else math.inf  # comparisons with NaN would lose it
+        self.maxima[name] = max(value, self.maxima.get(name, -math.inf))
 
     def reduce(self) -> dict[str, float]:
         """{name: sum / count or maximum} over all ranks; a mean over nothing is left out."""
@@ -353,8 +387,27 @@ class Metrics:
                 merged.add(name, total, count)
             for name, value in maxima.items():
                 merged.add_max(name, value)
-        means = {name: total / count for name, (total, count) in merged.sums.items() if count}
-        return means | merged.maxima
+        found = {name: total / count for name, (total, count) in merged.sums.items() if count} | merged.maxima
+        finite = {name: value for name, value in found.items() if math.isfinite(value)}
+        return finite | ({"not_finite": len(found) - len(finite)} if len(finite) < len(found) else {})
+
+
+BAD_STEPS = 5  # as many in a row end a run
+
+
+def count_bad(record: Mapping[str, float], before: int) -> int:
+    """Steps (rounds of GRPO) in a row, this one included, in which a gradient was not finite and was not used."""
+    return before + 1 if record["optim/skipped"] else 0
+
+
+def stop_early(bad: int) -> None:
+    """End a run whose resume state is written: KeyboardInterrupt, or UserError if it was gradients that ended it."""
+    if bad < BAD_STEPS:
+        raise KeyboardInterrupt
+    raise UserError(
+        f"{bad} steps in a row met a gradient that is not finite, and left the weights as they were: "
+        "lower --lr, look at metrics.jsonl from where optim/skipped begins; the same command continues"
+    )
 
 
 class Clock:

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -121,7 +122,7 @@ PRESETS = {
 
 
 def nll_loss(policy: Policy, groups: Sequence[Group], cfg: Config, backward: bool) -> tuple[float, int]:
-    """(sum of -log p over this rank's trace tokens, their number); with `backward` also their gradients.
+    """(sum of -log p over this rank's trace tokens, their number); with `backward` also their gradients. Eq. 6
 
     The loss is divided by the trace tokens of the whole batch on all ranks, so that neither the micro-batch
     plan nor the number of ranks changes the update (T3).
@@ -131,7 +132,9 @@ def nll_loss(policy: Policy, groups: Sequence[Group], cfg: Config, backward: boo
     nll = 0.0
     with torch.set_grad_enabled(backward):
         for batch in micro_batches(groups, cfg.micro_batch_tokens, next(policy.parameters()).device):
-            loss = aggregate(-policy(batch), batch, "token", total)
+            slope = -batch.weight * run.world_size() / total  # the loss is linear: every token's is the same
+            logprobs = policy(batch, slopes=partial(torch.full_like, fill_value=slope))
+            loss = aggregate(-logprobs, batch, "token", total)
             if backward:
                 (loss * run.world_size()).backward()  # FSDP averages over ranks; this makes it the sum
             nll += loss.item() * total
@@ -139,7 +142,7 @@ def nll_loss(policy: Policy, groups: Sequence[Group], cfg: Config, backward: boo
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, cfg: Config, system: str | None) -> list[Group]:
-    """Prompt and trace ids of every pair that fits `max_length`; says how many did not."""
+    """Prompt and trace ids of every pair that fits `max_length`; says how many did not. Eq. 5"""
     examples = []
     for pair in pairs:
         if not pair.trace:
@@ -173,10 +176,8 @@ def train(cfg: Config) -> None:
     policy = model.load_policy(cfg.model, torch.promote_types(compute, torch.float32), mesh, compute, cfg.checkpointing)
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
     folder = run.RunFolder(cfg.out, cfg)
-    start, best = 0, math.inf
-    if state := folder.latest_checkpoint():
-        progress = folder.check(model.load_state(state, policy, optimizer))
-        start, best = progress["step"], progress["best"]
+    progress = model.resume(folder, policy, optimizer) or {"step": 0, "best": math.inf}
+    start, best, bad = progress["step"], progress["best"], 0
     folder.rewind(start)
 
     bar = run.progress(cfg.steps, start, "sft")
@@ -189,7 +190,9 @@ def train(cfg: Config) -> None:
             metrics = run.Metrics()
             metrics.add("train/loss", *nll_loss(policy, groups, cfg, backward=True))  # (2)
             lr = run.learning_rate(step, cfg)  # (3)
-            metrics.add("optim/grad_norm", model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))
+            norm = model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm)
+            metrics.add("optim/grad_norm", norm)
+            metrics.add("optim/skipped", not math.isfinite(norm))
             last = step + 1 == cfg.steps
             if held_out and (last or (step + 1) % cfg.eval_every == 0):
                 policy.eval()
@@ -206,13 +209,14 @@ def train(cfg: Config) -> None:
                 {k: f"{record[k]:.3g}" for k in ("train/loss", "eval/loss", "tokens/s") if k in record}, refresh=False
             )
             bar.update()
-            stopping = stop.requested()
+            bad = run.count_bad(record, bad)
+            stopping = stop.requested() or bad == run.BAD_STEPS
             if last or stopping or (step + 1) % cfg.save_every == 0:
                 model.save_state(folder.checkpoint(step + 1), policy, optimizer,
                                  {"step": step + 1, "best": best} | folder.stamp)  # fmt: skip
                 folder.prune_checkpoints()
             if stopping and not last:
-                raise KeyboardInterrupt
+                run.stop_early(bad)
     bar.close()
     if run.rank() == 0:
         print(f"distilled model: {cfg.out}/model" + (f" (held-out loss {best:.4f} nats/token)" if held_out else ""))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import signal
 import socket
@@ -538,3 +540,88 @@ def test_T15_visible_text_controls_nothing(text):
     if text.isprintable():
         assert shown == text
     assert shown.count("\n") == text.count("\n")
+
+
+def test_under_torchrun_the_interpreter_is_not_torn_down():
+    code = "import atexit, run\natexit.register(print, 'torn down')\nrun.start(lambda: print('done'))"
+    assert python(code).stdout == "done\ntorn down\n"
+    assert python(code, RANK="0", WORLD_SIZE="1").stdout == "done\n"
+    failed = python("import run\ndef main(): raise run.UserError('bad')\nrun.start(main)", RANK="0", WORLD_SIZE="1")
+    assert (failed.returncode, failed.stderr) == (2, "error: bad\n")
+
+
+LEAVE_CODE = """
+import os, sys
+sys.argv = ["x"]
+import run
+run.join_ranks()
+import torch.distributed.fsdp  # what a script imports later must not keep the group's threads alive
+run.gather(run.rank())
+run.leave_ranks()
+names = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
+print([name for name in names if "gloo" in name])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are read from /proc")
+def test_no_gloo_thread_outlives_the_group():
+    pytest.importorskip("torch")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    done = python(LEAVE_CODE, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+                  CUDA_VISIBLE_DEVICES="")  # fmt: skip
+    assert done.stdout == "[]\n", done.stderr
+
+
+# ---- faults --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl"), "runs/x/metrics.jsonl: No space"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/x"), "runs/x: Permission denied; nothing is lost"),
+        (OSError(errno.EROFS, "Read-only file system", "runs/x"), "Read-only file system"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left on device"),
+        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"), "--micro-batch-tokens"),
+    ],
+)
+def test_what_the_machine_lacks_ends_in_one_line_with_advice(error, advice):
+    assert advice in run.remedy(error) and "same command continues" in run.remedy(error)
+    code = (
+        f"import run\ndef main(): raise {type(error).__name__}(*{error.args!r}, {getattr(error, 'filename', None)!r})"
+    )
+    done = python((code if isinstance(error, OSError) else code.rsplit(",", 1)[0] + ")") + "\nrun.start(main)")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and advice in done.stderr
+
+
+def test_out_of_memory_on_a_card_names_the_flags():
+    torch = pytest.importorskip("torch")
+    assert "--micro-batch-tokens" in run.remedy(torch.OutOfMemoryError("CUDA out of memory"))
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), FileNotFoundError(errno.ENOENT, "no", "f"), KeyError("x")])
+def test_a_bug_has_no_remedy(error):
+    assert run.remedy(error) == ""
+
+
+def test_what_is_not_finite_is_counted_and_leaves_the_others_alone():
+    metrics = run.Metrics()
+    for value in (1.0, math.nan):
+        metrics.add("loss", value, 2)
+    metrics.add("norm", 3.0)
+    metrics.add_max("gap", math.nan)
+    metrics.add_max("gap", 1.0)
+    assert metrics.reduce() == {"norm": 3.0, "not_finite": 2}
+
+
+def test_bad_steps_in_a_row_are_counted_and_end_a_run():
+    bad = 0
+    for skipped, expected in [(0.5, 1), (1.0, 2), (0.0, 0), (1.0, 1)]:
+        bad = run.count_bad({"optim/skipped": skipped}, bad)
+        assert bad == expected
+    with pytest.raises(KeyboardInterrupt):
+        run.stop_early(run.BAD_STEPS - 1)
+    with pytest.raises(run.UserError, match="not finite"):
+        run.stop_early(run.BAD_STEPS)

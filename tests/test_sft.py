@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def gradients(cfg: sft.Config, groups) -> tuple[float, int, dict[str, torch.Tens
     return nll, tokens, {n: p.grad for n, p in policy.lm.named_parameters() if p.grad is not None}
 
 
-def test_loss_and_gradient_equal_the_plain_twin_for_any_micro_batch_plan(world, tmp_path):
+def test_loss_and_gradient_equal_the_plain_twin_for_any_micro_batch_plan(world, tmp_path):  # Eq. 6
     """T3, P7: one forward per pair without packing, cross-entropy summed over trace tokens, divided once."""
     from transformers import AutoModelForCausalLM
 
@@ -69,7 +70,7 @@ def test_loss_and_gradient_equal_the_plain_twin_for_any_micro_batch_plan(world, 
             assert torch.allclose(grads[name], p.grad, atol=1e-6), (budget, name)
 
 
-def test_T4_loss_covers_the_trace_and_its_end_of_turn_and_nothing_else(world, tmp_path):
+def test_T4_loss_covers_the_trace_and_its_end_of_turn_and_nothing_else(world, tmp_path):  # Eq. 5
     cfg = small(world, tmp_path)
     tokenizer, pair = model.load_tokenizer(cfg.model), load_pairs(cfg.data)[0]
     group = examples(world, cfg)[0]
@@ -124,6 +125,18 @@ def test_the_checkpoint_with_the_best_held_out_loss_is_kept(world, tmp_path, mon
     exported = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert all(torch.equal(exported[name], t) for name, t in after[1].items())
     assert not all(torch.equal(exported[name], t) for name, t in after[3].items())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_state(world, tmp_path, monkeypatch):
+    honest = model._logits
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_logits", lambda *args: honest(*args) * math.nan)
+        with pytest.raises(run.UserError, match="5 steps in a row"):
+            sft.train(small(world, tmp_path / "run", steps=7))
+    assert [row["optim/skipped"] for row in metrics(tmp_path / "run")] == [1] * 5
+    assert run.latest_checkpoint(tmp_path / "run").name == "step_000005"
+    sft.train(small(world, tmp_path / "run", steps=7))
+    assert [row["optim/skipped"] for row in metrics(tmp_path / "run")] == [1] * 5 + [0] * 2
 
 
 def test_without_held_out_the_last_weights_are_exported(world, tmp_path):
