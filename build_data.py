@@ -9,6 +9,7 @@
        judge would learn to look for it and not to judge. The card counts it in every source, these rows too
     3. one counter over math, code, Skywork, other pairs puts the chosen response first, second, first ...
     4. 12 % of the rows are for distillation, the rest for reinforcement; rows of one prompt stay together
+    5. with --augment, pairs in which one response answers another prompt are added to both (augment.py)
 
 OUT gets sft.jsonl, rl.jsonl, held_out.jsonl, sft_held_out.jsonl (those that are not empty), card.md and
 card.json, whole or not at all. The same command on the same rows writes the same bytes.
@@ -17,6 +18,7 @@ card.json, whole or not at all. The same command on the same rows writes the sam
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import run
+from augment import augmented
 from benchmarks import Benchmark, load_benchmark
 from card import Drop, Rows, Signs, make_card, near, overlap, page, questions, repeats, watch
 from cor_prompt import Style, encode_prompt, render
@@ -35,6 +38,7 @@ from sources import Kind, fixed, read_source
 COUNTED: tuple[Kind, ...] = ("math", "code", "skywork", "pairs")  # the order of the A/B counter
 WRITTEN: tuple[Kind, ...] = ("code", "skywork", "math", "pairs")  # the order of the rows in a file
 FILES = ("sft.jsonl", "rl.jsonl", "held_out.jsonl", "sft_held_out.jsonl")
+TRAINED = FILES[:2]
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Config:
     """the same for RMB"""
     ngram: int = 13
     """a prompt overlaps a benchmark's if they share this many words in a row (words)"""
+    augment: float = 0.0
+    """pairs added per row of both training sets: its chosen response against one chosen for another prompt (pairs)"""
     shuffle: bool = False
     """write rows in a seeded random order, so that the first rows are a sample; else by source as the paper"""
     seed: int = 0
@@ -171,11 +177,12 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
-def prompt_lengths(pairs: Sequence[Pair], cfg: Config, tokenizer: Any) -> tuple[list[int], str]:
+def prompt_lengths(pairs: Sequence[Pair], cfg: Config) -> tuple[list[int], str]:
     """(length of each prompt as the judge sees it, the unit in words)."""
-    if tokenizer is None:
+    if not cfg.tokenizer:
         counts = [sum(len(m["content"]) for m in render(p, cfg.style)) * 2 // 7 for p in watch(pairs, "measure")]
         return counts, "tokens estimated as characters / 3.5 (--tokenizer counts them)"
+    tokenizer = load_tokenizer(cfg.tokenizer)
     counts = [len(encode_prompt(render(pair, cfg.style), tokenizer)) for pair in watch(pairs, "measure")]
     return counts, f"tokens of {cfg.tokenizer}"
 
@@ -184,14 +191,15 @@ def measure(cfg: Config) -> tuple[Rows, list[Kind]]:
     """Every usable row with all that is known of it, in the order of the A/B counter, and its kind of source."""
     named: dict[Benchmark, str] = {"rewardbench": cfg.rewardbench, "rm-bench": cfg.rm_bench, "rmb": cfg.rmb}
     benchmarks = {name: load_benchmark(name, source) for name, source in named.items() if source}
-    tokenizer = load_tokenizer(cfg.tokenizer) if cfg.tokenizer else None
+    if cfg.tokenizer:
+        load_tokenizer(cfg.tokenizer)  # one that cannot be had is refused before the rows are read
     pairs, drops, seen, kinds = list[Pair](), list[Drop](), list[Signs](), list[Kind]()
     for kind in COUNTED:
         first = cfg.code_rows if kind == "code" else 0
         usable, dropped, marks = read_source(kind, getattr(cfg, kind), cfg.drop_sources, first, cfg.code_seed)
         pairs, drops, seen, kinds = pairs + usable, drops + dropped, seen + marks, kinds + [kind] * len(usable)
     pairs = unique(pairs)
-    lengths, unit = prompt_lengths(pairs, cfg, tokenizer)
+    lengths, unit = prompt_lengths(pairs, cfg)
     shared = {name: overlap(pairs, others, cfg.ngram) for name, others in benchmarks.items()}
     sizes = {name: len({q for pair in others for q in questions(pair)}) for name, others in benchmarks.items()}
     return Rows(pairs, drops, seen, lengths, unit, repeats(pairs), near(pairs), shared, sizes), kinds
@@ -221,9 +229,20 @@ def build(cfg: Config) -> dict[str, str]:
     order = sorted(range(len(pairs)), key=lambda k: WRITTEN.index(kinds[kept[k]]))
     if cfg.shuffle:
         order = sorted(order, key=lambda k: place(pairs[k], "order", cfg.seed))
-    splits = {name: [pairs[k] for k in order if names[k] == name] for name in FILES if name in names}
-    lengths = [rows.lengths[kept[k]] for k in order]
-    card = make_card(settings(cfg), replace(rows, drops=drops), [pairs[k] for k in order], lengths, splits)
+    places = {name: [k for k in order if names[k] == name] for name in FILES if name in names}
+    splits = {name: [pairs[k] for k in those] for name, those in places.items()}
+    added: list[Pair] = []
+    for name in [name for name in TRAINED if cfg.augment and name in splits]:  # (5)
+        groups = [rows.groups[kept[k]] for k in places[name]]
+        added += (more := augmented(splits[name], groups, cfg.augment, cfg.seed))
+        splits[name] += more
+        if cfg.shuffle:
+            splits[name].sort(key=lambda pair: place(pair, "order", cfg.seed))
+    if cfg.augment and not added:
+        raise UserError("--augment: no two different prompts in one file, rows with traces or ready-made prompts apart")
+    lengths = [rows.lengths[kept[k]] for k in order] + (prompt_lengths(added, cfg)[0] if added else [])
+    written = [*(pairs[k] for k in order), *added]
+    card = make_card(settings(cfg), replace(rows, drops=drops), written, lengths, splits)
     texts = {name: save_pairs(those) for name, those in splits.items()}
     return texts | {"card.md": page(card), "card.json": json.dumps(card, indent=2, ensure_ascii=False) + "\n"}
 
@@ -240,7 +259,10 @@ def refuse_foreign(cfg: Config) -> None:
         raise UserError(f"{folder} is a file; use another --out")
     if known.exists():
         try:
-            before = dict(json.loads(known.read_text(encoding="utf-8"))["config"])
+            before = {
+                "augment": 0.0,
+                **json.loads(known.read_text(encoding="utf-8"))["config"],
+            }  # older cards have none
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{known}: not a data card; use another --out") from None
         changed = [f"{k} was {before.get(k)!r}, is {v!r}" for k, v in settings(cfg).items() if before.get(k) != v]
@@ -266,13 +288,16 @@ def main(cfg: Config) -> None:
     run.check_positive(cfg, "max_prompt_tokens", "ngram")
     if not 0 <= cfg.sft_share <= 1 or min(cfg.held_out, cfg.sft_held_out, cfg.code_rows) < 0:
         raise UserError("--sft-share must be between 0 and 1, --held-out, --sft-held-out, --code-rows at least 0")
+    if not 0 <= cfg.augment < math.inf:
+        raise UserError(f"--augment {cfg.augment}: pairs to add per row, 0 or more")
     if not any(getattr(cfg, kind) for kind in COUNTED):
         raise UserError("no rows named: give --skywork, --code, --math or --pairs, or --preset paper")
     refuse_foreign(cfg)
     files = build(cfg)
     write(Path(cfg.out), files)
     card = json.loads(files["card.json"])
-    print(f"{card['rows']['read']:,} rows read, {card['rows']['kept']:,} kept; " + ", ".join(
+    added = f", {card['rows']['added']:,} pairs added" if cfg.augment else ""
+    print(f"{card['rows']['read']:,} rows read, {card['rows']['kept']:,} kept{added}; " + ", ".join(
         f"{name} {part['pairs']:,}" for name, part in card["splits"].items()))  # fmt: skip
     for reason, drop in card["dropped"].items():
         print(f"dropped {drop['rows']:,}: {run.visible(reason)}")

@@ -26,6 +26,7 @@ from data import Message, Pair
 from run import derive_seed
 
 T = TypeVar("T")
+ADDED = "added (--augment)"  # the source of pairs that no row was
 MARKER = re.compile(r"<\|?im_start\|?>")
 ASKS = re.compile(r"<\|?im_start\|?>\s*user")
 POINTS = (50, 90, 99, 100)
@@ -183,10 +184,11 @@ def make_card(settings: dict[str, Any], rows: Rows, kept: Sequence[Pair], length
     """The card as numbers. `kept` are the rows that are written, `lengths` their prompts'."""
     lines = grouped(zip(kept, lengths, strict=True), lambda line: line[0].source)
     limit, twice = settings["max_prompt_tokens"], rows.repeats
+    added = sum(pair.source == ADDED for pair in kept)
     card: dict[str, Any] = {
         "config": settings,
-        "rows": {"read": len(kept) + len(rows.drops), "usable": len(rows.pairs), "dropped": len(rows.drops),
-                 "kept": len(kept)},
+        "rows": {"read": len(kept) - added + len(rows.drops), "usable": len(rows.pairs), "dropped": len(rows.drops),
+                 "kept": len(kept) - added} | ({"added": added} if added else {}),
         "splits": {name: of_split(pairs) for name, pairs in splits.items()},
         "sources": {name: of_source([p for p, _ in those], [n for _, n in those], limit)
                     for name, those in lines.items()},
@@ -315,6 +317,8 @@ def page(card: Mapping[str, Any]) -> str:
         f"{rows['read']:,} rows read, {rows['dropped']:,} dropped, {rows['kept']:,} kept. Seed {cfg['seed']}; all "
         "settings are in card.json. From\n",
         "".join(f"- {kind}: {cell(name)}\n" for kind in ("skywork", "code", "math", "pairs") for name in cfg[kind]),
+        *([f"{rows['added']:,} pairs were added, as a source of their own below: the response chosen for a prompt "
+           "against one that was chosen for another prompt of the same file.\n"] if "added" in rows else []),
         "## Look at this first\n",
         "".join(f"- {cell(line)}\n" for line in card["warnings"]) or "- nothing stood out\n",
         "## Files\n",

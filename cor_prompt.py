@@ -169,7 +169,7 @@ def defuse(text: str, labels: bool = False) -> str:
 # ---- messages -> ids -----------------------------------------------------------------------------------
 
 
-def encode_prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:
+def encode_prompt(messages: Sequence[Message], tokenizer: Any, add_generation_prompt: bool = True) -> list[int]:
     """Chat template + generation prompt -> ids, in which control tokens come from the template alone.
 
     The template is rendered around sentinels, its skeleton cut at its own control tokens, and every text
@@ -182,7 +182,7 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:
         {"role": m["role"], "content": m["content"].replace(core, sentinel) if core else m["content"]}
         for m, core, sentinel in zip(messages, cores, sentinels, strict=True)
     ]
-    skeleton = tokenizer.apply_chat_template(framed, tokenize=False, add_generation_prompt=True)
+    skeleton = tokenizer.apply_chat_template(framed, tokenize=False, add_generation_prompt=add_generation_prompt)
     contents = dict(zip(sentinels, cores, strict=True))
     plain, control = plain_tokenizer(tokenizer), control_tokens(tokenizer)
     marks = "|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)"
@@ -196,7 +196,7 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:
 
 
 def encode_target(pair: Pair, tokenizer: Any) -> list[int]:
-    """SFT target: the trace as text, then the end-of-turn token. (len,) ids."""
+    """SFT target: the trace as text, then the end-of-turn token. (len,) ids. Eq. 4"""
     if not pair.trace:
         raise ValueError(f"pair {pair.pair_id} has no trace to learn from")
     ids = encode_text(pair.trace, plain_tokenizer(tokenizer), control_tokens(tokenizer))

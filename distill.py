@@ -8,6 +8,7 @@
     python distill.py --data PAIRS.jsonl --model NAME --base-url https://HOST/v1 --api-key-env KEY --out runs/traces
     python distill.py ... --second-model OTHER --second-base-url https://HOST2/v1        # another oracle for pass 2
     python distill.py --data PAIRS.jsonl --model FOLDER --samples 4 --no-second-pass     # a checkpoint's own chains
+    python distill.py ... --samples 8 --rstar FOLDER                                     # the straightest right one
     python toy.py serve & python distill.py --preset tiny                                # the tiny world
 
 `--out` gets traces.jsonl (sft.py's --data), failed.jsonl, summary.json, and pass_1.jsonl and pass_2.jsonl with every
@@ -23,6 +24,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import tyro
@@ -69,6 +71,8 @@ class Config:
     """text file that replaces the style's fixed wording; empty: the built-in wording"""
     samples: int = 1
     """chains per pair and pass; the first without a fault is the trace, all stay in the logs"""
+    rstar: str = ""
+    """not the first but the one with the highest R-star (rstar.py) by this model: a folder, a run folder or a hub id"""
     temperature: float = 1.0
     """sampling temperature; 0 takes the likeliest token"""
     max_tokens: int = 8192
@@ -168,9 +172,22 @@ def find_fault(text: str, finish_reason: str, winner: str, cfg: Config, told: bo
     return "tells of the hint" if told and leaks(trace) else ""
 
 
-def choose(attempts: Sequence[Attempt]) -> Attempt | None:
-    """The trace among a pair's chains: the first without a fault."""
-    return next((attempt for attempt in attempts if not attempt.fault), None)
+def choose(attempts: Sequence[Attempt], scores: Mapping[Attempt, float] = MappingProxyType({})) -> Attempt | None:
+    """The trace among a pair's chains: of those without a fault the one with the highest score, else the first."""
+    return max((attempt for attempt in attempts if not attempt.fault), key=lambda a: scores.get(a, 0.0), default=None)
+
+
+def rank(cfg: Config, passes: Sequence[Chains], prompts: Mapping[Name, Sequence[Message]]) -> dict[Attempt, float]:
+    """R-star of every chain that has a rival, below the prompt of pass 1, with which it will be learnt."""
+    from rstar import rank_traces
+
+    good = [[a for a in group if not a.fault] for chains in passes for group in chains.values()]
+    rivals = [group for group in good if len(group) > 1]
+    asked = [(prompts[group[0].source, group[0].pair_id], [trace_of(a.text) for a in group]) for group in rivals]
+    found = rank_traces(cfg.rstar, asked, cfg.dtype) if asked else []
+    return {
+        a: score for group, scores in zip(rivals, found, strict=True) for a, score in zip(group, scores, strict=True)
+    }
 
 
 def failed_text(attempts: Sequence[Attempt]) -> str:
@@ -286,7 +303,8 @@ def distil(cfg: Config) -> dict[str, Any]:
                  for pair in left]  # fmt: skip
         passes.append(collect(cfg, 2, shown, system, opened))  # (2)
     close(opened)
-    traced = [with_trace(pair, cfg, passes) for pair in pairs]
+    scores = rank(cfg, passes, prompts) if cfg.rstar else {}
+    traced = [with_trace(pair, cfg, passes, scores) for pair in pairs]
     summary = summarise(cfg, traced, passes)
     run.write_whole(folder / "traces.jsonl", save_pairs(pair for pair in traced if pair.trace))
     run.write_whole(folder / "failed.jsonl", save_pairs(pair for pair in traced if not pair.trace))  # (3)
@@ -300,6 +318,8 @@ def check(cfg: Config) -> None:
     run.check_positive(cfg, "samples", "max_tokens")
     if not (math.isfinite(cfg.temperature) and cfg.temperature >= 0):
         raise UserError(f"--temperature {cfg.temperature}: must be 0 or more")
+    if cfg.rstar and cfg.samples < 2:
+        raise UserError("--rstar chooses among several chains; give --samples, such as 8")
     if cfg.samples > 1 and cfg.temperature == 0:
         raise UserError("--samples at temperature 0 are all the same; give --temperature, such as 1.0")
     if not all(math.isfinite(price) and price >= 0 for price in (*cfg.price, *cfg.second_price)):
@@ -324,15 +344,20 @@ def resolve(cfg: Config, pairs: Sequence[Pair], system: str | None) -> Config:
         print(f"{model}: sampler {kind} ({why})", flush=True)
         cfg = replace(cfg, sampler=kind)
         digests.append(weights_digest(model))
+    if cfg.rstar:
+        from model import weights_digest
+
+        digests.append(weights_digest(cfg.rstar))
     return replace(cfg, digests=tuple(digests))
 
 
-def with_trace(pair: Pair, cfg: Config, passes: Sequence[Chains]) -> Pair:
+def with_trace(pair: Pair, cfg: Config, passes: Sequence[Chains], scores: Mapping[Attempt, float]) -> Pair:
     """The pair with its trace and who wrote it, or without one and with the first fault of each pass."""
     faults = {}
     for number, chains in enumerate(passes, 1):
-        if chosen := choose(chains[name(pair)]):
+        if chosen := choose(chains[name(pair)], scores):
             wrote = {"pass": str(number), "oracle": oracle(cfg, number).model, "sample": str(chosen.sample)}
+            wrote |= {"r_star": f"{scores[chosen]:.4f}"} if chosen in scores else {}
             return replace(pair, trace=trace_of(chosen.text), meta={**pair.meta, **wrote})
         faults[f"pass_{number}"] = chains[name(pair)][0].fault
     return replace(pair, meta={**pair.meta, **faults})

@@ -5,6 +5,7 @@
     torchrun --nproc_per_node=8 eval.py run ...            # a stripe of the pairs and a log for each process
     python eval.py run --model NAME --base-url http://localhost:8000/v1 ...        # neither torch nor vllm here
     python eval.py run ... --votes 5 --temperature 1 | --max-tokens 256 512 1024   # accuracy against votes, budget
+    python eval.py run ... --model runs/scalar --scalar    # a scalar reward model: scores instead of chains (scalar.py)
     python eval.py score --benchmark rm-bench --log runs/eval/rm-bench --compare
 
 `run`: `--out` gets config.json, judgements.jsonl (one verdict a line, as it comes; judgements_RANK.jsonl under
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from json import dumps
 from pathlib import Path
@@ -34,7 +35,7 @@ from data import Message, Pair, save_pairs, swap
 from endpoint import EndpointSampler
 from outcomes import budget_curve, read_judgement, read_log, score_rows, summarise
 from reward import Rule
-from rollout import Chat, Judgement, SamplerKind, check_sampling, judge_pairs, load_sampler, which_sampler
+from rollout import Judgement, SamplerKind, check_sampling, judge_pairs, load_sampler, which_sampler
 from run import StopSignal, UserError
 
 Key = tuple[str, str, str, int]  # source, pair_id, order, sample: what names a verdict
@@ -66,6 +67,8 @@ class Run:
     """Longest chain (tokens); what is cut off has no verdict, mostly. Several: each in turn, and their curve."""
     limit: int = 0
     """Judge only the first pairs of the file (pairs); 0 is all."""
+    scalar: bool = False
+    """--model is a scalar reward model (one label): the response with the higher score wins, equal scores are wrong."""
     seed: int = 0
     """Seed of the samples (an integer)."""
     rule: Rule = "eval"
@@ -95,9 +98,9 @@ class Run:
     prompt_digest: tyro.conf.Suppress[str] = ""  # model or an edited file never continues an old log
 
 
-def evaluate(cfg: Run, sampler: Chat | None = None) -> dict[str, Any]:
+def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
     """Judge what the logs do not hold yet, write and return the summary; of several budgets their curve, with a
-    folder for each. Every rank calls it. `sampler` replaces --model."""
+    folder for each. Every rank calls it. `sampler` (a Chat; with --scalar a ScalarModel) replaces --model."""
     check(cfg)
     system = run.read_prompt(cfg.prompt_file)
     pairs = distinct(load_benchmark(cfg.benchmark, cfg.data))[: cfg.limit or None]
@@ -141,6 +144,8 @@ def check(cfg: Run) -> None:
         raise UserError("--tp must be at least 1, --engine-memory above 0 and at most 1")
     if cfg.tp > 1 and run.world_size() > 1:
         raise UserError(f"--tp {cfg.tp}: one process spreads its engine over the GPUs; start it without torchrun")
+    if cfg.scalar and (cfg.votes > 1 or len(cfg.max_tokens) > 1 or cfg.tp > 1 or cfg.base_url or cfg.prompt_file):
+        raise UserError("--scalar: scores have no votes, token budgets, prompt file, --tp or --base-url")
 
 
 def names_of(cfg: Run, pairs: Sequence[Pair]) -> set[Key]:
@@ -169,14 +174,19 @@ def resolve(cfg: Run, pairs: Sequence[Pair], system: str | None, has_model: bool
         from model import weights_digest
 
         cfg = replace(cfg, model_digest=weights_digest(cfg.model))
-        kind, why = which_sampler(cfg.sampler, cfg.model, cfg.tp)
-        cfg = replace(cfg, sampler=kind)
-        say(f"sampler: {kind} ({why})")
+        if not cfg.scalar:
+            kind, why = which_sampler(cfg.sampler, cfg.model, cfg.tp)
+            cfg = replace(cfg, sampler=kind)
+            say(f"sampler: {kind} ({why})")
     return replace(cfg, data_digest=run.digest(save_pairs(pairs)), prompt_digest=run.digest(system))
 
 
-def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]]) -> Chat:
-    """The server, or the model in this process with room for the longest prompt and chain."""
+def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]]) -> Any:
+    """The server, the scalar model, or the model in this process with room for the longest prompt and chain."""
+    if cfg.scalar:
+        from scalar import load_scalar
+
+        return load_scalar(cfg.model, cfg.dtype)
     if cfg.base_url:
         out, own = Path(cfg.out), "" if run.world_size() == 1 else f"_{run.rank()}"
         return EndpointSampler(cfg.base_url, cfg.model, cfg.api_key_env, out / f"replies{own}.jsonl", cfg.concurrency,
@@ -218,7 +228,7 @@ def key_of(judgement: Judgement) -> Key:
     return judgement.source, judgement.pair_id, judgement.order, judgement.sample
 
 
-def collect(cfg: Run, sampler: Chat, pairs: Sequence[Pair], system: str | None, found: dict[Key, Judgement]) -> None:
+def collect(cfg: Run, sampler: Any, pairs: Sequence[Pair], system: str | None, found: dict[Key, Judgement]) -> None:
     """Ask for this rank's share of the missing verdicts; each goes to its log and into `found`. Ctrl-C and SIGTERM
     wait for the running call."""
     missing = names_of(cfg, pairs) - found.keys()
@@ -239,10 +249,7 @@ def collect(cfg: Run, sampler: Chat, pairs: Sequence[Pair], system: str | None, 
         for start in range(0, len(mine), step):
             if stop.asked:  # this rank alone: ranks make different numbers of calls, and torchrun tells them all
                 raise KeyboardInterrupt
-            for judgement in judge_pairs(
-                sampler, mine[start : start + step], cfg.style, n=cfg.votes, temperature=cfg.temperature,
-                max_tokens=cfg.max_tokens[0], seed=cfg.seed, both_orders=cfg.both_orders, rule=cfg.rule,
-                system=system, at_once=at_once, done=done):  # fmt: skip
+            for judgement in judge(cfg, sampler, mine[start : start + step], system, at_once, done):
                 if key_of(judgement) in found:  # a sibling of the sample that was missing
                     continue
                 file.write(dumps(asdict(judgement)) + "\n")
@@ -251,6 +258,18 @@ def collect(cfg: Run, sampler: Chat, pairs: Sequence[Pair], system: str | None, 
                 right += judgement.correct
                 bar.set_postfix(accuracy=f"{right / len(found):.3f}", refresh=False)
                 bar.update()
+
+
+def judge(cfg: Run, sampler: Any, pairs: Sequence[Pair], system: str | None, at_once: int,
+          done: Container[tuple[str, str, str]]) -> Iterator[Judgement]:  # fmt: skip
+    if cfg.scalar:
+        from scalar import judge_scalar
+
+        return judge_scalar(sampler, pairs, cfg.both_orders, done)
+    return judge_pairs(
+        sampler, pairs, cfg.style, n=cfg.votes, temperature=cfg.temperature,
+        max_tokens=cfg.max_tokens[0], seed=cfg.seed, both_orders=cfg.both_orders, rule=cfg.rule,
+        system=system, at_once=at_once, done=done)  # fmt: skip
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +31,7 @@ import sizes
 from attention import compiled_graphs
 from batch import Agg, Batch, Group, aggregate, denominator, micro_batches
 from cor_prompt import Style, encode_prompt, render
-from data import Pair, load_pairs, stream
+from data import Message, Pair, load_pairs, stream
 from model import Policy
 from reward import parse_verdict, verdict_reward
 from rollout import Rollout, Sampler, SamplerKind, TorchSampler, VLLMSampler, judge_pairs, tally, which_sampler
@@ -38,7 +40,7 @@ from rollout import Rollout, Sampler, SamplerKind, TorchSampler, VLLMSampler, ju
 
 
 def group_advantages(rewards: Tensor, scale_by_std: bool = True, eps: float = 1e-6) -> Tensor:
-    """(P, G) rewards -> (P, G) advantages: (r - mean) / (std + eps), std unbiased. Eq. 9
+    """(P, G) rewards -> (P, G) advantages: (r - mean) / (std + eps), std unbiased. Eq. 10
 
     A group of equal rewards (or of one) gets 0. `scale_by_std=False` is Dr. GRPO's.
 
@@ -54,8 +56,11 @@ def group_advantages(rewards: Tensor, scale_by_std: bool = True, eps: float = 1e
 
 def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float,
                       clip_high: float) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Per token: -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A), and whether the clip won. Eq. 9"""
-    ratio = (logprobs - old_logprobs).exp()
+    """Per token: -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A), and whether the clip won. Eq. 9
+
+    The log of the ratio is clamped to +-20, so that the gradient stays finite.
+    """
+    ratio = (logprobs - old_logprobs).clamp(-20.0, 20.0).exp()
     plain = ratio * advantages
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
     return -torch.minimum(plain, clipped), clipped < plain
@@ -235,7 +240,7 @@ PRESETS = {
 
 def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, rollouts: Sequence[Rollout],
            advantages: Tensor, cfg: Config, loss: Callable = grpo_loss, step: int = 0) -> dict[str, float]:  # fmt: skip
-    """One round's optimiser steps on this rank's P * G rollouts (groups adjacent) -> metrics of all ranks.
+    """One round's optimiser steps on this rank's P * G rollouts (groups adjacent) -> metrics of all ranks. Eq. 7
 
     Old log-probs are real: scored before the first step moves the weights. `step` places the round in the
     learning-rate schedule.
@@ -250,7 +255,7 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
     for m, (mini, batches) in enumerate(zip(mini_batches, packed, strict=True)):
         total = max(1, sum(run.gather(denominator(mini, cfg.agg, cfg.max_response_tokens))))
         for batch in batches:
-            logprobs, entropy = policy(batch, cfg.temperature, entropy=True)
+            logprobs, entropy = policy(batch, cfg.temperature, True, partial(token_slopes, batch, cfg, total, loss))
             if batch.old_logprobs is None:
                 batch.old_logprobs = logprobs.detach()
             value, stats = loss(logprobs, batch, cfg, total)
@@ -258,9 +263,21 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
             record_tokens(metrics, batch, stats | {"policy/entropy": entropy})
         lr = 0.0 if cfg.compat == "official" and step == 0 else run.learning_rate(
             step * len(mini_batches) + m, cfg)  # fmt: skip
-        metrics.add("optim/grad_norm", model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))  # (5)
+        norm = model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm)  # (5)
+        metrics.add("optim/grad_norm", norm)
+        metrics.add("optim/skipped", not math.isfinite(norm))
     graphs = {"compile/graphs": compiled_graphs()} if device.type == "cuda" else {}
     return metrics.reduce() | {"optim/lr": lr} | graphs
+
+
+def token_slopes(batch: Batch, cfg: Config, total: float, loss: Callable, logprobs: Tensor) -> Tensor:
+    """(N,) log-probs -> (N,) d loss / d log-prob, for `Policy`; `update` takes the loss itself once all are known."""
+    with torch.enable_grad():
+        logprobs = logprobs.detach().requires_grad_()
+        if batch.old_logprobs is None:
+            batch = replace(batch, old_logprobs=logprobs.detach())
+        value, _ = loss(logprobs, batch, cfg, total)
+        return torch.autograd.grad(value * run.world_size(), logprobs)[0]
 
 
 def make_groups(rollouts: Sequence[Rollout], advantages: Tensor) -> list[Group]:
@@ -299,10 +316,12 @@ def record_tokens(metrics: run.Metrics, batch: Batch, stats: dict[str, Tensor]) 
 
 # ---- around the loop -----------------------------------------------------------------------------------
 
+REFILLS = 100  # passes over P prompts that may go by before a round is full
+
 
 def verdict_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Policy, tokenizer: Any,
                   cfg: Config) -> Tensor:  # fmt: skip
-    """(P, G) rewards: +1 for the right verdict, else -1, nothing else."""
+    """(P, G) rewards: +1 for the right verdict, else -1, nothing else. Eq. 8"""
     size = len(rollouts) // len(pairs)
     rewards = [verdict_reward(r.text, pairs[i // size].winner) for i, r in enumerate(rollouts)]
     return torch.tensor(rewards).view(len(pairs), size)
@@ -314,11 +333,13 @@ def collect(pairs: Sequence[Pair], start: int, sampler: Sampler, prompt_ids: Cal
 
     Without `keep` that is one pass. With it, groups it refuses are replaced by the next of the stream,
     whichever rank drew them. A prompt's seed is its place in the stream, so neither ranks nor batch sizes
-    change what is sampled.
+    change what is sampled. Raises UserError where `keep` refuses nearly everything.
     """
-    size, ranks = cfg.group_size, run.world_size()
+    size, ranks, first = cfg.group_size, run.world_size(), start
     found: list[tuple[int, list[Rollout], Tensor]] = []  # of all ranks: place in the stream, group, its rewards
     while len(found) < cfg.prompts_per_step:
+        if start - first == REFILLS * cfg.prompts_per_step:
+            raise run.UserError(f"of {start - first} groups only {len(found)} were kept: too little is left to learn")
         places = range(start + run.rank(), start + cfg.prompts_per_step, ranks)
         taken = stream(pairs, start, cfg.prompts_per_step, cfg.seed)[run.rank() :: ranks]
         start += cfg.prompts_per_step
@@ -335,9 +356,8 @@ def collect(pairs: Sequence[Pair], start: int, sampler: Sampler, prompt_ids: Cal
     return [r for _, group, _ in mine for r in group], torch.stack([rewards for *_, rewards in mine]), start
 
 
-def evaluate(
-    sampler: Sampler, held_out: Sequence[Pair], step: int, cfg: Config, system: str | None
-) -> dict[str, float]:
+def evaluate(sampler: Sampler, held_out: Sequence[Pair], step: int, cfg: Config, system: str | None,
+             prompt: Callable = render, verdict: Callable = parse_verdict) -> dict[str, float]:  # fmt: skip
     """Greedy held-out verdicts in both orders -> eval/* metrics; the traces go to rollouts/step_N.jsonl."""
     if not held_out:
         return {}
@@ -345,7 +365,7 @@ def evaluate(
     mine = [held_out[place % len(held_out)] for place in places]  # equally many: ranks may share an engine
     both = all(pair.messages is None for pair in held_out)
     judged = list(judge_pairs(sampler, mine, cfg.style, max_tokens=cfg.max_response_tokens, both_orders=both,
-                              rule="train", system=system))  # fmt: skip
+                              rule="train", system=system, prompt=prompt, read=verdict))  # fmt: skip
     own = sum(place < len(held_out) for place in places)
     judged = [j for part in run.gather(judged[: own * (2 if both else 1)]) for j in part]
     if run.rank() == 0:
@@ -354,10 +374,11 @@ def evaluate(
     return {f"eval/{name}": value for name, value in tally(judged).items()}
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor) -> dict[str, float]:
+def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor,
+                    verdict: Callable = parse_verdict) -> dict[str, float]:  # fmt: skip
     """What rollouts and rewards look like, over all ranks; the standard error takes a group as one observation."""
     metrics, count = run.Metrics(), len(rollouts)
-    verdicts = [parse_verdict(r.text) for r in rollouts]
+    verdicts = [verdict(r.text, "train") for r in rollouts]
     metrics.add("reward/mean", rewards.sum().item(), rewards.numel())
     metrics.add("reward/frac_constant_groups", (rewards == rewards[:, :1]).all(1).sum().item(), len(rewards))
     metrics.add("rollout/length_mean", sum(len(r.response_ids) for r in rollouts), count)
@@ -369,14 +390,14 @@ def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor) -> dict[str, f
     return metrics.reduce() | {"reward/se": error}
 
 
-def make_engine(cfg: Config, tokenizer: Any, held_out: Sequence[Pair], system: str | None) -> VLLMSampler | None:
+def make_engine(cfg: Config, tokenizer: Any, held_out: Sequence[list[Message]]) -> VLLMSampler | None:
     """vLLM, if it is to sample; made before the policy, because it counts on the memory that is free."""
     kind, why = which_sampler(cfg.sampler, cfg.model, cfg.tp)
     if run.rank() == 0:
         print(f"sampler: {kind} ({why})")
     if kind == "torch":
         return None
-    shown = [len(encode_prompt(render(pair, cfg.style, system), tokenizer)) for pair in held_out]
+    shown = [len(encode_prompt(messages, tokenizer)) for messages in held_out]
     context = min(max([cfg.max_prompt_tokens, *shown]) + cfg.max_response_tokens, model.context_tokens(cfg.model))
     seed = run.derive_seed(cfg.seed, "engine", run.latest_checkpoint(cfg.out), run.rank() // cfg.tp)
     return VLLMSampler(cfg.model, tokenizer, cfg.sampler_dtype, context, tp=cfg.tp, memory=cfg.engine_memory, seed=seed)
@@ -410,11 +431,13 @@ def load_prompts(cfg: Config, tokenizer: Any, prompt: Callable, system: str | No
 
 
 def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_score, keep: Callable | None = None,
-          advantage: Callable = group_advantages, loss: Callable = grpo_loss) -> None:  # fmt: skip
+          advantage: Callable = group_advantages, loss: Callable = grpo_loss,
+          verdict: Callable = parse_verdict) -> None:  # fmt: skip
     """Reinforce; a variant is a file that passes its own function. Continues an interrupted run.
 
     prompt(pair, style, system) -> messages; score(rollouts, pairs, policy, tokenizer, cfg) -> (P, G);
-    keep(rewards) -> (P,) bool, groups kept, the rest refilled from the stream (None: all are kept).
+    keep(rewards) -> (P,) bool, groups kept, the rest refilled from the stream (None: all are kept);
+    verdict(text, rule) -> A, B or None, for held-out accuracy and metrics.
     """
     run.check_positive(cfg, "steps", "prompts_per_step", "group_size", "mini_batch", "temperature",
                        "micro_batch_tokens", "max_response_tokens", "max_grad_norm", "eval_every",
@@ -432,17 +455,20 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
     held_out = load_pairs(cfg.held_out) if cfg.held_out else []
     compute = getattr(torch, cfg.compute_dtype)
     mesh = model.make_mesh(compute, cfg.shard_ranks)
-    engine = make_engine(cfg, tokenizer, held_out, system)
+    engine = make_engine(cfg, tokenizer, [prompt(pair, cfg.style, system) for pair in held_out])
     stored = torch.promote_types(compute, torch.float32)
     policy = model.load_policy(cfg.model, stored, mesh, compute, cfg.checkpointing)
     reference = model.load_policy(cfg.model, compute, mesh, compute).requires_grad_(False)
     sampler: Sampler = engine or torch_sampler(cfg, policy, tokenizer, mesh)
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
-    folder, state = run.RunFolder(cfg.out, cfg), {"step": 0, "position": 0}
-    if checkpoint := folder.latest_checkpoint():
-        state = folder.check(model.load_state(checkpoint, policy, optimizer))
+    folder = run.RunFolder(cfg.out, cfg)
+    state, bad = model.resume(folder, policy, optimizer) or {"step": 0, "position": 0}, 0
     folder.rewind(state["step"])
     moments = model.HostMoments(optimizer, cfg.offload_optimizer)
+
+    def judge(step: int) -> dict[str, float]:
+        return evaluate(sampler, held_out, step, cfg, system, prompt, verdict)
+
     bar = run.progress(cfg.steps, state["step"], "grpo")
 
     with run.StopSignal() as stop:
@@ -451,7 +477,7 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
             moments.to_host()
             sampler.sync(model.gathered_weights(policy, getattr(torch, cfg.sampler_dtype)))
             clock.lap("sync")
-            evaluated = evaluate(sampler, held_out, step, cfg, system) if step % cfg.eval_every == 0 else {}
+            evaluated = judge(step) if step % cfg.eval_every == 0 else {}
             clock.lap("eval")
             rollouts, rewards, state["position"] = collect(  # (1), (2)
                 pairs, state["position"], sampler, prompt_ids,
@@ -462,20 +488,21 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
             advantages = advantage(rewards, cfg.scale_by_std)  # (4)
             stats = update(policy, reference, optimizer, rollouts, advantages, cfg, loss, step)  # (3), (5)
             clock.lap("update")
-            record = rollout_metrics(rollouts, rewards) | stats | evaluated | clock.times(rollouts)
+            record = rollout_metrics(rollouts, rewards, verdict) | stats | evaluated | clock.times(rollouts)
             folder.log({"step": step} | record)
             show(bar, record)
             state["step"] = step + 1
-            stopping, last = stop.requested(), step + 1 == cfg.steps
+            bad = run.count_bad(record, bad)
+            stopping, last = stop.requested() or bad == run.BAD_STEPS, step + 1 == cfg.steps
             if stopping or last or (step + 1) % cfg.save_every == 0:
                 model.save_state(folder.checkpoint(step + 1), policy, optimizer, state | folder.stamp)
                 folder.prune_checkpoints()
             if stopping and not last:
                 sampler.close()
-                raise KeyboardInterrupt
+                run.stop_early(bad)
     bar.close()
     moments.to_host()
-    finish(cfg, folder, policy, tokenizer, sampler, held_out, system)
+    finish(cfg, folder, policy, tokenizer, sampler, judge)
 
 
 def show(bar: Any, record: dict[str, float]) -> None:
@@ -486,10 +513,10 @@ def show(bar: Any, record: dict[str, float]) -> None:
 
 
 def finish(cfg: Config, folder: run.RunFolder, policy: Policy, tokenizer: Any, sampler: Sampler,
-           held_out: Sequence[Pair], system: str | None) -> None:  # fmt: skip
+           judge: Callable) -> None:  # fmt: skip
     """The last sync and evaluation, and the exported model."""
     sampler.sync(model.gathered_weights(policy, getattr(torch, cfg.sampler_dtype)))
-    record = evaluate(sampler, held_out, cfg.steps, cfg, system)
+    record = judge(cfg.steps)
     folder.rewind(cfg.steps)  # a run that is repeated after its end logs its last evaluation once
     folder.log({"step": cfg.steps} | record)
     model.save_hf(policy, tokenizer, folder.path / "model")

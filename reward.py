@@ -34,7 +34,7 @@ def parse_verdict(text: str, rule: Rule = "train") -> Letter | None:
 
 
 def verdict_reward(text: str, winner: str) -> float:
-    """+1.0 for the right verdict under the training rule, -1.0 for anything else."""
+    """+1.0 for the right verdict under the training rule, -1.0 for anything else. Eq. 8"""
     if winner not in ("A", "B"):
         raise ValueError(f"winner must be 'A' or 'B', not {winner!r}")
     return 1.0 if parse_verdict(text) == winner else -1.0

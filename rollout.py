@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -340,10 +340,10 @@ class Judgement:
 
 def judge_pairs(sampler: Chat, pairs: Sequence[Pair], style: Style, *, n: int = 1, temperature: float = 0.0,
                 max_tokens: int, seed: int = 0, both_orders: bool = False, rule: Rule = "eval",
-                system: str | None = None, at_once: int = 256,
-                done: Container[tuple[str, str, str]] = ()) -> Iterator[Judgement]:  # fmt: skip
+                system: str | None = None, at_once: int = 256, done: Container[tuple[str, str, str]] = (),
+                prompt: Callable = render, read: Callable = parse_verdict) -> Iterator[Judgement]:  # fmt: skip
     """Judge every pair n times (in both orders if asked), `at_once` verdicts a call; yields as they come. What is
-    `done` (source, pair_id, order) is left out.
+    `done` (source, pair_id, order) is left out. A judge of another kind brings its own `prompt` and `read`.
 
     Used for held-out accuracy in training, evaluation, the judge and distillation. Seeds depend on
     (seed, pair, order) alone, so an interrupted evaluation continues with the same samples.
@@ -354,13 +354,13 @@ def judge_pairs(sampler: Chat, pairs: Sequence[Pair], style: Style, *, n: int = 
     step = max(1, at_once // n)
     for start in range(0, len(shown), step):
         part = shown[start : start + step]
-        conversations = [render(pair, style, system) for pair, _ in part]
+        conversations = [prompt(pair, style, system) for pair, _ in part]
         seeds = [derive_seed(seed, pair.source, pair.pair_id, order) for pair, order in part]
         for (pair, order), replies in zip(
             part, sampler.chat(conversations, n, temperature, max_tokens, seeds), strict=True
         ):
             for sample, reply in enumerate(replies):
-                verdict = parse_verdict(reply.text, rule)
+                verdict = read(reply.text, rule)
                 yield Judgement(pair.pair_id, pair.source, pair.category, pair.meta, order, sample, verdict,
                                 pair.winner, verdict == pair.winner, reply.finish_reason,
                                 reply.response_tokens, reply.text)  # fmt: skip
@@ -388,7 +388,7 @@ def majority(votes: Iterable[Letter | None]) -> Letter | None:
 
 
 def tally(judgements: Iterable[Judgement]) -> dict[str, float]:
-    """accuracy, verdict rate, share of A, mean length; with both orders also consistency.
+    """accuracy (Eq. 3), verdict rate, share of A, mean length; with both orders also consistency.
 
     No verdict counts as wrong. A pair is consistent when the verdicts of both orders name one response;
     with several samples per order, sample k is held against sample k.

@@ -1,6 +1,7 @@
 """The paper's experiments in the tiny world: every row of its tables as shell commands, three seeds each.
 
-    python -m recipes.miniature run                        # all rows, two side by side: what `make tables` does
+    python -m recipes.miniature run tables                 # the paper's rows, two side by side: `make tables`
+    python -m recipes.miniature run variants               # its neighbours, from their checkpoints: `make variants`
     python -m recipes.miniature run rm-r1 --seeds 0        # one row and the rows it starts from
     python -m recipes.miniature run rm-r1 --print-only     # the commands themselves, to be pasted into a shell
     python -m recipes.miniature table                      # results.json -> results.md and plots
@@ -170,7 +171,59 @@ FAITHFULNESS = (
          sft("{world}/start", "{here}/kept.jsonl"), JUDGE, PROBE)),
 )  # fmt: skip
 
-ROWS = (*WORLDS, *ABLATION, *SIZES, *FAITHFULNESS, *SFT_OR_REASONING, *BUDGETS)
+
+def variant(name: str, options: str = "", model: str = "{distilled}", world: str = "{world}") -> tuple[str]:
+    return (rl(model, options, world, f"-m variants.{name}"),)
+
+
+def own_traces(options: str = "") -> tuple[str]:
+    """distill.py's first pass by a weak judge itself, four chains a pair."""
+    line = ("python distill.py --preset tiny --seed {seed} --data {world}/rl.jsonl --prompt-file {world}/prompt.txt "
+            "--base-url '' --model {cold-cor} --sampler torch --samples 4 --no-second-pass --out {here}")  # fmt: skip
+    return (f"{line} {options}".rstrip(),)
+
+
+VARIANTS = (  # `rm-r1` is GRPO from the same checkpoint
+    Row("rlpr", variant("rlpr")),
+    Row("rlpr-unfiltered", variant("rlpr", "--std-beta 0")),
+    Row("dapo", variant("dapo")),
+    Row("dapo-unsampled", (rl("{distilled}", "--clip-high 0.28 --agg token --kl-coef 0"),)),
+    Row("dr-grpo", variant("dr_grpo")),
+    Row("stable-reinforce", variant("stable_reinforce")),
+    *(Row(f"world-{form}", (f"python -m variants.toy_forms {{world}} {{here}} --form {form}",))
+      for form in ("scores", "boxed")),
+    Row("distilled-scores", (sft("{world-scores}/start", "{world-scores}/sft.jsonl", world="{world-scores}"),)),
+    Row("grm", variant("grm", model="{distilled-scores}", world="{world-scores}")),
+    Row("weak-boxed", (sft("{world-boxed}/start", "{world-boxed}/sft.jsonl", WEAK, "{world-boxed}"),)),
+    Row("rrm", variant("rrm", model="{weak-boxed}", world="{world-boxed}")),
+    Row("traces-first", own_traces()),
+    Row("traces-rstar", own_traces("--rstar {cold-cor}")),
+    *(Row(f"distilled-{which}",
+          (sft("{world}/start", f"{{traces-{which}}}/traces.jsonl", "--steps 1200"), JUDGE, PROBE))
+      for which in ("first", "rstar")),
+    Row("pairs-augmented", ("python build_data.py --pairs {world}/rl.jsonl --sft-share 0 --augment 0.5 --shuffle "
+                            "--seed {seed} --out {here}",)),
+    Row("augmented", (rl("{distilled}", data="{pairs-augmented}/rl.jsonl"),)),
+    Row("scalar",
+        ("python -m variants.scalar_rm --preset tiny --seed {seed} --model {world}/start --data {answers}/sft.jsonl "
+         "--held-out {world}/sft_held_out.jsonl --out {here} --steps 1200 --lr 1e-3",  # the best of five rates
+         "python eval.py run --scalar --model {here} --data {world}/held_out.jsonl --both-orders --out {here}/eval")),
+)  # fmt: skip
+
+
+def look(name: str) -> Row:
+    prompt = "--scalar" if name == "scalar" else "--prompt-file {world}/prompt.txt --rule train --max-tokens 60"
+    command = f"python probes.py --model {{{name}}} {prompt} --data {{world}}/held_out.jsonl --out {{here}}"
+    return Row(f"probes-{name}", (command,))
+
+
+PROBED = ("answer-sft", "scalar", "distilled", "rm-r1", "augmented")
+
+GROUPS = {
+    "tables": (*WORLDS, *ABLATION, *SIZES, *FAITHFULNESS, *SFT_OR_REASONING, *BUDGETS),  # the paper's own
+    "variants": (*VARIANTS, *map(look, PROBED)),  # what it is discussed with
+}
+ROWS = tuple(row for group in GROUPS.values() for row in group)
 
 
 # ---- what has to be run --------------------------------------------------------------------------------
@@ -368,8 +421,8 @@ def account(one: Running, status: int, usage: Any) -> int:
 class Run:
     """Run rows that are not done yet, then collect what is there."""
 
-    rows: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names of rows; none: all."""
+    rows: tyro.conf.Positional[tuple[str, ...]] = ("tables",)
+    """Names of rows, or of groups of them: tables, variants."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of world, weights, data order and sampling (integers)."""
     at_once: int = 2
@@ -395,7 +448,8 @@ class Table:
 def run_rows(cfg: Run) -> None:
     if cfg.at_once < 1 or cfg.steps < 0 or not cfg.seeds:
         raise UserError("--at-once must be at least 1, --steps at least 0, --seeds one seed or more")
-    wanted = cfg.rows or tuple(row.name for row in ROWS)
+    wanted = [row.name for name in cfg.rows for row in GROUPS.get(name, ())]
+    wanted += [name for name in cfg.rows if name not in GROUPS]
     tasks = [task for seed in cfg.seeds for task in plan(ROWS, wanted, seed, cfg.root, cfg.steps)]
     if cfg.print_only:
         print("\n".join(command for task in tasks for command in (f"# {task.row}", *task.commands)))

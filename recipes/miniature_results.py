@@ -35,7 +35,15 @@ def collect(root: Path, out: Path, keys: Mapping[tuple[int, str], str]) -> None:
 
     `keys`: what a finished row's key has to be; a row of other commands or other code is left out.
     """
-    results: Results = {"rows": {}, "curves": {}, "probes": {}, "traces": {}, "parameters": {}, "seconds": {}}
+    results: Results = {
+        "rows": {},
+        "curves": {},
+        "probes": {},
+        "looks": {},
+        "traces": {},
+        "parameters": {},
+        "seconds": {},
+    }
     lines: list[str] = []
     for side in sorted(root.glob("seed-*"), key=seed_of):
         for path in sorted((side / "records").glob("*.json")):
@@ -63,7 +71,7 @@ def collect_row(results: Results, folder: Path, seed: str, record: Mapping[str, 
         put(results["rows"], label, seed, summary([Judgement(**row) for _, row in read_jsonl(path)]))
     if rollouts:
         put(results["curves"], name, seed, curves(row for _, row in read_jsonl(folder / "metrics.jsonl")))
-    for kind, file in (("probes", "probe.json"), ("traces", "summary.json")):
+    for kind, file in (("probes", "probe.json"), ("looks", "probes.json"), ("traces", "summary.json")):
         if (path := folder / file).exists():
             put(results[kind], name, seed, json.loads(path.read_text(encoding="utf-8")))
     if (weights := folder / "model" / "model.safetensors").exists():
@@ -251,6 +259,25 @@ FAITH: list[Entry] = [
     ("and the others repaired in pass 2: force", "distilled-force", "-"),
     ("as they are, then RL", "rm-r1", "-"),
 ]
+VARIANTS: list[Entry] = [
+    ("GRPO: RM-R1", "rm-r1", ""),
+    ("RLPR", "rlpr", ""),
+    ("RLPR without its filter", "rlpr-unfiltered", ""),
+    ("DAPO", "dapo", ""),
+    ("DAPO without dynamic sampling", "dapo-unsampled", ""),
+    ("Dr. GRPO", "dr-grpo", ""),
+    ("StableReinforce", "stable-reinforce", ""),
+    ("GRPO on half as many augmented pairs more (Robust RRM)", "augmented", ""),
+    ("distilled on scores", "grm:start", ""),
+    ("DeepSeek-GRM", "grm", ""),
+    ("weak start, boxed verdicts", "rrm:start", ""),
+    ("Reward Reasoning Model", "rrm", ""),
+    ("distilled on a weak judge's first right chains", "distilled-first", ""),
+    ("on those that R-star chooses (ReasonGRM)", "distilled-rstar", ""),
+    ("answers alone", "answer-sft", ""),
+    ("scalar reward model (Bradley-Terry)", "scalar", ""),
+]
+PROBED = ("answer-sft", "scalar", "distilled", "rm-r1", "augmented")
 SIZES = (("rm-r1-16", 16), ("rm-r1-32", 32), ("rm-r1", 64))
 CAPS = (8, 24, 40, 60)
 
@@ -280,6 +307,20 @@ FAITH_CLAIMS: list[Claim] = [
     ("distilled-kept", "rm-r1:start", "the right ones alone against all as they are", None),
     ("distilled-redo", "distilled-kept", "redo against the right ones alone", None),
     ("distilled-force", "distilled-kept", "force against the right ones alone", None),
+]
+
+
+VARIANT_CLAIMS: list[Claim] = [
+    *((name, "rm-r1", f"{label} against GRPO", None) for label, name, _ in VARIANTS[1:8]),
+    ("dapo", "dapo-unsampled", "dynamic sampling", None),
+    ("rlpr", "rlpr-unfiltered", "RLPR's filter", None),
+    ("grm", "grm:start", "DeepSeek-GRM against its start", None),
+    ("grm", "rm-r1", "DeepSeek-GRM against RM-R1", None),
+    ("rrm", "rrm:start", "Reward Reasoning Model against its start", None),
+    ("rrm", "cold-cor", "Reward Reasoning Model against the cold start with format reward", None),
+    ("distilled-rstar", "distilled-first", "R-star against the first right chain", None),
+    ("scalar", "answer-sft", "scalar against answers alone", None),
+    ("rm-r1", "scalar", "RM-R1 against the scalar reward model", None),
 ]
 
 
@@ -492,6 +533,29 @@ def probe_claims(results: Results) -> list[str]:
     return said
 
 
+# ---- variants ------------------------------------------------------------------------------------------
+
+
+def variants_section(results: Results) -> str:
+    if not any(name in results["rows"] for _, name, _ in VARIANTS[1:-2]):
+        return ""  # `make tables` alone was run
+    looks = [["", *PROBED]]
+    for row in next(iter(results["looks"].get("probes-rm-r1", {}).values()), {"rows": {}})["rows"]:
+        looks.append([row, *(look_cell(results["looks"].get(f"probes-{name}", {}), row) for name in PROBED)])
+    return section("Variants", table(results, VARIANTS, ""), claims_of(results, VARIANT_CLAIMS)) + "\n" + as_markdown(
+        "What a judge looks at: mean over seeds ± 2 s.e. (`probes.py`)", looks)  # fmt: skip
+
+
+def look_cell(seeds: Mapping[str, Any], row: str) -> str:
+    found = [look["rows"][row] for look in seeds.values() if look["rows"][row]["value"] is not None]
+    if not found:
+        return "-"
+    values = [one["value"] for one in found]
+    items = math.sqrt(sum((one["error"] or 0.0) ** 2 for one in found)) / len(found)
+    spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.3f} ± {2 * max(items, spread):.3f}"
+
+
 # ---- all of it -----------------------------------------------------------------------------------------
 
 
@@ -524,6 +588,7 @@ def write_tables(folder: Path) -> None:
         budget_section(results),
         dynamics_section(results),
         faith_section(results),
+        variants_section(results),
         time_section(results),
     ])  # fmt: skip
     write_whole(folder / "results.md", text)

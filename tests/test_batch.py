@@ -225,7 +225,7 @@ def test_one_row_reaches_plan_and_collate():
 # ---- per-token values -> one number --------------------------------------------------------------------
 
 
-def test_aggregate_and_denominator_by_hand():
+def test_aggregate_and_denominator_by_hand():  # Eq. 9
     groups = [Group([1], [[5, 6], [], [7]]), Group([2, 2], [[8, 9, 8, 9], []])]
     values = torch.tensor([1.0, 2.0, 6.0, 4.0, 4.0, 0.0, 8.0])
     batch = collate(groups, [0, 1], "cpu")
@@ -313,7 +313,7 @@ def plans() -> dict[str, list[Batch]]:
 
 
 @pytest.mark.parametrize("agg", AGGS)
-def test_T3_P7_gradient_is_the_same_for_any_micro_batch_plan(double_policy, agg):
+def test_T3_P7_gradient_is_the_same_for_any_micro_batch_plan(double_policy, agg):  # Eq. 9
     total = denominator(GROUPS, agg, 16)
     expected = truth(double_policy, agg, total)
     assert max(g.abs().max() for g in expected.values()) > 1e-2

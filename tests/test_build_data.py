@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import build_data
 import card as cards
+from augment import augmented
 from build_data import PRESETS, Config, alternate, main, split, unique
 from cor_prompt import render
 from data import Pair, load_pairs, save_pairs
@@ -762,3 +763,98 @@ def test_all_real_files_with_the_real_benchmarks(tmp_path):
 
 def frozen(pair):
     return replace(pair, context=tuple((m["role"], m["content"]) for m in pair.context))
+
+
+# ---- pairs with a stranger -----------------------------------------------------------------------------
+
+
+def worse(pair: Pair) -> str:
+    return pair.response_b if pair.winner == "A" else pair.response_a
+
+
+def test_added_pairs_set_a_chosen_response_against_one_chosen_for_another_prompt(tmp_path):
+    rows = [plain(n) for n in range(40)]
+    before, _ = make(tmp_path / "plain", pairs=rows, sft_share=0.25, held_out=8)
+    files, card = make(tmp_path / "more", pairs=rows, sft_share=0.25, held_out=8, augment=0.5)
+    assert files["held_out.jsonl"] == before["held_out.jsonl"]
+    for name, count in (("sft.jsonl", 4), ("rl.jsonl", 12)):  # half of 8 and of 24
+        assert files[name][:-count] == before[name]
+        chosen = {f"mine/{pair.pair_id}": pair for pair in before[name]}  # no file holds another's text
+        for place, pair in enumerate(files[name][-count:]):
+            own, stranger = chosen[pair.meta["row"]], chosen[pair.meta["stranger"]]
+            assert (pair.context, better(pair), worse(pair)) == (own.context, better(own), better(stranger))
+            assert own.context != stranger.context and pair.winner == "AB"[place % 2]
+            assert (pair.pair_id, pair.source, pair.category) == (f"mine/{own.pair_id}+0", "added (--augment)", "chat")
+        assert len({pair.meta["row"] for pair in files[name][-count:]}) == count
+    assert card["rows"] == {"read": 40, "usable": 40, "dropped": 0, "kept": 40, "added": 16}
+    line = card["sources"]["added (--augment)"]
+    assert (line["pairs"], line["a_wins"], card["splits"]["rl.jsonl"]["pairs"]) == (16, 0.5, 36)
+    assert "16 pairs were added" in (tmp_path / "more" / "out" / "card.md").read_text()
+    assert "were added" not in (tmp_path / "plain" / "out" / "card.md").read_text()
+
+
+def test_a_mark_of_chosen_responses_is_worth_less_by_the_share_that_was_added(tmp_path):
+    """It gives away all of 20 rows; with as many added pairs it is a coin on half of the 40."""
+    rows = [plain(n, chosen=f"Sure! answer {n}", rejected=f"answer {n}") for n in range(20)]
+    files, _ = make(tmp_path, pairs=rows, augment=1.0)
+    marked = [[text.startswith("Sure!") for text in (better(p), worse(p))] for p in files["rl.jsonl"]]
+    right = [(1 + good - bad) / 2 for good, bad in marked]
+    assert sum(right) / len(right) == (1.0 + 1.0 / 2) / (1 + 1.0) == 0.75
+
+
+def test_no_stranger_shares_a_prompt_or_has_an_answer_that_fits_here_too():
+    def pair(name, question, good, bad):
+        return Pair(name, "s", (user(question),), good, bad, "A")
+
+    pairs = [pair("a", "2+2?", "4", "5"), pair("b", "2+2?", "four", "six"), pair("c", "3+1?", "4", "6"),
+             pair("d", "2+3?", "5", "7")]  # fmt: skip
+    made = augmented(pairs, [0, 0, 2, 3], 5.0, 0)
+    seen = {(p.meta["row"][-1], p.meta["stranger"][-1]) for p in made}
+    assert seen <= {("b", "c"), ("b", "d"), ("c", "b"), ("c", "d"), ("d", "a"), ("d", "b"), ("d", "c")}
+    # a meets none: c's answer is right for it and d's is the wrong one that it knows; 3 rows a lap, 24 turns at most
+    assert len(seen) > 4 and len({p.pair_id for p in made}) == len(made) == 18
+    assert [p.winner for p in made[:4]] == ["A", "B", "A", "B"]
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.1, 1), (0.5, 5), (1.0, 10), (2.5, 25)])
+def test_the_share_says_how_many_whatever_the_seed_and_names_stay_unique(share, count):
+    pairs = [Pair(f"p{i}", "s", (user(f"q{i}"),), f"good {i}", f"bad {i}", "AB"[i % 2]) for i in range(10)]
+    one, two, again = (augmented(pairs, range(10), share, seed) for seed in (0, 1, 0))
+    assert len(one) == len(two) == len({p.pair_id for p in one}) == count and one == again
+    assert count < 5 or one != two
+    laps = Counter(p.meta["row"] for p in one)
+    assert not laps or max(laps.values()) - min([*laps.values()] if count >= 10 else [1]) <= 1
+
+
+def test_rows_that_name_letters_take_no_part_and_alone_are_refused(tmp_path):
+    ready = [{"context_messages": [user(f"prompt {n}")], "winner": "model_a"} for n in range(4)]
+    files, card = make(tmp_path / "some", pairs=[*ready, plain(1), plain(2)], augment=1.0)
+    assert card["rows"]["added"] == 2 and {p.meta["row"] for p in files["rl.jsonl"][-2:]} == {"mine/p1", "mine/p2"}
+    with pytest.raises(UserError, match="no two different prompts"):
+        make(tmp_path / "none", pairs=ready, augment=1.0)
+    with pytest.raises(UserError, match="no two different prompts"):
+        make(tmp_path / "same", pairs=[plain(1), plain(1, chosen="x", id="p9")], augment=1.0)
+    for wrong in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="--augment"):
+            make(tmp_path / "wrong", pairs=[plain(1), plain(2)], augment=wrong)
+
+
+def test_added_pairs_are_shuffled_with_the_others_and_the_same_command_writes_the_same_bytes(tmp_path):
+    rows = [plain(n) for n in range(30)]
+    files, _ = make(tmp_path / "one", pairs=rows, augment=1.0, shuffle=True)
+    make(tmp_path / "two", pairs=rows, augment=1.0, shuffle=True)
+    first = [p.source for p in files["rl.jsonl"][:20]]
+    assert 0 < first.count("mine") < 20
+    one, two = (tmp_path / name / "out" / "rl.jsonl" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_build_from_before_there_was_augment_is_not_another_one(tmp_path):
+    make(tmp_path, pairs=[plain(n) for n in range(4)])
+    card = tmp_path / "out" / "card.json"
+    old = json.loads(card.read_text())
+    del old["config"]["augment"]
+    card.write_text(json.dumps(old))
+    make(tmp_path, pairs=[plain(n) for n in range(4)])
+    with pytest.raises(UserError, match=r"augment was 0\.0, is 1\.0"):
+        make(tmp_path, pairs=[plain(n) for n in range(4)], augment=1.0)

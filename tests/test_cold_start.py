@@ -38,7 +38,7 @@ A, B = "<answer>[[A]]</answer>", "<answer>[[B]]</answer>"
         ("", "plain", 0.0, 0.0),
     ],
 )
-def test_one_for_the_format_and_one_for_the_answer(text, style, if_a_wins, if_b_wins):
+def test_one_for_the_format_and_one_for_the_answer(text, style, if_a_wins, if_b_wins):  # Eq. 11
     assert [cold_start_reward(text, winner, style) for winner in "AB"] == [if_a_wins, if_b_wins]
 
 

@@ -478,7 +478,7 @@ def test_encoding_leaves_the_tokenizer_as_it_was(any_tokenizer):
 
 
 @given(trace=TRICKY.filter(bool))
-def test_a_target_is_the_trace_and_one_EOS(any_tokenizer, trace):
+def test_a_target_is_the_trace_and_one_EOS(any_tokenizer, trace):  # Eq. 4
     ids = encode_target(replace(single(), trace=trace), any_tokenizer)
     assert ids[-1] == any_tokenizer.eos_token_id
     assert not set(ids[:-1]) & set(control_tokens(any_tokenizer).values())

@@ -37,7 +37,7 @@ def load(folder: Path, *rows: dict) -> list[Pair]:
 # ---- layouts -------------------------------------------------------------------------------------------
 
 
-def test_the_projects_own_layout(tmp_path):
+def test_the_projects_own_layout(tmp_path):  # Eq. 1
     row = OWN | {"pair_id": "x7", "source": "made up", "category": "math", "meta": {"level": 3}, "trace": "because",
                  "unknown": [1]}  # fmt: skip
     full, bare = load(tmp_path, row, OWN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -13,18 +14,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from test_endpoint import FAULTS, Fake, completion
 
 import distill
+import rstar
 import run
 import toy
-from cor_prompt import render
+from cor_prompt import encode_prompt, plain_tokenizer, render
 from data import Pair, load_pairs, save_pairs
 from distill import Config
 from hint import HINT, hinted, leaks
+from model import load_tokenizer
 from reward import parse_verdict
 from run import UserError
 
@@ -556,3 +560,124 @@ def test_presets_parse_and_the_paper_asks_for_its_keys(tmp_path, monkeypatch):
     cfg = replace(cfg, data=make_config(None, tmp_path / "out", make_pairs(1)).data)
     with pytest.raises(UserError, match="ANTHROPIC_API_KEY"):
         distill.distil(cfg)
+
+
+# ---- R-star --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "answer", "score"),
+    [
+        ([0.9, 0.5], [1.0, 0.8], 0.7 * 0.9),
+        ([0.90, 0.85, 0.40, 0.30, 0.60, 0.95], [0.90, 0.85], 4.0 / 6 * 0.875),  # hesitates twice
+        ([0.90, 0.92, 0.88, 0.95], [0.97, 0.95], 0.9125 * 0.96),
+        ([0.9] * 100, [0.9] * 2, 0.81),  # length does not count
+        ([1.0, 0.0], [1.0], 0.5),  # nor does one impossible word make it nothing
+        ([1.0], [0.0], 0.0),
+        ([], [1.0, 1.0], 0.0),  # a bare verdict
+        ([1.0, 1.0], [], 0.0),
+    ],
+)
+def test_r_star_is_the_product_of_two_means(reasoning, answer, score):
+    assert rstar.rstar(torch.tensor([*reasoning, *answer]), len(reasoning)) == pytest.approx(score, abs=1e-6)
+
+
+def test_the_verdict_begins_where_its_last_tag_does(any_tokenizer):
+    plain = plain_tokenizer(any_tokenizer)
+    for before in ("two words ", "quotes <answer>[[B]]</answer> first. ", "größer 数 👍\n\n"):
+        trace = before + "<answer>[[A]]</answer>"
+        ids = plain.encode(trace, add_special_tokens=False).ids
+        count = rstar.reasoning_tokens(trace, any_tokenizer)
+        assert 0 < count < len(ids)
+        assert plain.decode(ids[count:]).strip().endswith("<answer>[[A]]</answer>")
+        assert plain.decode(ids[count:]).count("[[") == 1
+        assert before.strip().startswith(plain.decode(ids[:count]).strip())
+        assert "<answer>[[A]]" not in plain.decode(ids[:count])
+    assert rstar.reasoning_tokens("<answer>[[A]]</answer>", any_tokenizer) == 0
+    assert rstar.reasoning_tokens("no verdict", any_tokenizer) == 0
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory):
+    """An untrained judge of the tiny world."""
+    tokenizer, folder = toy.build_tokenizer(), tmp_path_factory.mktemp("scorer")
+    toy.build_model(tokenizer, 0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("budget", [16384, 200, 1])
+def test_r_star_by_a_model_is_the_one_that_transformers_gives(scorer, budget):
+    from transformers import AutoModelForCausalLM
+
+    rng, tokenizer = random.Random(0), load_tokenizer(str(scorer))
+    pairs = toy.make_pairs(5, rng, False, "p")
+    asked = [(render(pair, "instruct", "judge"), [toy.teach(pair, rng, toy.Flaws()) for _ in range(1 + i % 3)])
+             for i, pair in enumerate(pairs)]  # fmt: skip
+    asked[1][1].append("<answer>[[A]]</answer>")
+    found = rstar.rank_traces(str(scorer), asked, max_tokens=budget)
+    lm = AutoModelForCausalLM.from_pretrained(scorer).eval()
+    for (messages, traces), scores in zip(asked, found, strict=True):
+        prompt = encode_prompt(messages, tokenizer)
+        for trace, score in zip(traces, scores, strict=True):
+            ids = tokenizer(trace, add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                p = lm(torch.tensor([prompt + ids])).logits[0].softmax(-1)
+            p = p[torch.arange(len(prompt) - 1, len(prompt) + len(ids) - 1), ids]
+            wanted = (p[:-3].mean() * p[-3:].mean()).item() if len(ids) > 3 else 0.0  # <answer>, [[A]], </answer>
+            assert score == pytest.approx(wanted, rel=1e-4)
+
+
+def attempt(sample, fault=""):
+    return distill.Attempt("s", "p", sample, fault, "stop", 1, 1, f"text {sample}")
+
+
+def test_the_chosen_chain_is_the_highest_of_those_without_a_fault_and_else_the_first():
+    wrong, one, two, three = attempt(0, "wrong verdict"), attempt(1), attempt(2), attempt(3)
+    group = [wrong, one, two, three]
+    assert distill.choose(group) == one
+    assert distill.choose(group, {wrong: 0.9, one: 0.2, two: 0.5, three: 0.4}) == two
+    assert distill.choose(group, {one: 0.3, two: 0.3, three: 0.3}) == one
+    assert distill.choose([wrong], {wrong: 0.9}) is None and distill.choose([]) is None
+
+
+def test_the_straightest_chain_becomes_the_trace(fake, tmp_path, scorer):
+    fake.plan = by_seed
+    pairs = make_pairs(16)
+    plain = make_config(fake, tmp_path / "first", pairs, samples=4)
+    cfg = replace(plain, out=str(tmp_path / "best"), rstar=str(scorer))
+    distill.distil(plain)
+    distill.distil(cfg)
+    by = {n: load_pairs(str(tmp_path / n / "traces.jsonl")) for n in ("first", "best")}
+    assert [p.pair_id for p in by["first"]] == [p.pair_id for p in by["best"]]
+    rivals = 0
+    for one in by["best"]:
+        log = rows(tmp_path / "best", f"pass_{one.meta['pass']}.jsonl")
+        good = [r for r in log if r["pair_id"] == one.pair_id and not r["fault"]]
+        prompt = render(replace(one, trace=None), cfg.style)  # pass 1's, without the hint
+        [scores] = rstar.rank_traces(str(scorer), [(prompt, [r["text"] for r in good])])
+        best = max(range(len(good)), key=scores.__getitem__)
+        assert (one.trace, one.meta["sample"]) == (good[best]["text"], str(good[best]["sample"]))
+        assert one.meta.get("r_star") == (f"{scores[best]:.4f}" if len(good) > 1 else None)
+        rivals += len(good) > 1
+    assert rivals > 5 and {p.meta["pass"] for p in by["best"]} == {"1", "2"}
+    assert by["first"] != by["best"] and all("r_star" not in p.meta for p in by["first"])
+    whole = contents(tmp_path / "best")
+    (tmp_path / "best" / "traces.jsonl").unlink()
+    distill.distil(cfg)
+    assert contents(tmp_path / "best") == whole
+
+
+def test_what_ranks_is_part_of_the_run(fake, tmp_path, scorer):
+    fake.plan = by_seed
+    judge = tmp_path / "judge"
+    shutil.copytree(scorer, judge)
+    cfg = make_config(fake, tmp_path / "out", make_pairs(2), samples=2, rstar=str(judge))
+    distill.distil(cfg)
+    with pytest.raises(UserError, match="another configuration"):
+        distill.distil(replace(cfg, rstar=""))
+    toy.build_model(toy.build_tokenizer(), 1).save_pretrained(judge)  # trained again
+    with pytest.raises(UserError, match="another configuration"):
+        distill.distil(cfg)
+    with pytest.raises(UserError, match="--samples"):
+        distill.distil(replace(cfg, out=str(tmp_path / "one"), samples=1))

@@ -58,7 +58,7 @@ def metrics(out: Path) -> list[dict]:
 # ---- advantages ----------------------------------------------------------------------------------------
 
 
-def test_advantages_are_the_papers_with_unbiased_std():
+def test_advantages_are_the_papers_with_unbiased_std():  # Eq. 10
     """Six of seven right: the wrong one gets -2.268, the right ones +0.378 (ddof 1; ddof 0 gives -2.449)."""
     rewards = torch.tensor([[1.0] * 6 + [-1.0]])
     got = group_advantages(rewards)[0]
@@ -97,13 +97,23 @@ def test_advantages_centre_and_ignore_shift_and_scale(rewards, scale, shift):
         (0.9, -2.0, 1.8, 1.8, False),
     ],
 )
-def test_T2_clip_in_all_four_quadrants(ratio, advantage, loss, slope, clipped):
+def test_T2_clip_in_all_four_quadrants(ratio, advantage, loss, slope, clipped):  # Eq. 9
     logprobs = torch.tensor([math.log(ratio)], requires_grad=True)
     value, won = clipped_surrogate(logprobs, torch.zeros(1), torch.tensor([advantage]), 0.2, 0.2)
     value.sum().backward()
     assert value.item() == pytest.approx(loss, abs=1e-5)
     assert logprobs.grad is not None and logprobs.grad.item() == pytest.approx(slope, abs=1e-5)
     assert won.item() is clipped
+
+
+def test_a_ratio_beyond_float32_keeps_loss_and_gradient_finite():
+    logprobs = torch.tensor([0.0, -200.0, 0.0], requires_grad=True)
+    loss, _ = grpo.clipped_surrogate(
+        logprobs, torch.tensor([-200.0, 0.0, -200.0]), torch.tensor([-1.0, 1.0, 1.0]), 0.2, 0.2
+    )
+    loss.sum().backward()
+    assert torch.isfinite(loss).all() and torch.isfinite(logprobs.grad).all()
+    assert loss[2].item() == pytest.approx(-1.2) and logprobs.grad[2] == 0
 
 
 def test_clip_bounds_are_two_numbers():
@@ -114,7 +124,7 @@ def test_clip_bounds_are_two_numbers():
 # ---- KL ------------------------------------------------------------------------------------------------
 
 
-def test_T7_k3_value_and_gradient_at_a_known_point():
+def test_T7_k3_value_and_gradient_at_a_known_point():  # Eq. 9
     """k3 = exp(d) - d - 1 with d = ref - policy; its slope in log p is 1 - exp(d) (k1's would be 1)."""
     logprobs = torch.tensor([-1.0], requires_grad=True)
     value = kl_k3(logprobs, torch.tensor([-1.5]))
@@ -138,7 +148,7 @@ def test_k3_is_never_negative(a, b):
     assert kl_k3(torch.tensor([a], dtype=torch.float64), torch.tensor([b], dtype=torch.float64)).item() >= -1e-12
 
 
-def test_k3_estimates_the_kl_without_bias():
+def test_k3_estimates_the_kl_without_bias():  # Eq. 9
     torch.manual_seed(0)
     p, q = torch.randn(2, 6, dtype=torch.float64).log_softmax(-1)
     expected = (p.exp() * (p - q)).sum()
@@ -154,7 +164,7 @@ def made_batch():
     return collate([Group([1, 2], [[5, 6], [7]], [1.0, -1.0], [[-0.5, -0.5], [-0.7]])], [0], "cpu")
 
 
-def test_loss_is_surrogate_plus_kl_averaged_as_asked(world, tmp_path):
+def test_loss_is_surrogate_plus_kl_averaged_as_asked(world, tmp_path):  # Eq. 9
     batch = made_batch()
     batch.old_logprobs = torch.tensor([-0.5, -0.6, -0.7])
     batch.ref_logprobs = torch.tensor([-0.4, -0.6, -0.9])
@@ -252,7 +262,7 @@ def packed_update(world: Path, cfg: grpo.Config, rollouts, advantages) -> tuple[
 
 
 @pytest.mark.parametrize("agg", ["seq", "token", "const"])
-def test_T3_P7_update_equals_the_plain_twin_for_any_micro_batch_plan(world, tmp_path, agg):
+def test_T3_P7_update_equals_the_plain_twin_for_any_micro_batch_plan(world, tmp_path, agg):  # Eq. 7
     """Two mini-batches, so ratio, clip and KL are live; AdamW between them. eps 1e-8 makes Adam's first step
     sign-like where a gradient is tiny, so weights are compared at 2e-5 of a step of 1e-2."""
     cfg = small(world, tmp_path, agg=agg, kl_coef=0.1, temperature=0.8)
@@ -289,7 +299,7 @@ def test_P16_dropout_in_the_config_changes_nothing(world, tmp_path):
     assert stats["policy/approx_kl"] < 1e-12
 
 
-def test_P19_a_constant_group_pushes_nothing_but_its_kl_and_still_counts(world, tmp_path):
+def test_P19_a_constant_group_pushes_nothing_but_its_kl_and_still_counts(world, tmp_path):  # Eq. 7
     """Without KL its gradient is exactly 0 and the others' is divided by all responses; with KL it is not 0."""
     rollouts, advantages = fixed_rollouts(world)
     advantages[2:] = 0.0
@@ -371,7 +381,7 @@ def test_compat_official_trains_the_first_round_with_learning_rate_zero(world, t
     assert any(not torch.equal(start[name], t) for name, t in weights(tmp_path / "b").items())
 
 
-def test_rewards_of_the_loop_are_verdicts_only(world):
+def test_rewards_of_the_loop_are_verdicts_only(world):  # Eq. 8
     from data import load_pairs
 
     pairs = load_pairs(str(world / "rl.jsonl"))[:2]
@@ -408,6 +418,40 @@ def test_refused_groups_are_replaced_from_the_stream(world, tmp_path):
     assert [r.prompt_ids[0] for r in rollouts[:: cfg.group_size]] == [1, 3, 5, 7]
     assert rewards.shape == (4, 3) and position == 8
     assert sampler.seeds == [run.derive_seed(cfg.seed, "rollout", place) for place in range(8)]
+
+
+def test_a_stream_of_which_nothing_is_kept_ends_in_one_line(world, tmp_path, monkeypatch):
+    from data import load_pairs
+
+    monkeypatch.setattr(grpo, "REFILLS", 3)
+    pairs, cfg, sampler = load_pairs(str(world / "rl.jsonl")), small(world, tmp_path), Scripted()
+    with pytest.raises(run.UserError, match="of 12 groups only 3 were kept"):
+        grpo.collect(pairs, 0, sampler, lambda pair: [1], lambda made, taken: torch.ones(len(taken), cfg.group_size),
+                     lambda rewards: torch.arange(len(rewards)) == 0, cfg)  # fmt: skip
+    assert len(sampler.seeds) == 12
+
+
+def test_a_loss_that_is_not_finite_skips_steps_and_then_ends_the_run_with_its_state(world, tmp_path, monkeypatch):
+    """Rounds 2 and 3 of 20 are bad, then all from round 5 on; mini-batch 0 alone is enough."""
+    met, bad = [], {4, 6, *range(10, 100)}
+
+    def loss(logprobs, batch, cfg, total):
+        if not any(batch.inputs is inputs for inputs in met):
+            met.append(batch.inputs)
+        value, stats = grpo.grpo_loss(logprobs, batch, cfg, total)
+        return value * (math.nan if len(met) - 1 in bad else 1.0), stats
+
+    cfg = small(world, tmp_path / "run", steps=20, mini_batch=2, save_every=100)
+    with pytest.raises(run.UserError, match="5 steps in a row"):
+        grpo.train(cfg, score=parity, loss=loss)
+    rows = metrics(tmp_path / "run")
+    assert [row["optim/skipped"] for row in rows] == [0, 0, 0.5, 0.5, 0, 1, 1, 1, 1, 1]
+    assert all("not_finite" in row for row in rows if row["optim/skipped"])
+    assert run.latest_checkpoint(tmp_path / "run").name == "step_000010"
+    grpo.train(cfg, score=parity)  # the same command, its fault mended, goes on to the end
+    assert len(metrics(tmp_path / "run")) == 21 and all(
+        torch.isfinite(t).all() for t in weights(tmp_path / "run").values()
+    )
 
 
 # ---- configuration and errors --------------------------------------------------------------------------

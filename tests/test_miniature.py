@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import random
@@ -19,8 +20,11 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import build_data
+import distill
 import eval as evaluation
 import grpo
+import probes
 import run
 import sft
 import toy
@@ -40,6 +44,7 @@ from recipes.miniature_results import (
 from reward import format_reward, parse_verdict
 from rollout import Judgement
 from run import UserError
+from variants import scalar_rm, toy_forms
 
 # ---- the rows ------------------------------------------------------------------------------------------
 
@@ -58,10 +63,23 @@ def test_rows_have_different_names_and_start_from_rows_that_exist():
 
 @pytest.mark.parametrize(("row", "words"), commands(), ids=lambda value: value if isinstance(value, str) else "")
 def test_every_command_is_one_that_its_script_takes(row, words):
+    here = f"runs/tables/seed-3/{row}"
     if words[:2] == ["python", "sft.py"]:
-        assert run.parse(sft.Config, sft.PRESETS, words[2:]).out == f"runs/tables/seed-3/{row}"
-    elif words[:2] == ["python", "grpo.py"] or words[:3] == ["python", "-m", "variants.cold_start"]:
-        cfg = run.parse(grpo.Config, grpo.PRESETS, words[2 + (words[1] == "-m") :])
+        assert run.parse(sft.Config, sft.PRESETS, words[2:]).out == here
+    elif words[:2] == ["python", "distill.py"]:
+        assert run.parse(distill.Config, distill.PRESETS, words[2:]).out == here
+    elif words[:2] == ["python", "build_data.py"]:
+        assert run.parse(build_data.Config, build_data.PRESETS, words[2:]).out == here
+    elif words[:2] == ["python", "probes.py"]:
+        assert tyro.cli(probes.Probes, args=words[2:]).out == here
+    elif words[:3] == ["python", "-m", "variants.toy_forms"]:
+        assert tyro.cli(toy_forms.Config, args=words[3:]).form in row
+    elif words[:3] == ["python", "-m", "variants.scalar_rm"]:
+        assert run.parse(scalar_rm.Config, scalar_rm.PRESETS, words[3:]).out == here
+    elif words[:2] == ["python", "grpo.py"] or words[1] == "-m":
+        script = importlib.import_module(words[2]) if words[1] == "-m" else grpo
+        cfg = run.parse(getattr(script, "Config", grpo.Config), getattr(script, "PRESETS", grpo.PRESETS),
+                        words[2 + (words[1] == "-m") :])  # fmt: skip
         assert cfg.out == f"runs/tables/seed-3/{row}" and cfg.held_out and cfg.seed == 3
     elif words[:3] == ["python", "eval.py", "run"]:
         assert tyro.cli(evaluation.Run, args=words[3:]).both_orders

@@ -111,7 +111,7 @@ def test_the_eval_rule_reads_after_the_last_end_of_thought():
 # ---- rewards -------------------------------------------------------------------------------------------
 
 
-def test_the_reward_is_plus_one_or_minus_one():
+def test_the_reward_is_plus_one_or_minus_one():  # Eq. 8
     assert verdict_reward(REASONING + A, "A") == verdict_reward(REASONING + B, "B") == 1.0
     assert verdict_reward(REASONING + A, "B") == verdict_reward(REASONING + B, "A") == -1.0
     assert verdict_reward(REASONING, "A") == verdict_reward(A + B, "A") == -1.0
@@ -151,7 +151,7 @@ FORMAT = {  # text: styles for which it is well-formed
 
 @pytest.mark.parametrize("style", ("instruct", "rubrics", "reasoning", "plain"))
 @pytest.mark.parametrize("text", FORMAT, ids=range(len(FORMAT)))
-def test_the_format_reward_asks_for_the_parts_of_the_style(style, text):
+def test_the_format_reward_asks_for_the_parts_of_the_style(style, text):  # Eq. 11
     assert format_reward(text, style) == float(style in FORMAT[text])
 
 

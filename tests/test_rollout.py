@@ -76,7 +76,7 @@ def step_by_step(sampler: TorchSampler, prompt: list[int], seed: int, sample: in
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 @pytest.mark.parametrize("loaded", [False, True], ids=["stock attention", "as loaded"])
-def test_T8_P5_sampler_log_probs_equal_the_policys(tmp_path, arch, temperature, loaded):
+def test_T8_P5_sampler_log_probs_equal_the_policys(tmp_path, arch, temperature, loaded):  # Eq. 2
     sampler = make_sampler(arch, torch.float32)
     if loaded:
         sampler = TorchSampler(load_policy(make_folder(tmp_path, sampler.lm)).lm, sampler.tokenizer)
@@ -619,7 +619,7 @@ def judgement(number: int, order: str, verdict: str | None, winner: str, sample:
     return Judgement(f"p{number}", "set", "", {}, order, sample, verdict, winner, verdict == winner, "stop", tokens, "")
 
 
-def test_tally_by_hand():
+def test_tally_by_hand():  # Eq. 3
     seen = [
         judgement(0, "AB", "A", "A", tokens=4), judgement(0, "BA", "B", "B", tokens=8),  # consistent and right
         judgement(1, "AB", "A", "B"), judgement(1, "BA", "A", "A"),  # always A

@@ -27,7 +27,8 @@ from rollout import Rollout
 
 
 def cold_start_reward(text: str, winner: str, style: grpo.Style) -> float:
-    """
+    """1 for the format and 1 for the right verdict. Eq. 11
+
     >>> whole = "<rubric>short</rubric><eval>A is shorter</eval><answer>[[A]]</answer>"
     >>> [cold_start_reward(whole, winner, "rubrics") for winner in "AB"]
     [2.0, 1.0]

@@ -1,0 +1,193 @@
+"""A scalar reward model as a judge: one number for a response to a conversation; the higher number wins.
+
+    judge = load_scalar("runs/scalar")                 # any AutoModelForSequenceClassification with one label
+    judge.score(context, response)                     # 1.37
+    judgements = judge_scalar(judge, pairs)            # the lines that eval.py logs, for the same tables
+
+The conversation goes through the model's own chat template with the response as the assistant's turn, and no text
+in it can become a control token (cor_prompt.py). One sequence a forward, without padding: where a model reads its
+number must not depend on what stands beside it. Equal scores name nobody and count as wrong, as a missing verdict
+does and as RewardBench and RM-Bench count them. Nothing that a model folder brings is executed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attention import register
+from batch import Batch, Group
+from cor_prompt import encode_prompt
+from data import Message, Pair, swap
+from model import TESTED, Policy, _read_weights, load_tokenizer, model_folder, shard_model
+from reward import Letter
+from rollout import Judgement
+from run import UserError
+
+
+@dataclass
+class ScalarModel:
+    """`score` keeps what it has computed: RM-Bench shows each response in three of its nine comparisons."""
+
+    lm: Any
+    tokenizer: Any
+    context: int  # tokens that the model was made for
+    known: dict[tuple[int, ...], float] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def score(self, context: Sequence[Message], response: str) -> float | None:
+        """None where conversation and response are longer than the model's context."""
+        ids = encode_reply(context, response, self.tokenizer)
+        if len(ids) > self.context:
+            return None
+        if (key := tuple(ids)) not in self.known:
+            inputs = torch.tensor([ids], device=next(self.lm.parameters()).device)
+            self.known[key] = self.lm(input_ids=inputs).logits[0, 0].item()
+        return self.known[key]
+
+
+def encode_reply(context: Sequence[Message], response: str, tokenizer: Any) -> list[int]:
+    """Conversation and response -> ids; the last ones are those that the template ends a turn with."""
+    from jinja2 import TemplateError
+
+    turns: list[Message] = [*context, {"role": "assistant", "content": response}]
+    try:
+        return encode_prompt(turns, tokenizer, add_generation_prompt=False)
+    except TemplateError as error:
+        raise UserError(f"the model's chat template refuses a conversation ({error})") from None
+
+
+def load_scalar(path: str, dtype: str = "float32") -> ScalarModel:
+    """UserError for what transformers would load with a head of random numbers, or only by running its code."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    folder = model_folder(path)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        raise UserError(f"{path}: not an architecture of transformers ({str(error).splitlines()[0]})") from None
+    if getattr(config, "auto_map", None):
+        raise UserError(f"{path}: works only with code from its folder (auto_map), and that is never run")
+    if not any("ForSequenceClassification" in name for name in config.architectures or []):
+        raise UserError(f"{path}: no scalar reward model ({', '.join(config.architectures or ['unnamed'])}); train one "
+                        "with variants/scalar_rm.py, or leave out --scalar")  # fmt: skip
+    if config.num_labels != 1:
+        raise UserError(f"{path}: gives {config.num_labels} numbers for a response; a scalar reward model gives one")
+    try:
+        lm, info = AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True)  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"{path}: no reward model of transformers ({str(error).splitlines()[0][:120]})") from None
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} among them")
+    lm.config.use_cache = False
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    room = getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
+    return ScalarModel(lm.eval().to(device), load_tokenizer(path), room)
+
+
+# ---- scores -> judgements ------------------------------------------------------------------------------
+
+
+def judge_scalar(judge: ScalarModel, pairs: Iterable[Pair], both_orders: bool = False,
+                 done: Container[tuple[str, str, str]] = ()) -> Iterator[Judgement]:  # fmt: skip
+    """What rollout.judge_pairs yields, from scores: the text holds both, and the verdict as its parsers read it.
+
+    A scalar model does not see the other response, so the second order repeats the first one's scores.
+    """
+    for pair in pairs:
+        check(pair)
+        first, second = (judge.score(pair.context, text) for text in (pair.response_a, pair.response_b))
+        for order in ("AB", "BA") if both_orders else ("AB",):
+            if (pair.source, pair.pair_id, order) in done:
+                continue
+            shown, a, b = (pair, first, second) if order == "AB" else (swap(pair), second, first)
+            verdict = better(a, b)
+            text = f"A {a!r} B {b!r}" + (f" [[{verdict}]]" if verdict else "")
+            yield Judgement(pair.pair_id, pair.source, pair.category, pair.meta, order, 0, verdict, shown.winner,
+                            verdict == shown.winner, "length" if None in (a, b) else "stop", 0, text)  # fmt: skip
+
+
+def check(pair: Pair) -> None:
+    if pair.messages is not None:
+        raise UserError(f"pair {pair.pair_id}: a ready-made prompt holds no responses that could be scored one by one")
+
+
+def better(a: float | None, b: float | None) -> Letter | None:
+    """
+    >>> better(0.5, -1.0), better(-2.0, -1.0), better(1.0, 1.0), better(None, 1.0), better(float("nan"), 1.0)
+    ('A', 'B', None, None, None)
+    """
+    if a is None or b is None or not (a < b or a > b):
+        return None
+    return "A" if a > b else "B"
+
+
+def read_scores(text: str) -> tuple[float, float] | None:
+    """The scores in a judgement's text, of A and B as shown; None for a chain.
+
+    >>> read_scores("A 0.5 B -1e-05 [[A]]"), read_scores("<answer>[[A]]</answer>")
+    ((0.5, -1e-05), None)
+    """
+    found = re.match(r"A (\S+) B (\S+)(?: \[\[[AB]\]\])?$", text)
+    return (float(found[1]), float(found[2])) if found and "None" not in found.groups() else None
+
+
+# ---- the trainable twin --------------------------------------------------------------------------------
+
+
+def pack(pair: Pair, tokenizer: Any) -> Group:
+    """What both responses share as the prompt, then the winner and the loser, each with one token more: a response's
+    last token is never an input (batch.py), and the state that would predict the one behind it is the one to score."""
+    check(pair)
+    best = pair if pair.winner == "A" else swap(pair)
+    both = [encode_reply(best.context, text, tokenizer) for text in (best.response_a, best.response_b)]
+    shared = [a for a, b in takewhile(lambda ids: ids[0] == ids[1], zip(*both, strict=False))]
+    return Group(shared, [[*ids[len(shared) :], 0] for ids in both])
+
+
+class Scorer(Policy):
+    """A transformers sequence classifier with one label that scores each response of a packed micro-batch."""
+
+    def forward(self, batch: Batch, *_: Any, **__: Any) -> Tensor:
+        """(S,) scores, float32 or better, read where each response's last target would be predicted."""
+        last = torch.bincount(batch.sequence).cumsum(0) - 1  # (S,)
+        hidden = self.hidden(batch)[last]  # (S, H)
+        exact = torch.promote_types(hidden.dtype, torch.float32)  # bfloat16 would round scores by half a percent
+        return hidden.to(exact) @ self.lm.score.weight.to(exact)[0]
+
+
+def load_scorer(path: str, dtype: torch.dtype, mesh: Any = None, compute_dtype: torch.dtype | None = None,
+                checkpointing: bool = False) -> Scorer:  # fmt: skip
+    """model.load_policy with a head of zeros in the place of the language model's."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, GenerationConfig
+
+    register()
+    folder = model_folder(path)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, num_labels=1)
+    if config.model_type not in TESTED or set(getattr(config, "layer_types", None) or []) > {"full_attention"}:
+        raise UserError(f"{folder}: not among the tested architectures ({', '.join(TESTED)}, full attention)")
+    if config.pad_token_id == config.eos_token_id:  # transformers would take a turn's last token for padding
+        config.pad_token_id = None
+    attention = "flex" if mesh is not None and mesh.device_type == "cuda" else "grouped"
+    with torch.device("meta"):
+        lm = AutoModelForSequenceClassification.from_config(config, dtype=dtype, attn_implementation=attention)
+    lm.config.architectures, lm.generation_config = [type(lm).__name__], GenerationConfig()  # what save_hf writes
+    scorer = Scorer(lm)
+    if mesh is not None:
+        shard_model(scorer, mesh, compute_dtype or dtype)
+    on_gpu = mesh is not None and torch.cuda.is_available()
+    scorer.to_empty(device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu")
+    lm.model.rotary_emb = type(lm.model.rotary_emb)(config=config).to(lm.model.embed_tokens.weight.device)
+    _read_weights(nn.ModuleDict({"model": lm.model}), folder)  # checkpoint names; the language model's head stays out
+    nn.init.zeros_(lm.score.weight)
+    if checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    return scorer

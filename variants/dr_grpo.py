@@ -1,0 +1,26 @@
+"""Dr. GRPO: advantages without the division by std, the loss without the division by length. arXiv 2503.20783
+
+    A_i = r_i - mean(r)          L = 1 / (G * max_response_tokens) * sum_i sum_t loss_it
+
+    python -m variants.dr_grpo --preset tiny
+    python grpo.py --preset tiny --agg const --no-scale-by-std                   the same
+
+Both divisions are biases: 1 / std makes much of prompts on which nearly all samples agree, 1 / |o_i| makes each token
+of a long wrong response cheap, so that wrong responses grow. Nothing here is new code: both are settings of grpo.py.
+That the constant is larger than any length matters little: AdamW takes no notice of a factor on all gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import grpo
+import run
+
+PRESETS = {
+    name: replace(base, agg="const", scale_by_std=False, out=f"{base.out}-dr-grpo")
+    for name, base in grpo.PRESETS.items()
+}
+
+if __name__ == "__main__":
+    run.start(lambda: grpo.train(run.parse(grpo.Config, PRESETS)))

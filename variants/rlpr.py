@@ -1,0 +1,114 @@
+"""RLPR: the reward is how likely the judge itself finds the right verdict after its reasoning. arXiv 2506.18254
+
+    r = clip( p(v | prompt, reasoning) - p(v | prompt), 0, 1 )      p(v | ...) = mean over tokens t of v of pi(t | ...)
+
+    python -m variants.rlpr --preset tiny
+    python -m variants.rlpr --preset tiny --probability product --std-beta 0 ...
+
+The sampled verdict gives way to the reference verdict v and one forward scores it, so a guess and a conviction no
+longer earn the same. Subtracted is what v gets straight after the prompt: what the reasoning did not bring. A
+rollout without a verdict earns 0 (format gate). Groups that hardly differ are replaced by the next of the stream
+(std_filter.py). The presets have clip-higher (0.2, 0.27), the mean per token and no KL, as the authors do.
+
+Here p(v | prompt) is the current policy's; the authors score it once, before training. It shifts a group as a
+whole, so it matters through the clip at 0 alone. Left out: their 0.1 for format beside 0.9 r, and their penalty on
+repetition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import grpo
+import model
+import run
+from batch import Group, micro_batches
+from cor_prompt import plain_tokenizer
+from data import Pair
+from reward import parse_verdict
+from rollout import Rollout
+from variants.std_filter import StdFilter
+
+
+@dataclass(frozen=True)
+class Config(grpo.Config):
+    probability: Literal["mean", "product", "geometric"] = "mean"
+    """of a verdict of several tokens: the mean of their probabilities, the product, or the geometric mean"""
+    debias: bool = True
+    """subtract the right verdict's probability without any reasoning"""
+    std_beta: float = 0.5
+    """replace groups whose rewards' deviation is below this share of its running mean; 0: keep all"""
+
+
+AUTHORS = {"clip_low": 0.2, "clip_high": 0.27, "kl_coef": 0.0, "agg": "token"}
+PRESETS = {name: Config(**asdict(base) | AUTHORS | {"out": f"{base.out}-rlpr"}) for name, base in grpo.PRESETS.items()}
+
+
+def encode_verdict(before: str, letter: str, tokenizer: Any) -> tuple[list[int], list[float]]:
+    """Ids of `before` and the verdict, and per id 1.0 where it holds a part of [[letter]], else 0.0."""
+    text = f"{before}<answer>[[{letter}]]</answer>"
+    first = text.index(f"[[{letter}]]</answer>", len(before))
+    found = plain_tokenizer(tokenizer).encode(text, add_special_tokens=False)
+    return found.ids, [float(start < first + len("[[A]]") and end > first) for start, end in found.offsets]
+
+
+def with_verdict(rollout: Rollout, letter: str, tokenizer: Any) -> tuple[list[int], list[float]]:
+    """The sampled ids up to the verdict, then `letter`'s verdict, and which ids to score; ([], []) without a verdict.
+
+    Only a token that reaches over the start of the tag is encoded anew, for its part before the tag.
+    """
+    if (said := parse_verdict(rollout.text)) is None:
+        return [], []
+    start, kept = rollout.text.rindex(f"<answer>[[{said}]]</answer>"), len(rollout.response_ids)
+    while True:
+        before = tokenizer.decode(rollout.response_ids[:kept], skip_special_tokens=False)
+        if len(before) <= start and rollout.text.startswith(before):
+            break
+        kept -= 1
+    tail, weights = encode_verdict(rollout.text[len(before) : start], letter, tokenizer)
+    return rollout.response_ids[:kept] + tail, [0.0] * kept + weights
+
+
+def verdict_probabilities(policy: Any, groups: Sequence[Group], cfg: Config) -> Tensor:
+    """(P, R): p(v | ...) of each response; sampler_logprobs say which of its tokens are v. An empty response gets 0."""
+    size = len(groups[0].responses)
+    total, count = torch.zeros(2, len(groups) * size, dtype=torch.float64)
+    numbered = [replace(group, advantages=[float(p * size + k) for k in range(size)]) for p, group in enumerate(groups)]
+    with torch.no_grad():
+        for batch in micro_batches(numbered, cfg.micro_batch_tokens, next(policy.parameters()).device):
+            assert batch.advantages is not None and batch.sampler_logprobs is not None
+            logprobs = policy(batch, cfg.temperature)
+            values = logprobs.exp() if cfg.probability == "mean" else logprobs
+            place, chosen = batch.advantages.long().cpu(), batch.sampler_logprobs.double().cpu()
+            total.index_add_(0, place, values.double().cpu() * chosen)
+            count.index_add_(0, place, chosen)
+    model.release(policy)
+    mean = total if cfg.probability == "product" else total / count.clamp(min=1.0)
+    return torch.where(count > 0, mean if cfg.probability == "mean" else mean.exp(), 0.0).view(len(groups), size)
+
+
+def rlpr_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, tokenizer: Any, cfg: Config) -> Tensor:
+    """`score` for `grpo.train`: (P, G) rewards in [0, 1]. A pair's last response is the verdict after its prompt."""
+    size, groups = len(rollouts) // len(pairs), []
+    for p, pair in enumerate(pairs):
+        made = [with_verdict(r, pair.winner, tokenizer) for r in rollouts[p * size : (p + 1) * size]]
+        made.append(encode_verdict("", pair.winner, tokenizer))
+        prompt = rollouts[p * size].prompt_ids
+        groups.append(Group(prompt, [ids for ids, _ in made], sampler_logprobs=[chosen for _, chosen in made]))
+    found = verdict_probabilities(policy, groups, cfg)
+    return (found[:, :size] - found[:, size:] * cfg.debias).clamp(0.0, 1.0)
+
+
+def main() -> None:
+    cfg = run.parse(Config, PRESETS)
+    groups = StdFilter(cfg.out, cfg.std_beta)
+    grpo.train(cfg, score=rlpr_score, keep=groups.keep, advantage=groups.advantage)
+
+
+if __name__ == "__main__":
+    run.start(main)

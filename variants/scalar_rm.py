@@ -1,0 +1,120 @@
+"""The baseline: a Bradley-Terry scalar reward model, one linear head on the last token's hidden state.
+
+    P(winner beats loser) = sigmoid(r(x, winner) - r(x, loser))     r(x, y) = w . h(last token of x and y)
+    loss = - sum of log P / number of pairs in the whole batch
+
+    python -m variants.scalar_rm --preset tiny --data PAIRS --held-out PAIRS --out runs/scalar
+
+All but encoding, head and loss is as in sft.py; of a pair its winner is used, not its trace. OUT/model is what
+transformers calls an AutoModelForSequenceClassification; `eval.py run --scalar` judges with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+import model
+import run
+import sft
+from batch import Group, group_tokens, micro_batches
+from cor_prompt import Style
+from data import Pair, load_pairs, shard, stream
+from scalar import Scorer, load_scorer, pack
+
+
+@dataclass(frozen=True)
+class Config(sft.Config):
+    """sft.py's settings without those of a prompt: the model sees the conversation itself."""
+
+    style: tyro.conf.Suppress[Style] = "instruct"
+    prompt_file: tyro.conf.Suppress[str] = ""
+    dry_run: tyro.conf.Suppress[int] = 0
+    gpu_gb: tyro.conf.Suppress[float] = 80.0
+
+
+PRESETS = {name: Config(**vars(cfg) | {"prompt_file": ""}) for name, cfg in sft.PRESETS.items()}
+
+
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, cfg: Config) -> list[Group]:
+    """Winner and loser of every pair that fits a micro-batch; says how many do not."""
+    groups = [pack(pair, tokenizer) for pair in pairs]
+    most = min(cfg.max_length, cfg.micro_batch_tokens)  # a pair that is cut in two has no difference
+    fitting = [group for group in groups if group_tokens(group) <= most]
+    if not fitting:
+        raise run.UserError(f"no pair fits {most} tokens, the lesser of --max-length and --micro-batch-tokens")
+    if run.rank() == 0 and len(fitting) < len(groups):
+        print(f"{len(groups) - len(fitting)} of {len(groups)} pairs exceed {most} tokens: left out")
+    return fitting
+
+
+def pair_losses(scores: Tensor) -> Tensor:
+    """(2P,) scores, each winner before its loser -> (P,); of an empty micro-batch's lone stand-in (0,)."""
+    return -torch.nn.functional.logsigmoid(scores[0::2] - scores[1::2])
+
+
+def bt_loss(policy: Scorer, groups: Sequence[Group], cfg: Config, backward: bool) -> tuple[float, int]:
+    """(sum of this rank's pair losses, pairs); with `backward` the gradients of their mean over all ranks."""
+    total, mean = sum(run.gather(len(groups))), 0.0
+    with torch.set_grad_enabled(backward):
+        for batch in micro_batches(groups, cfg.micro_batch_tokens, next(policy.parameters()).device):
+            loss = pair_losses(policy(batch)).sum() / total
+            if backward:
+                (loss * run.world_size()).backward()  # FSDP averages over ranks; this makes it the sum
+            mean += loss.item()
+    return mean * total, len(groups)
+
+
+def train(cfg: Config) -> None:
+    """sft.train's loop around another model, encoding and loss."""
+    run.check_positive(cfg, "epochs", "batch_size", "micro_batch_tokens", "max_grad_norm", "eval_every", "save_every")
+    run.check_hardware(cfg.preset)
+    run.join_ranks()
+    if cfg.batch_size % run.world_size():
+        raise run.UserError(f"--batch-size {cfg.batch_size} does not divide over {run.world_size()} ranks")
+    tokenizer, compute = model.load_tokenizer(cfg.model), getattr(torch, cfg.compute_dtype)
+    pairs, held_out = (encode_pairs(load_pairs(p), tokenizer, cfg) if p else [] for p in (cfg.data, cfg.held_out))
+    cfg = replace(cfg, steps=cfg.steps or max(1, int(cfg.epochs * len(pairs) / cfg.batch_size)))
+    mesh, stored = model.make_mesh(compute, cfg.shard_ranks), torch.promote_types(compute, torch.float32)
+    policy = load_scorer(cfg.model, stored, mesh, compute, cfg.checkpointing)
+    optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
+    folder = run.RunFolder(cfg.out, cfg)
+    progress = model.resume(folder, policy, optimizer) or {"step": 0, "best": math.inf}
+    start, best, bad = progress["step"], progress["best"], 0
+    folder.rewind(start)
+    with run.StopSignal() as stop, run.progress(cfg.steps, start, "scalar") as bar:
+        for step in range(start, cfg.steps):
+            batch = stream(pairs, step * cfg.batch_size, cfg.batch_size, cfg.seed)
+            metrics, lr, last = run.Metrics(), run.learning_rate(step, cfg), step + 1 == cfg.steps
+            policy.train()
+            metrics.add("train/loss", *bt_loss(policy, shard(batch, run.rank(), run.world_size()), cfg, True))
+            norm = model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm)
+            metrics.add("optim/grad_norm", norm)
+            metrics.add("optim/skipped", not math.isfinite(norm))
+            if held_out and (last or (step + 1) % cfg.eval_every == 0):
+                policy.eval()
+                metrics.add("eval/loss", *bt_loss(policy, held_out[run.rank() :: run.world_size()], cfg, False))
+            record = metrics.reduce() | {"optim/lr": lr}
+            if record.get("eval/loss", math.inf) < best or (last and not held_out):
+                best = record.get("eval/loss", best)
+                model.save_hf(policy, tokenizer, folder.path / "model")
+            folder.log({"step": step} | record)
+            bar.update()
+            bad = run.count_bad(record, bad)
+            stopping = stop.requested() or bad == run.BAD_STEPS
+            if last or stopping or (step + 1) % cfg.save_every == 0:
+                model.save_state(folder.checkpoint(step + 1), policy, optimizer,
+                                 {"step": step + 1, "best": best} | folder.stamp)  # fmt: skip
+                folder.prune_checkpoints()
+            if stopping and not last:
+                run.stop_early(bad)
+
+
+if __name__ == "__main__":
+    run.start(lambda: train(run.parse(Config, PRESETS)))

@@ -1,0 +1,60 @@
+"""RLPR's filter: groups whose rewards differ less than usual are replaced from the stream. arXiv 2506.18254
+
+    keep a group if  std(r_1 .. r_G) >= beta * s        s = 0.99 s + 0.01 (mean std of the last round), from round 11
+
+A probability is never quite the same twice, and dividing by the group's deviation makes much of little: a group of
+0.998 and 0.999 would weigh as much as one of 0 and 1. "Usual" is a running mean over rounds; it starts as the mean of
+rounds 6 to 10, counts the groups that were refused too, and nothing is refused before it has started.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+import grpo
+import run
+
+
+def running_std(history: Sequence[float]) -> float:
+    """Mean deviation of each round so far -> the running mean; 0 until it starts.
+
+    >>> running_std([9.0] * 9), running_std([9.0] * 5 + [1.0, 2.0, 3.0, 4.0, 5.0])
+    (0.0, 3.0)
+    """
+    ema = sum(history[5:10]) / 5 if len(history) >= 10 else 0.0
+    for newest in history[10:]:
+        ema = 0.99 * ema + 0.01 * newest
+    return ema
+
+
+class StdFilter:
+    """`keep` and `advantage` for `grpo.train`. The history is in the run folder, for a run that is continued."""
+
+    def __init__(self, out: str, beta: float):
+        self.path, self.beta = Path(out) / "std.json", beta
+        checkpoint = run.latest_checkpoint(out)
+        rounds = int(checkpoint.name.removeprefix("step_")) if checkpoint else 0
+        if rounds and not self.path.exists():
+            raise run.UserError(f"{out} holds states of a run without std.json, not of this method; use another --out")
+        self.history: list[float] = json.loads(self.path.read_text())[:rounds] if rounds else []
+        self.seen: list[float] = []  # deviations of this rank's groups in this round, refused ones too
+
+    def keep(self, rewards: Tensor) -> Tensor:
+        """(P, G) rewards of one pass -> (P,) bool."""
+        deviations = rewards.std(dim=1)
+        self.seen += deviations.tolist()
+        return ~(deviations < self.beta * running_std(self.history))
+
+    def advantage(self, rewards: Tensor, scale_by_std: bool) -> Tensor:
+        """Called once a round, with the groups that were kept: GRPO's, but 0 where only rounding differs."""
+        seen = [deviation for part in run.gather(self.seen) for deviation in part]
+        self.history, self.seen = [*self.history, math.fsum(seen) / len(seen)], []
+        if run.rank() == 0:
+            run.write_whole(self.path, json.dumps(self.history))
+        flat = rewards.std(dim=1, keepdim=True) < 1e-6
+        return grpo.group_advantages(rewards, scale_by_std).masked_fill(flat, 0.0)
