@@ -1,0 +1,211 @@
+"""This project against TRL's SFTTrainer and GRPOTrainer: same model, ids, precision; losses first, then time.
+
+    python -m bench.against_trl                       a few minutes: TRL with its compact head, both vocabularies
+    python -m bench.against_trl --full                beside them rows at equal lengths, and TRL as shipped
+
+Runs in an environment that has both (`make bench`, requirements-trl.txt). Both sides alternate step by step in
+one process. A row whose losses and gradient norms do not agree to 1e-4 at every step shows no ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from bench.measure import ResidentPeak, Side, agree, compare, gap, write
+from bench.ours import Product, Settings, micro_batch_tokens
+from bench.workload import LENGTHS, SHAPES, as_rollouts, make_folder, make_groups
+
+SETTINGS = Settings()
+
+
+@dataclass(frozen=True)
+class Config:
+    out: str = "runs/bench/against_trl.json"
+    """where the JSON goes"""
+    full: bool = False
+    """training also at equal lengths (nothing to pad) and against TRL as shipped"""
+    repeats: int = 3
+    """timed repeats of each side, after one to warm up"""
+    threads: int = 1
+    """torch threads of both sides"""
+    vocabularies: tuple[str, ...] = ("2k", "32k")
+    """shapes of workload.py"""
+    measures: tuple[str, ...] = ("sft", "replay", "step", "memory")
+    """what to measure; replay: a GRPO round on given rollouts, step: a round with its sampling"""
+    settings: Settings = SETTINGS
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: model, lengths, and TRL with or without its compact head."""
+
+    vocabulary: str
+    lengths: str
+    compact: bool
+
+    def label(self, measure: str) -> dict[str, str]:
+        return {"measure": measure, "vocabulary": self.vocabulary, "lengths": self.lengths,
+                "TRL": "compact head" if self.compact else "as shipped"}  # fmt: skip
+
+
+def cases(cfg: Config) -> list[Case]:
+    wanted = [Case(v, lengths, True) for v in cfg.vocabularies for lengths in ("ragged", "equal")]
+    shipped = [Case(v, "ragged", False) for v in cfg.vocabularies]
+    return wanted + shipped if cfg.full else [case for case in wanted if case.lengths == "ragged"]
+
+
+def row(case: Case, measure: str, ours: Side, theirs: Side, same: bool, difference: float) -> dict[str, Any]:
+    """A line of the table; ratios are left out where the sides did not compute the same."""
+    found: dict[str, Any] = dict(compare(ours, theirs)) if same else {}
+    return case.label(measure) | {"unit": "tokens/s"} | found | {"agree": same, "norm_gap": difference}
+
+
+# ---- the comparisons -----------------------------------------------------------------------------------
+
+
+def compare_sft(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, Any]]:
+    from bench import trl_side
+
+    shape, rounds, ours = SHAPES[case.vocabulary], cfg.repeats + 1, Side()
+    groups = make_groups(shape, LENGTHS[case.lengths], rounds * cfg.settings.sft_batch, 1)
+    path = make_folder(shape, folder / "sft")
+    product = Product(path, cfg.settings, micro_batch_tokens(groups, cfg.settings.rows), reference=False)
+
+    def turn(k: int) -> None:
+        product.sft_step(groups[k * cfg.settings.sft_batch : (k + 1) * cfg.settings.sft_batch], ours)
+
+    theirs = trl_side.sft(path, shape.vocabulary, groups, cfg.settings, rounds, case.compact, turn)
+    yield row(case, "SFT step", ours, theirs, agree(ours, theirs), gap(ours, theirs))
+
+
+def compare_replay(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, Any]]:
+    """A round on given rollouts: the update alone, the scoring passes alone (old and reference), and both."""
+    from bench import trl_side
+
+    shape, rounds, ours = SHAPES[case.vocabulary], cfg.repeats + 1, Side()
+    groups = make_groups(shape, LENGTHS[case.lengths], rounds * cfg.settings.prompts, cfg.settings.group_size)
+    path = make_folder(shape, folder / "replay")
+    product = Product(path, cfg.settings, micro_batch_tokens(groups, cfg.settings.group_size))
+
+    def turn(k: int) -> None:
+        product.update(as_rollouts(groups[k * cfg.settings.prompts : (k + 1) * cfg.settings.prompts]), ours)
+
+    theirs = trl_side.grpo(path, shape.vocabulary, groups, cfg.settings, rounds, case.compact, turn, replay=True)
+    same, difference = agree(ours, theirs), gap(ours, theirs)
+    yield row(case, "GRPO update", ours.without_part(), theirs.without_part(), same, difference)
+    yield row(case, "GRPO scoring", ours.only_part(), theirs.only_part(), same, difference)
+    yield row(case, "GRPO round on given rollouts", ours, theirs, same, difference)
+
+
+def compare_step(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, Any]]:
+    """A whole round. Each side draws its own samples, so what must agree is what both find greedily."""
+    from bench import trl_side
+
+    shape, rounds, ours = SHAPES[case.vocabulary], cfg.repeats + 1, Side()
+    groups = make_groups(shape, LENGTHS[case.lengths], rounds * cfg.settings.prompts, 1)
+    path = make_folder(shape, folder / "step", stops=case.lengths == "ragged")
+    example = make_groups(shape, LENGTHS[case.lengths], cfg.settings.prompts, cfg.settings.group_size)
+    budget = micro_batch_tokens(example, cfg.settings.group_size)
+    product = Product(path, cfg.settings, budget, vocabulary=shape.vocabulary)
+    prompts = [g.prompt_ids for g in groups]
+    seeds = list(range(len(prompts)))
+    found = product.sampler.generate(prompts[:4], 1, 0.0, 32, seeds[:4])
+    same = [r.response_ids for r in found] == trl_side.greedy(path, prompts[:4], 32)
+
+    def turn(k: int) -> None:
+        part = slice(k * cfg.settings.prompts, (k + 1) * cfg.settings.prompts)
+        product.whole_step(prompts[part], seeds[part], ours)
+
+    theirs = trl_side.grpo(path, shape.vocabulary, groups, cfg.settings, rounds, case.compact, turn, replay=False)
+    yield row(case, "sampling", ours.only_part(), theirs.only_part(), same, 0.0)
+    yield row(case, "whole GRPO round", ours, theirs, same, 0.0)
+
+
+def compare_memory(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, Any]]:
+    """Growth of resident memory over the loaded models, each side in a process of its own."""
+    for measure in ("sft", "replay"):
+        ours, theirs = (_memory_of(measure, side, case, cfg) for side in ("ours", "trl"))
+        yield case.label(f"memory, {'SFT' if measure == 'sft' else 'GRPO'}") | {
+            "unit": "MB", "ours": ours / 1e6, "theirs": theirs / 1e6, "ratio": ours / theirs,
+        }  # fmt: skip
+
+
+def _memory_of(measure: str, side: str, case: Case, cfg: Config) -> int:
+    asked = json.dumps({"measure": measure, "side": side, "case": asdict(case), "settings": asdict(cfg.settings)})
+    done = subprocess.run([sys.executable, "-m", "bench.against_trl", "--memory-of", asked], check=True,
+                          capture_output=True, text=True)  # fmt: skip
+    return int(done.stdout.split()[-1])
+
+
+def memory_worker(asked: dict[str, Any]) -> int:
+    """Two steps of one side; the second one also holds Adam's moments."""
+    case, settings = Case(**asked["case"]), Settings(**asked["settings"])
+    shape, sft = SHAPES[case.vocabulary], asked["measure"] == "sft"
+    per_round = settings.sft_batch if sft else settings.prompts
+    groups = make_groups(shape, LENGTHS[case.lengths], 2 * per_round, 1 if sft else settings.group_size)
+    budget = micro_batch_tokens(groups, settings.rows if sft else settings.group_size)
+    with tempfile.TemporaryDirectory() as temporary:
+        path, peaks = make_folder(shape, Path(temporary)), []
+
+        def ready() -> None:
+            peaks.append(ResidentPeak())
+
+        def nothing(k: int) -> None:
+            pass
+
+        if asked["side"] == "ours":
+            product, side = Product(path, settings, budget, reference=not sft), Side()
+            ready()
+            for k in range(2):
+                part = groups[k * per_round : (k + 1) * per_round]
+                product.sft_step(part, side) if sft else product.update(as_rollouts(part), side)
+        else:
+            from bench import trl_side
+
+            if sft:
+                trl_side.sft(path, shape.vocabulary, groups, settings, 2, case.compact, nothing, ready)
+            else:
+                trl_side.grpo(path, shape.vocabulary, groups, settings, 2, case.compact, nothing, True, ready)
+    return peaks[0].growth()
+
+
+# ---- the run -------------------------------------------------------------------------------------------
+
+MEASURES: dict[str, Callable[[Case, Config, Path], Iterator[dict[str, Any]]]] = {
+    "sft": compare_sft, "replay": compare_replay, "step": compare_step, "memory": compare_memory,
+}  # fmt: skip
+
+
+BESIDE = ("sft", "replay")  # what is measured at equal lengths and against TRL as shipped
+
+
+def main(cfg: Config) -> None:
+    torch.set_num_threads(cfg.threads)
+    rows: list[dict[str, Any]] = []
+    for case in cases(cfg):
+        asked = cfg.measures if case.compact and case.lengths == "ragged" else [m for m in cfg.measures if m in BESIDE]
+        for measure in asked:
+            with tempfile.TemporaryDirectory() as folder:
+                rows += MEASURES[measure](case, cfg, Path(folder))
+            write(rows, asdict(cfg), Path(cfg.out))  # what is done is kept if the run is stopped
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    if sys.argv[1:2] == ["--memory-of"]:
+        torch.set_num_threads(1)
+        print(memory_worker(json.loads(sys.argv[2])))
+    else:
+        main(tyro.cli(Config))

@@ -1,0 +1,124 @@
+"""This project's side: the bodies of `sft.train`'s and `grpo.train`'s loops, one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import grpo
+import model
+import sft
+from batch import Group
+from bench.measure import Side, timed
+from bench.workload import PAD, make_tokenizer, reward, tokens
+from model import Policy
+from rollout import Rollout, TorchSampler
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both sides are given; one micro-batch holds about `rows` sequences on either."""
+
+    rows: int = 8
+    """sequences in a micro-batch (here: as many tokens as that many have on average)"""
+    group_size: int = 7
+    prompts: int = 4
+    """prompts per GRPO round"""
+    updates: int = 2
+    """optimiser steps per GRPO round"""
+    sft_batch: int = 16
+    """sequences per SFT step"""
+    max_response: int = 128
+    """tokens; sampling stops there"""
+    lr: float = 1e-4
+    kl_coef: float = 0.001
+
+
+def micro_batch_tokens(groups: Sequence[Group], rows: int) -> int:
+    """As many tokens as `rows` sequences have on average, so that both sides' micro-batches hold equal work."""
+    return max(1, rows * tokens(groups) // sum(len(g.responses) for g in groups))
+
+
+class Product:
+    """A policy, its reference, an optimiser and a sampler, made as the training scripts make them."""
+
+    def __init__(self, folder: str, settings: Settings, budget: int, reference: bool = True, vocabulary: int = 0,
+                 mesh: Any = None):  # fmt: skip
+        self.policy: Policy = model.load_policy(folder, mesh=mesh)
+        self.reference = model.load_policy(folder, mesh=mesh).requires_grad_(False) if reference else None
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), settings.lr, (0.9, 0.999), weight_decay=0.0)
+        self.settings = settings
+        shared: dict[str, Any] = {"micro_batch_tokens": budget, "lr": settings.lr, "lr_schedule": "constant",
+                                  "compute_dtype": "float32", "checkpointing": False, "steps": 10**6}  # fmt: skip
+        self.sft = replace(sft.Config(), warmup_ratio=0.0, **shared)
+        self.grpo = replace(
+            grpo.Config(), prompts_per_step=settings.prompts, group_size=settings.group_size,
+            mini_batch=settings.prompts // settings.updates, max_response_tokens=settings.max_response,
+            weight_decay=0.0, kl_coef=settings.kl_coef, **shared,
+        )  # fmt: skip
+        tokenizer = make_tokenizer(vocabulary) if vocabulary else _NoTokenizer()
+        self.sampler = TorchSampler(self.policy.lm, tokenizer, shared=True)
+
+    def sft_step(self, groups: Sequence[Group], side: Side) -> None:
+        begun = side.begin()
+        self.policy.train()
+        total, count = sft.nll_loss(self.policy, groups, self.sft, backward=True)
+        norm = model.optimizer_step(self.policy, self.optimizer, self.sft.lr, self.sft.max_grad_norm)
+        side.end(begun, tokens(groups))
+        side.losses.append(total / count)
+        side.norms.append(norm)
+
+    def update(self, rollouts: Sequence[Rollout], side: Side) -> None:
+        """Score and update on given rollouts; the scoring passes are `side.part`."""
+        side.part = side.part or Side()
+        begun = side.begin()
+        self._update(rollouts, side)
+        side.end(begun, sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
+
+    def whole_step(self, prompts: Sequence[list[int]], seeds: Sequence[int], side: Side) -> None:
+        """Sample, reward, score, update; tokens are the sampled ones, sampling is `side.part`."""
+        side.part = side.part or Side()
+        begun = side.begin()
+        sample = timed(self.sampler.generate, side)
+        rollouts = sample(prompts, self.settings.group_size, 1.0, self.settings.max_response, seeds)
+        self._update(rollouts, Side())
+        side.end(begun, sum(len(r.response_ids) for r in rollouts))
+
+    def _update(self, rollouts: Sequence[Rollout], side: Side) -> None:
+        rewards = torch.tensor([reward(r.response_ids) for r in rollouts]).view(-1, self.settings.group_size)
+        advantages = grpo.group_advantages(rewards, eps=1e-4)  # TRL's eps; the product's own is 1e-6
+        totals: list[float] = []
+
+        def recorded(logprobs: Any, batch: Any, cfg: grpo.Config, denominator: float) -> Any:
+            value, stats = grpo.grpo_loss(logprobs, batch, cfg, denominator)
+            if not logprobs.is_leaf:  # the loss itself, not a question for its slopes
+                totals[-1] += value.item()
+            return value, stats
+
+        def stepped(*args: Any) -> float:
+            side.norms.append(step(*args))
+            totals.append(0.0)
+            return side.norms[-1]
+
+        step = model.optimizer_step
+        totals.append(0.0)
+        assert self.reference is not None
+        with (
+            patch.object(grpo, "score_rollouts", timed(grpo.score_rollouts, side)),
+            patch.object(model, "optimizer_step", stepped),
+        ):
+            grpo.update(self.policy, self.reference, self.optimizer, rollouts, advantages, self.grpo, recorded)
+        side.losses += totals[:-1]
+
+
+class _NoTokenizer:
+    """Where no text is wanted."""
+
+    eos_token_id = PAD
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return ""
