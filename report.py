@@ -4,8 +4,9 @@
     python report.py runs/grpo          one run
 
 A stage NAME joins FOLDER/NAME (training), FOLDER/eval/NAME (evaluation) and FOLDER/probe/NAME.json. Curves over
-votes and budgets are shown wherever eval.py left one; of an evaluation in FOLDER/curve nothing else. Texts come
-from strangers and from models: on the page they are escaped or set as text, no script but its own may run
+votes and budgets are shown wherever eval.py left one. The page's slider goes over all evaluations: of the stages, of
+rounds in training (`rollouts/`), and those of several votes in FOLDER/curve, of which the tables say nothing. Texts
+come from strangers and from models: on the page they are escaped or set as text, no script but its own may run
 (Content-Security-Policy), nothing is loaded, and control and bidi characters are spelt out here and there.
 """
 
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from html import escape
 from io import BytesIO
 from pathlib import Path
+from string import Template
 from typing import Annotated, Any
 
 import tyro
@@ -29,7 +31,7 @@ import tyro
 import run
 from data import Pair, load_pairs
 from outcomes import read_judgement
-from rollout import Judgement, tally
+from rollout import Judgement, named, tally
 from run import UserError, visible
 from tables import as_text, curve_grid, drawn
 
@@ -44,7 +46,9 @@ PANELS = (
     ("clipped", "share of tokens", ("policy/clip_fraction",)),
     ("no verdict", "share of rollouts", ("rollout/frac_no_verdict",)),
 )
+AXES = (0.14, 0.16, 0.83, 0.8)  # of a panel: left, bottom, width, height as shares of the picture
 Key = tuple[str, str]  # source, pair_id
+Panel = tuple[str, str, bytes, tuple[float, float] | None]  # title, remark, PNG, first and last x
 Table = list[list[str]]  # the first row is the header
 
 
@@ -62,14 +66,29 @@ class Config:
 
 @dataclass
 class Stage:
-    """All that is known of one stage; `verdicts` holds one sample of each pair and order."""
+    """All that is known of one stage, or of one round of its training (`step`); `verdicts` holds one sample of each
+    pair and order, `votes` counts all: for response A, for B, for neither. What is not `listed` is in the browser only.
+    """
 
     name: str
+    step: int | None = None
+    listed: bool = True
     metrics: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     verdicts: dict[Key, dict[str, Judgement]] = field(default_factory=dict)
+    votes: dict[Key, list[int]] = field(default_factory=dict)
     probe: dict[str, Any] = field(default_factory=dict)
     data: str = ""
+
+    @property
+    def run(self) -> str:
+        return self.name.removesuffix(f" step {self.step}")
+
+    def judge(self, judgements: Sequence[Judgement]) -> None:
+        for j in judgements:
+            key = (j.source, j.pair_id)
+            self.verdicts.setdefault(key, {}).setdefault(j.order, j)
+            self.votes.setdefault(key, [0, 0, 0])[("A", "B", None).index(named(j))] += 1
 
 
 # ---- what is there -------------------------------------------------------------------------------------
@@ -90,24 +109,26 @@ def find_stages(folder: Path) -> list[Stage]:
         stage(path.parent).metrics = [row for _, row in run.read_jsonl(path, torn_end_ok=True)]
     for path in below(folder, "summary.json"):
         logs = sorted(path.parent.glob("judgements*.jsonl"))  # several processes leave a log each
-        if logs and "curve" not in path.relative_to(folder).parts:
+        judged = [judgement for log in logs for judgement in read_log(log)]
+        curve = "curve" in path.relative_to(folder).parts
+        if logs and (not curve or any(j.sample for j in judged)):
             one = stage(path.parent)
-            one.summary = read_object(path)
-            one.verdicts = first_samples([judgement for log in logs for judgement in read_log(log)])
+            one.summary, one.listed = read_object(path), not curve
+            one.judge(judged)
             one.data = str(read_object(path.parent / "config.json").get("data", ""))
     for path in below(folder, "probe/*.json"):
         stage(path.with_suffix("")).probe = read_object(path)
     if not stages:
         raise UserError(f"{folder}: no metrics.jsonl, summary.json or probe/*.json in it or three levels below")
-    if not any(one.verdicts for one in stages.values()):
-        for path in below(folder, "rollouts"):
-            steps = sorted(path.glob("step_*.jsonl"))
-            for step in dict.fromkeys([*steps[:1], *steps[-1:]]):  # a run without evaluations: its first and last
-                one = step_stage(stage(path.parent).name, step)
-                stages[one.name] = one
+    evaluated = any(one.verdicts and one.listed for one in stages.values())
+    for path in below(folder, "rollouts"):
+        steps = sorted(path.glob("step_*.jsonl"))
+        for step in steps:  # the tables of a run without evaluations have its first and last
+            one = step_stage(stage(path.parent).name, step, not evaluated and step in (steps[0], steps[-1]))
+            stages[one.name] = one
     rank = {name: i for i, name in enumerate(ORDER)}
-    runs = {one.name: one.name.partition(" step ")[0] for one in stages.values()}
-    return sorted(stages.values(), key=lambda s: (rank.get(runs[s.name], len(rank)), runs[s.name]))
+    order = {one.name: (rank.get(one.run, len(rank)), one.run) for one in stages.values()}  # an evaluation ends its run
+    return sorted(stages.values(), key=lambda s: (*order[s.name], s.step is None and s.verdicts != {}, s.step or 0))
 
 
 def below(folder: Path, name: str) -> Iterator[Path]:
@@ -115,13 +136,15 @@ def below(folder: Path, name: str) -> Iterator[Path]:
         yield from sorted(folder.glob("*/" * depth + name))
 
 
-def step_stage(name: str, path: Path) -> Stage:
+def step_stage(name: str, path: Path, listed: bool) -> Stage:
     """The held-out verdicts of one training step as a stage of their own."""
-    judged = read_log(path)
+    judged, step = read_log(path), int(re.sub(r"\D", "", path.stem) or 0)
     groups = {c: tally([j for j in judged if j.category == c]) for c in sorted({j.category for j in judged})}
     data = str(read_object(path.parent.parent / "config.json").get("held_out", ""))
-    return Stage(f"{name} step {path.stem.removeprefix('step_').lstrip('0') or 0}", data=data,
-                 summary={"overall": tally(judged), "by_category": groups}, verdicts=first_samples(judged))  # fmt: skip
+    found = Stage(f"{name} step {step}", step, listed, data=data,
+                  summary={"overall": tally(judged), "by_category": groups})  # fmt: skip
+    found.judge(judged)
+    return found
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -146,13 +169,6 @@ def find_curves(folder: Path) -> dict[str, dict[str, Any]]:
 
 def read_log(path: Path) -> list[Judgement]:
     return [read_judgement(row, f"{path}:{number}") for number, row in run.read_jsonl(path, torn_end_ok=True)]
-
-
-def first_samples(judgements: Sequence[Judgement]) -> dict[Key, dict[str, Judgement]]:
-    found: dict[Key, dict[str, Judgement]] = {}
-    for j in judgements:
-        found.setdefault((j.source, j.pair_id), {}).setdefault(j.order, j)
-    return found
 
 
 def load_texts(stages: Sequence[Stage]) -> dict[Key, Pair]:
@@ -257,31 +273,38 @@ def question(pair: Pair) -> str:
 # ---- curves --------------------------------------------------------------------------------------------
 
 
-def draw_curves(metrics: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, bytes]]:
-    """(title, last values, PNG) of every panel that has a metric in this run."""
+def draw_curves(metrics: Sequence[dict[str, Any]]) -> Iterator[Panel]:
+    """Every panel that has a metric in this run, with its last values."""
     for title, unit, names in PANELS:
         curves = {n: [(m["step"], m[n]) for m in metrics if is_number(m.get(n)) and is_number(m.get("step"))]
                   for n in names}  # fmt: skip
         curves = {name: points for name, points in curves.items() if points}
         if curves:
             last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in curves.items())
-            yield f"{title} ({unit})", f"last: {last}", plot(curves)
+            yield f"{title} ({unit})", f"last: {last}", plot(curves), edges(curves)
 
 
-def draw_evaluations(curves: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, str, bytes]]:
-    """(title, is there a curve?, PNG) of each evaluation over votes or budgets; the bars are one standard error."""
+def draw_evaluations(curves: Mapping[str, dict[str, Any]]) -> Iterator[Panel]:
+    """Each evaluation over votes or budgets, and whether there is a curve; the bars are one standard error."""
     for name, curve in curves.items():
         points = [(x, y) for x, y, _ in drawn(curve)]
         image = plot({"accuracy": points}, curve["xlabel"], [error for *_, error in drawn(curve)])
-        yield f"{name}: {curve['title']} (accuracy)", f"{curve['remark']}; {curve['note']}", image
+        yield f"{name}: {curve['title']} (accuracy)", f"{curve['remark']}; {curve['note']}", image, None
+
+
+def edges(curves: Mapping[str, list[tuple[float, float]]]) -> tuple[float, float]:
+    """x at the left and the right end of a panel's axis: the page's script finds a step's place by them."""
+    xs = [x for points in curves.values() for x, _ in points]
+    margin = (max(xs) - min(xs)) * 0.03 or 0.5
+    return min(xs) - margin, max(xs) + margin
 
 
 def plot(curves: dict[str, list[tuple[float, float]]], xlabel: str = "step", errors: Sequence[float] = ()) -> bytes:
     """One panel on a transparent ground, in greys that are legible on white and on black."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 2.9), dpi=110, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(5.2, 2.9), dpi=110)
+    axes = figure.add_axes(AXES, xlim=edges(curves))
     for (name, points), colour in zip(curves.items(), ("#3987e5", "#e8743b"), strict=False):
         marker = "o" if len(points) < 40 else None
         x, y = zip(*points, strict=True)
@@ -305,18 +328,24 @@ def plot(curves: dict[str, list[tuple[float, float]]], xlabel: str = "step", err
 def browser_data(stages: Sequence[Stage], texts: dict[Key, Pair], cfg: Config) -> dict[str, Any]:
     """What the page's script shows. Only values come from outside, never a key, so nothing can pollute it."""
     judged = [s for s in stages if s.verdicts]
+    last = [-1, -1, *(i for i, s in enumerate(judged) if s.listed)][-2:]
+    ends = {s.run: s.metrics[-1]["step"] for s in stages if s.metrics and is_number(s.metrics[-1].get("step"))}
     keys = sorted({key for s in judged for key in s.verdicts}, key=natural)
     right = {key: [v["AB"].correct if "AB" in v else None for v in of(judged, key)] for key in keys}
-    keys.sort(key=lambda key: len(set(right[key][-2:])) == 1)  # stable: what the last stage changed comes first
+    keys.sort(key=lambda key: right[key][last[0]] == right[key][last[1]])  # what the last stage changed comes first
     rows: list[dict[str, Any]] = []
     size = 0
     for key in keys[: cfg.pairs]:
-        row = browser_row(key, of(judged, key), texts.get(key)) | {"right": right[key]}
+        votes = [s.votes.get(key) for s in judged]
+        row = browser_row(key, of(judged, key), texts.get(key)) | {"right": right[key], "votes": votes}
         size += len(json.dumps(row))
         if size > cfg.megabytes * 1e6:
             break
         rows.append(row)
-    return {"stages": [visible(s.name) for s in judged], "pairs": rows, "total": len(keys)}
+    places = [[visible(s.run), ends.get(s.run) if s.step is None else s.step] for s in judged]
+    return {"stages": [visible(s.name) for s in judged], "places": places, "pairs": rows, "total": len(keys),
+            "accuracy": [cell(s.summary.get("overall", {}).get("accuracy")) for s in judged], "last": last,
+            "axes": [AXES[0], AXES[2]]}  # fmt: skip
 
 
 def of(judged: Sequence[Stage], key: Key) -> list[dict[str, Judgement]]:
@@ -349,50 +378,33 @@ def as_html(table: Table) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
-def page(title: str, stages: Sequence[Stage], curves: dict[str, list[tuple[str, str, bytes]]], data: Any,
+def as_figure(run_name: str, title: str, remark: str, png: bytes, ends: tuple[float, float] | None) -> str:
+    """A panel; with `ends` the script marks the step that the slider is at."""
+    linked = f' data-run="{escape(visible(run_name))}" data-from="{ends[0]}" data-to="{ends[1]}"' if ends else ""
+    head, foot, source = escape(visible(title)), escape(visible(remark)), base64.b64encode(png).decode()
+    return (f'<figure{linked}><figcaption>{head}</figcaption><div><img alt="{head}; {foot}" '
+            f'src="data:image/png;base64,{source}"></div><small>{foot}</small></figure>\n')  # fmt: skip
+
+
+def page(title: str, stages: Sequence[Stage], curves: dict[str, list[Panel]], data: Any,
          evaluated: Mapping[str, dict[str, Any]]) -> str:  # fmt: skip
     parts = ["<h2>Stages</h2>\n", as_html(stage_table(stages))]
     for name, panels in curves.items():
-        figures = "".join(
-            f'<figure><figcaption>{escape(visible(head))}</figcaption><img alt="{escape(visible(f"{head}; {last}"))}" '
-            f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-            f"<small>{escape(visible(last))}</small></figure>\n"
-            for head, last, png in panels
-        )
+        figures = "".join(as_figure(name.removeprefix("Training: "), *panel) for panel in panels)
         parts.append(f'<h2>{escape(visible(name))}</h2>\n<div class="grid">\n{figures}</div>\n')
     for name, curve in evaluated.items():
         parts += [f"<h3>{escape(visible(name))}</h3>\n", as_html(curve_grid(curve))]
     if probes := probe_table(stages):
         parts += ["<h2>Probes</h2>\n", as_html(probes)]
-    if data["pairs"]:
-        parts.append(BROWSER)
     policy = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     content = json.dumps(data).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
-style-src 'unsafe-inline'; script-src 'sha256-{policy}'; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
-<title>{escape(visible(title))}</title>
-<style>{STYLE}</style></head>
-<body><main>
-<h1>{escape(visible(title))}</h1>
-{"".join(parts)}</main>
-<div id="data" hidden>{content}</div>
-<script>{SCRIPT}</script>
-</body></html>
-"""
+    return TEMPLATE.substitute(title=escape(visible(title)), policy=policy, style=STYLE, body="".join(parts),
+                               hidden="" if data["pairs"] else " hidden", data=content, script=SCRIPT)  # fmt: skip
 
 
 HERE = Path(__file__).parent
 STYLE, SCRIPT = (HERE / "report.css").read_text("utf-8"), (HERE / "report.js").read_text("utf-8")
-
-BROWSER = """<h2>Held-out pairs</h2>
-<p><label>Show <select id="filter"><option value="all">all</option><option value="right">right</option>
-<option value="wrong">wrong</option><option value="changed">changed by the last stage</option></select></label>
-<label>Kind <select id="kind"></select></label> <span id="count" class="soft"></span></p>
-<div class="browser"><nav id="list" aria-label="Pairs"></nav><section id="pair" aria-live="polite"></section></div>
-"""
+TEMPLATE = Template((HERE / "report.template.html").read_text("utf-8"))  # what is put in is not looked through again
 
 
 def report(cfg: Config) -> Path:
@@ -401,21 +413,22 @@ def report(cfg: Config) -> Path:
     stages = find_stages(folder)
     texts = load_texts(stages)
     evaluated = find_curves(folder)
-    print(as_text("", stage_table(stages)))
+    listed = [s for s in stages if s.listed]
+    print(as_text("", stage_table(listed)))
     if probes := probe_table(stages):
         print(as_text("", probes))
-    print_change(stages, texts)
+    print_change(listed, texts)
     for name, curve in evaluated.items():
         print(as_text(f"{name}: {curve['title']}", curve_grid(curve)) + visible(curve["remark"]) + "\n")
     curves = {f"Training: {s.name}": list(draw_curves(s.metrics)) for s in stages if s.metrics}
     curves |= {"Votes and budgets": list(draw_evaluations(evaluated))} if evaluated else {}
     for name, panels in curves.items():
-        for title, _, png in panels:
+        for title, _, png, _ in panels:
             words = f"{name.removeprefix('Training: ')} {title.partition(' (')[0]}"
             slug = re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-").lower()
             run.write_whole(folder / "plots" / f"{slug}.png", png)
     out = Path(cfg.out) if cfg.out else folder / "report.html"
-    run.write_whole(out, page(f"Report: {folder.resolve().name}", stages, curves, browser_data(stages, texts, cfg),
+    run.write_whole(out, page(f"Report: {folder.resolve().name}", listed, curves, browser_data(stages, texts, cfg),
                               evaluated))  # fmt: skip
     print(out)
     return out

@@ -149,7 +149,9 @@ def test_hostile_texts_stay_texts(tmp_path, capsys):
     page = Page(raw)
     assert page.count("script") == raw.count("</script>") == 1 and raw.count("<script") == 1
     assert page.count("svg") == page.count("b") == raw.count("<!--") == 0
-    assert page.count("img") == raw.count("<img") == 8
+    assert page.count("img") == raw.count("<img") == page.count("figure") == 8
+    runs = {attributes["data-run"] for tag, attributes in page.tags if tag == "figure"}
+    assert runs == {"sft", "<img src=x onerror=alert(6)>"}
     for tag, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
         assert tag == "meta" or not any("javascript" in str(value) for value in attributes.values())
@@ -202,6 +204,34 @@ def test_browser_holds_changed_pairs_first_and_stays_small(no_plots, tmp_path):
     assert len(rp.clip("x" * 100_000)) < 13_000
 
 
+def test_the_browser_goes_over_stages_rounds_and_votes(no_plots, tmp_path, capsys):
+    folder = write_demo(tmp_path / "demo")
+    pairs = make_pairs()
+    for step in (4, 100, 20):  # numbers, not names, are what they are sorted by
+        made = [judge(p, "AB", True, f"at {step}") for p in pairs]
+        write_jsonl(folder / "grpo" / "rollouts" / f"step_{step}.jsonl", [asdict(j) for j in made])
+    votes = [replace(judge(p, o, right, "vote"), sample=k) for p in pairs[:2] for o in ("AB", "BA")
+             for k, right in enumerate([True, False, None, True])]  # fmt: skip
+    write_evaluation(folder / "curve" / "votes", votes, folder / "held_out.jsonl")
+    write_evaluation(folder / "curve" / "budget", [judge(pairs[0], "AB", True, "once")], "none")
+    data = read_browser(rp.report(rp.Config(str(folder))))
+    steps = ["grpo step 4", "grpo step 20", "grpo step 100"]
+    assert data["stages"] == ["start", "sft", *steps, "grpo", "curve/votes"]
+    assert data["places"][:3] == [["start", None], ["sft", 3], ["grpo", 4]] and data["places"][5] == ["grpo", 5]
+    assert data["last"] == [1, 5] and data["accuracy"][:3] == ["0.000", "0.667", "1.000"]
+    one = next(row for row in data["pairs"] if row["id"] == "p0")  # A is better; shown as B it is voted for by "B"
+    assert one["votes"] == [[0, 0, 2], [0, 2, 0], *[[1, 0, 0]] * 3, [2, 0, 0], [4, 2, 2]]
+    assert len(one["traces"][6]) == 2 and data["pairs"][5]["traces"][6] == [] and data["pairs"][5]["votes"][6] is None
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[1:4]] == ["start", "sft", "grpo"] and not printed[4]
+
+
+def test_a_step_that_is_no_number_does_not_break_the_page(no_plots, tmp_path):
+    folder = write_demo(tmp_path / "demo")
+    write_jsonl(folder / "grpo" / "metrics.jsonl", [{"step": float("nan"), "reward/mean": 1.0}])
+    assert read_browser(rp.report(rp.Config(str(folder))))["places"] == [["start", None], ["sft", 3], ["grpo", None]]
+
+
 def test_curves_stand_beside_the_stages(tmp_path, capsys):
     folder = write_demo(tmp_path / "demo")
     points = [{"x": x, "accuracy": y, "accuracy_se": 0.01} for x, y in ((1, 0.6), (2, 0.4), (3, 0.7))]
@@ -238,18 +268,20 @@ def test_repeated_ids_find_their_texts(tmp_path):
     assert texts["toy", "p0#1"].response_a == "the other" and texts["toy", "p0#0"] == pairs[0]
 
 
-def test_single_run_shows_its_first_and_last_held_out_traces(no_plots, tmp_path, capsys):
+def test_single_run_lists_its_first_and_last_evaluation_and_the_browser_has_all(no_plots, tmp_path, capsys):
     folder = tmp_path / "grpo"
     write_jsonl(folder / "metrics.jsonl", GRPO)
     pairs = make_pairs()
     (tmp_path / "held.jsonl").write_text(save_pairs(pairs))
     (folder / "config.json").write_text(json.dumps({"held_out": str(tmp_path / "held.jsonl")}))
-    for step in (0, 20, 120):
+    for step in (0, 20, 100, 120):
         made = [judge(p, o, i < 6 or step > 20, f"at {step}") for i, p in enumerate(pairs) for o in ("AB", "BA")]
         write_jsonl(folder / "rollouts" / f"step_{step:06d}.jsonl", [asdict(j) for j in made])
     data = read_browser(rp.report(rp.Config(str(folder))))
-    assert data["stages"] == ["grpo step 0", "grpo step 120"] and len(data["pairs"]) == 12
-    assert data["pairs"][0]["asked"][0] == "question 6 "
+    assert data["stages"] == [f"grpo step {step}" for step in (0, 20, 100, 120)] and len(data["pairs"]) == 12
+    assert data["places"] == [["grpo", step] for step in (0, 20, 100, 120)]
+    assert data["accuracy"] == ["0.500", "0.500", "1.000", "1.000"] and data["last"] == [0, 3]
+    assert data["pairs"][0]["asked"][0] == "question 6 " and data["pairs"][0]["right"] == [False, False, True, True]
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[0] == "grpo" and lines[1].split()[-1] == "0.5"
     assert lines[2].split()[:4] == ["grpo", "step", "0", "0.500"] and lines[3].split()[3] == "1.000"

@@ -1,0 +1,261 @@
+"""Grade submissions: `python course/grade.py SUBMISSION... [--out results.json]` (Gradescope's format).
+
+    1. a clean tree: this term's handout, made anew from the repository
+    2. over it from the submission: the files that hold a function of handout.toml, nothing else
+    3. the hidden tests run in this process and ask the functions in others (worker.py); JSON comes back, no code
+    4. the results file, written when all processes of the submission are gone
+
+Nothing of a submission runs in the process that compares, adds up and writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import compileall
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import handout
+import pytest
+from handout import HERE, HandoutError, Plan
+from todo import Todo
+
+LARGEST = 2**20  # bytes of a submitted file
+
+
+# ---- the tree ------------------------------------------------------------------------------------------
+
+
+def clean_tree(tree: Path, plan: Plan) -> None:
+    """The handout's sources and the questions, compiled (a submission may not be allowed to write there)."""
+    handout.write_sources(tree, plan)
+    (tree / "tests").mkdir()
+    shutil.copy(HERE / "tests" / "questions.py", tree / "tests")
+    compileall.compile_dir(tree, quiet=2)
+
+
+def take(submission: Path, tree: Path, plan: Plan) -> dict[str, str]:
+    """Copy the allowed files over the tree -> {file: why it was not taken}."""
+    left_out = {}
+    for file in dict.fromkeys(f.file for f in plan.functions):
+        path = submission / file
+        try:
+            about = path.lstat()
+            if not stat.S_ISREG(about.st_mode) or path.resolve() != submission.resolve() / file:
+                raise ValueError("not a plain file")
+            if about.st_size > LARGEST:
+                raise ValueError(f"more than {LARGEST} bytes")
+            text = path.read_bytes().decode("utf-8")
+            ast.parse(text)
+            (tree / file).write_text(text, encoding="utf-8")
+        except FileNotFoundError:
+            left_out[file] = "not handed in"
+        except (OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            left_out[file] = f"not taken: {error}"
+    return left_out
+
+
+def still_blank(tree: Path, plan: Plan) -> set[str]:
+    files = {f.file: (tree / f.file).read_text(encoding="utf-8") for f in plan.functions}
+    return {name for file, text in files.items()
+            for name in handout.blanks(text, [f.name for f in plan.functions if f.file == file])}  # fmt: skip
+
+
+# ---- the other side ------------------------------------------------------------------------------------
+
+
+class Worker:
+    """worker.py as a process; one for many submissions, which never see each other."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        environment = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "VIRTUAL_ENV", "LD_LIBRARY_PATH")}
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "worker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root,
+            env=environment | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(root)},
+        )  # fmt: skip
+        self.guards: dict[str, bool] = self.read()["ready"]
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("the worker has ended")
+        return json.loads(line)
+
+    def call(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+            return self.read()
+        except (OSError, RuntimeError):
+            return {"error": "the grader's worker was ended"}
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.close()
+            self.process.wait(10)
+        except (OSError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
+
+
+# ---- the tests -----------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)  # pytest keeps plugins in a set
+class Grader:
+    """A pytest plugin: hands the tests their plan and `ask`, and keeps what they say."""
+
+    plan: Plan
+    worker: Worker
+    tree: Path
+    folder: Path
+    blank: set[str]
+    tests: list[dict[str, Any]] = field(default_factory=list)
+
+    def pytest_configure(self, config: Any) -> None:
+        config.course = {
+            "spec": handout.specification(self.plan),
+            "points": {f.name: f.points for f in self.plan.functions},
+        }
+        config.ask = self.ask
+
+    def ask(self, function: str, probe: str, arguments: list[Any]) -> Any:
+        if function in self.blank:
+            raise Todo(function)
+        reply = self.worker.call(tree=str(self.tree), folder=str(self.folder), function=function, probe=probe,
+                                 arguments=arguments, seconds=self.plan.seconds)  # fmt: skip
+        if "waiting" in reply:
+            raise Todo(reply["waiting"])
+        if "ok" not in reply:
+            pytest.fail(f"{function} was asked for {probe} and raised or did not answer:\n{reply['error']}",
+                        pytrace=False)  # fmt: skip
+        return reply["ok"]
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when != "call" and report.outcome == "passed":
+            return
+        function, points = dict(report.user_properties).get("points", ("", 0.0))
+        waiting = getattr(report, "waiting", "")
+        passed = report.when == "call" and report.outcome == "passed"
+        name = report.nodeid.partition("::")[2].removeprefix("test_").replace("_", " ")
+        output = f"waiting for {waiting}" if waiting else "" if passed else report.longreprtext
+        entry = {"name": f"{function}: {name}", "score": points if passed else 0.0, "max_score": points,
+                 "output": output, "tags": [function],
+                 "visibility": "visible" if "visible" in report.keywords else self.plan.hidden,
+                 "extra_data": {"function": function, "waiting": waiting}}  # fmt: skip
+        if not waiting:  # Gradescope knows passed and failed alone
+            entry["status"] = "passed" if passed else "failed"
+        self.tests.append(entry)
+
+
+def grade(submission: Path, plan: Plan, worker: Worker, clean: Path) -> dict[str, Any]:
+    """One submission -> Gradescope's results."""
+    began = time.monotonic()
+    if not submission.is_dir():
+        raise HandoutError(f"{submission}: no such folder")
+    place = Path(tempfile.mkdtemp(dir=worker.root))
+    tree, folder = place / "tree", place / "home"
+    shutil.copytree(clean, tree)
+    left_out = take(submission, tree, plan)
+    folder.mkdir()
+    for part, mode in ((worker.root, 0o711), (place, 0o755), (tree, 0o755), (folder, 0o777)):
+        part.chmod(mode)  # the submission's user, where it is another, reads the tree and writes its own folder
+    grader = Grader(plan, worker, tree, folder, still_blank(tree, plan))
+    options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-c", os.devnull,
+               "--rootdir", str(HERE / "tests"), "--import-mode=prepend", str(HERE / "tests")]  # fmt: skip
+    os.environ.pop("PYTEST_ADDOPTS", None)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    code = pytest.main(options, plugins=[grader])
+    worker.call()  # ends what is left of it
+    shutil.rmtree(place, ignore_errors=True)
+    expected = sum(f.points for f in plan.functions)
+    if code not in (0, 1) or abs(sum(t["max_score"] for t in grader.tests) - expected) > 1e-9:
+        raise HandoutError(f"the tests themselves did not run: pytest exit {code}, {len(grader.tests)} tests of "
+                           f"{sum(t['max_score'] for t in grader.tests):g} points, {expected:g} expected")  # fmt: skip
+    notes = [f"{file}: {why}; the handout's is graded" for file, why in left_out.items()] + guards(worker.guards)
+    return {"score": sum(t["score"] for t in grader.tests), "execution_time": round(time.monotonic() - began, 2),
+            "output": "\n".join(notes), "tests": grader.tests}  # fmt: skip
+
+
+def guards(done: Mapping[str, bool]) -> list[str]:
+    """What this machine does not keep from a submission."""
+    found = []
+    if not done["offline"]:
+        found.append("grader: the network was not cut off (needs Linux and the right to make namespaces)")
+    if not done["hidden"] and not (done["other_user"] and not open_to_others(HERE)):
+        found.append("grader: a submission could read the hidden tests and the solutions (needs namespaces, or start "
+                     "as root and chmod -R go-rwx the repository)")  # fmt: skip
+    return found
+
+
+def open_to_others(path: Path) -> bool:
+    return all(part.stat().st_mode & 0o001 for part in (path, *path.parents))
+
+
+def by_function(results: Mapping[str, Any], plan: Plan) -> str:
+    """The terminal's table."""
+    lines = []
+    for function in plan.functions:
+        tests = [t for t in results["tests"] if t["extra_data"]["function"] == function.name]
+        waits = sorted({t["extra_data"]["waiting"] for t in tests} - {""})
+        note = f"waiting for {', '.join(waits)}" if waits else ""
+        failed = [t["output"] for t in tests if t.get("status") == "failed"]
+        score = sum(t["score"] for t in tests)
+        lines.append(f"{score:6g} of {function.points:<4g} {function.name:<22}{note}")
+        lines += ["       " + line for text in failed for line in text.strip().splitlines()]
+    total = sum(f.points for f in plan.functions)
+    return "\n".join([*lines, f"{results['score']:6g} of {total:g}", *filter(None, results["output"].split("\n"))])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Grade submissions (folders with the files that were written).")
+    parser.add_argument("submissions", nargs="+", type=Path, metavar="SUBMISSION")
+    parser.add_argument("--out", type=Path, help="results file; of several submissions a folder; default: none")
+    parser.add_argument("--term", help="as given to handout.py")
+    parser.add_argument("--assignments", help="grade only these, such as 3 or 1,2")
+    parser.add_argument("--functions", help="grade only these, such as kl_k3,draw")
+    parser.add_argument("--seconds", type=float, help="for one question to the submission; default: handout.toml's")
+    given = parser.parse_args(argv)
+    several = len(given.submissions) > 1
+    names = given.functions.split(",") if given.functions else None
+    try:
+        wanted = {int(part) for part in given.assignments.split(",")} if given.assignments else None
+        plan = handout.read_plan(term=given.term, assignments=wanted, names=names)
+        if given.seconds:
+            plan = Plan(**{**vars(plan), "seconds": given.seconds})
+        with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as clean:
+            clean_tree(Path(clean), plan)
+            worker = Worker(Path(root))
+            try:
+                for submission in given.submissions:
+                    results = grade(submission, plan, worker, Path(clean))
+                    print((f"==== {submission}\n" if several else "") + by_function(results, plan), flush=True)
+                    if given.out:
+                        target = given.out / f"{submission.resolve().name}.json" if several else given.out
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            finally:
+                worker.close()
+    except (HandoutError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""walkthrough.py (cells marked `# %%`) -> walkthrough.ipynb with the outputs of a run.
+
+    python course/notebook.py
+
+Jupyter is not needed to write or to check a notebook that prints text: a cell is run by `exec`, its output is what it
+printed, and the file is JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+SOURCE = Path(__file__).with_name("walkthrough.py")
+NOTEBOOK = SOURCE.with_suffix(".ipynb")
+NUMBER = re.compile(r"-?\d+\.\d*")  # whole numbers are counts and ids: they must be equal
+
+
+class Cell(NamedTuple):
+    kind: Literal["code", "markdown"]
+    text: str
+
+
+def read_cells(source: str) -> list[Cell]:
+    """
+    >>> read_cells("# %% [markdown]\\n# # Title\\n#\\n# Text.\\n\\n# %%\\nx = 1\\n\\n\\nprint(x)\\n")
+    [Cell(kind='markdown', text='# Title\\n\\nText.'), Cell(kind='code', text='x = 1\\n\\n\\nprint(x)')]
+    """
+    cells = []
+    for part in re.split(r"^# %%", source, flags=re.MULTILINE)[1:]:
+        head, _, text = part.partition("\n")
+        if head.strip() == "[markdown]":
+            cells.append(Cell("markdown", re.sub(r"^# ?", "", text.strip(), flags=re.MULTILINE)))
+        else:
+            cells.append(Cell("code", text.strip()))
+    return cells
+
+
+def run_cells(cells: list[Cell]) -> list[str]:
+    """What each code cell prints, in one namespace; an error is raised as the cell raised it."""
+    import torch
+
+    space: dict[str, Any] = {"__name__": "__main__"}
+    path, printed = sys.path[:], []
+    try:
+        for number, cell in enumerate(cells):
+            out = io.StringIO()
+            if cell.kind == "code":
+                with contextlib.redirect_stdout(out):
+                    exec(compile(cell.text, f"{SOURCE.name}, cell {number}", "exec"), space)
+            printed.append(out.getvalue())
+    finally:
+        sys.path[:] = path
+        torch.set_printoptions(profile="default")
+    return printed
+
+
+def as_notebook(cells: list[Cell], printed: list[str]) -> str:
+    """nbformat 4.5."""
+    made: list[dict[str, Any]] = []
+    for number, (cell, output) in enumerate(zip(cells, printed, strict=True)):
+        made.append({"cell_type": cell.kind, "id": f"cell-{number}", "metadata": {},
+                     "source": cell.text.splitlines(keepends=True)})  # fmt: skip
+        if cell.kind == "code":
+            stream = {"name": "stdout", "output_type": "stream", "text": output.splitlines(keepends=True)}
+            made[-1] |= {"execution_count": sum(one["cell_type"] == "code" for one in made),
+                         "outputs": [stream] if output else []}  # fmt: skip
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+              "language_info": {"name": "python"}}  # fmt: skip
+    whole = {"cells": made, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
+
+
+def same_output(a: str, b: str) -> bool:
+    """Equal but for rounding: a number with a decimal point may differ by 2 %, or by 2 in its last digit.
+
+    >>> same_output("loss 1.234 of 5", "loss 1.235 of 5"), same_output("loss 1.2 of 5", "loss 1.2 of 6")
+    (True, False)
+    """
+    words = [re.sub(r"\s+", "", NUMBER.sub("0", text)) for text in (a, b)]
+    return words[0] == words[1] and all(map(near, NUMBER.findall(a), NUMBER.findall(b)))
+
+
+def near(a: str, b: str) -> bool:
+    digits = len(a.partition(".")[2])
+    return abs(float(a) - float(b)) <= max(2.01 * 10.0**-digits, 0.02 * abs(float(a)))
+
+
+def main() -> None:
+    cells = read_cells(SOURCE.read_text(encoding="utf-8"))
+    NOTEBOOK.write_text(as_notebook(cells, run_cells(cells)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,413 @@
+"""One probe a question: call a function of the course and return what JSON can hold. Nothing is compared here.
+
+What a function leans on is replaced by a stand-in where that is itself set in the course, so that each function
+is graded for itself. Stand-ins compute something odd on purpose: they check what is passed, and give no answer away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+
+def answer(probe: str, arguments: list[Any]) -> Any:
+    return json.loads(json.dumps(PROBES[probe](*arguments)))
+
+
+@contextlib.contextmanager
+def stand_ins(module: Any, **replacements: Any) -> Iterator[None]:
+    before = {name: getattr(module, name) for name in replacements}
+    for name, value in replacements.items():
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
+
+
+# ---- 1: prompt and verdict -----------------------------------------------------------------------------
+
+
+def verdicts(texts: list[str], rule: str) -> list[str | None]:
+    from reward import parse_verdict
+
+    return [parse_verdict(text, rule) for text in texts]  # type: ignore[arg-type]
+
+
+def default_verdict(text: str) -> str | None:
+    from reward import parse_verdict
+
+    return parse_verdict(text)
+
+
+def data_block(context: list[Any], response_a: str, response_b: str) -> str:
+    from cor_prompt import _data_block
+    from data import Pair
+
+    return _data_block(Pair("id", "test", tuple(context), response_a, response_b, "A"))
+
+
+# ---- 2: packed rows and the NLL ------------------------------------------------------------------------
+
+
+def seen(group: list[int], response: list[int]) -> list[list[bool]]:
+    """(T, T): whether token q (rows) sees token k (columns)."""
+    import torch
+
+    from attention import sees
+
+    g, r, index = torch.tensor(group), torch.tensor(response), torch.arange(len(group))
+    return sees(g[:, None], g[None, :], r[:, None], r[None, :], index[:, None], index[None, :]).tolist()
+
+
+def append(rows: list[list[Any]], width: int, values: bool) -> dict[str, Any]:
+    """Rows of (prompt, responses) groups appended one by one; with `values` advantages and log-probs too."""
+    from batch import Group, _append
+
+    flat: dict[str, list] = {name: [] for name in ("source", "targets", "sequence", "advantages", "logprobs")}
+    lines, number = [], 0
+    for r, row in enumerate(rows):
+        line: dict[str, list[int]] = {name: [] for name in ("inputs", "positions", "group", "response")}
+        for prompt, responses in row:
+            more: tuple[Any, ...] = ()
+            if values:
+                logprobs = [[-0.5 * k - 0.25 * t for t in range(len(ids))] for k, ids in enumerate(responses)]
+                more = [10.0 * number + k for k in range(len(responses))], logprobs
+            _append(line, flat, Group(prompt, responses, *more), number, r * width)
+            number += 1
+        lines.append(line)
+    return {"lines": lines, "flat": flat}
+
+
+def nll(values: list[list[float]], weight: float, others: int, ranks: int, backward: bool) -> dict[str, Any]:
+    """nll_loss of a policy whose log-probs are weight * values of two micro-batches."""
+    import torch
+
+    import sft
+
+    class Linear(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(weight))
+
+        def forward(self, batch: Any, **_: Any) -> Any:
+            return self.weight * batch.values
+
+    policy, told = Linear(), []
+
+    def micro_batches(groups: Any, max_tokens: int, device: Any, *_: Any) -> Iterator[Any]:
+        told.append(["max_tokens", max_tokens])
+        yield from (SimpleNamespace(values=torch.tensor(part), weight=1.0) for part in values)
+
+    def aggregate(per_token: Any, batch: Any, agg: str, denominator: float) -> Any:
+        told.append(["aggregate", agg, denominator])
+        return 3.0 * per_token.sum() / denominator  # the 3 shows whose sum is returned
+
+    def denominator(groups: Any, agg: str, max_tokens: int) -> int:
+        told.append(["denominator", agg])
+        return sum(map(len, values))
+
+    ranked = SimpleNamespace(gather=lambda value: [value, others], world_size=lambda: ranks, rank=lambda: 0)
+    cfg = SimpleNamespace(micro_batch_tokens=77)
+    with stand_ins(sft, micro_batches=micro_batches, aggregate=aggregate, denominator=denominator, run=ranked):
+        total, tokens = sft.nll_loss(policy, [], cfg, backward)  # type: ignore[arg-type]
+    grad = None if policy.weight.grad is None else policy.weight.grad.item()
+    return {"total": float(total), "tokens": float(tokens), "grad": grad, "told": told}
+
+
+# ---- 3: the equations of GRPO --------------------------------------------------------------------------
+
+
+def advantages(rewards: list[list[float]], settings: dict[str, Any]) -> dict[str, Any]:
+    """In float64, so that eps shows."""
+    import torch
+
+    from grpo import group_advantages
+
+    given = torch.tensor(rewards, dtype=torch.float64)
+    before = given.clone()
+    return {"value": group_advantages(given, **settings).tolist(), "input_kept": bool((given == before).all())}
+
+
+def surrogate(logprobs: list[float], old: list[float], advantage: list[float], low: float, high: float) -> Any:
+    import torch
+
+    from grpo import clipped_surrogate
+
+    new, before, gain = torch.tensor(logprobs, requires_grad=True), torch.tensor(old), torch.tensor(advantage)
+    value, won = clipped_surrogate(new, before, gain, low, high)
+    value.sum().backward()
+    kept = [before.tolist() == torch.tensor(old).tolist(), gain.tolist() == torch.tensor(advantage).tolist()]
+    return {"value": value.tolist(), "clipped": won.tolist(), "slope": new.grad.tolist(), "input_kept": all(kept)}
+
+
+def kl(logprobs: list[float], reference: list[float]) -> Any:
+    import torch
+
+    from grpo import kl_k3
+
+    new = torch.tensor(logprobs, requires_grad=True)
+    value = kl_k3(new, torch.tensor(reference))
+    value.sum().backward()
+    return {"value": value.tolist(), "slope": new.grad.tolist()}
+
+
+def one_number(values: list[float], sequence: list[int], weight: float, agg: str, denominator: float) -> Any:
+    import torch
+
+    from batch import Batch, aggregate
+
+    none = torch.zeros(0, dtype=torch.int64)
+    batch = Batch(none, none, none, none, none, none, torch.tensor(sequence), weight)
+    given = torch.tensor(values, requires_grad=True)
+    found = aggregate(given, batch, agg, denominator)  # type: ignore[arg-type]
+    found.backward()
+    return {"value": found.item(), "slope": given.grad.tolist()}
+
+
+def whole_loss(tokens: dict[str, list[float]], settings: dict[str, Any], denominator: float) -> Any:
+    """grpo_loss on stand-ins: surrogate 2 * logprob + advantage, "clipped" where old > -1, kl 5 * (ref - logprob),
+    aggregate sum / denominator + 1."""
+    import torch
+
+    import grpo
+
+    told: list[Any] = []
+    new = torch.tensor(tokens["logprobs"], requires_grad=True)
+    batch = SimpleNamespace(weight=1.0, sampler_logprobs=None, sequence=torch.zeros(len(new), dtype=torch.int64))
+    for name in ("old_logprobs", "ref_logprobs", "advantages", "sampler_logprobs"):
+        if name in tokens:
+            setattr(batch, name, torch.tensor(tokens[name]))
+
+    def clipped_surrogate(logprobs: Any, old_logprobs: Any, advantages: Any, clip_low: float, clip_high: float) -> Any:
+        told.append([clip_low, clip_high])
+        return 2.0 * logprobs + advantages, old_logprobs > -1.0
+
+    def kl_k3(logprobs: Any, ref_logprobs: Any) -> Any:
+        return 5.0 * (ref_logprobs - logprobs)
+
+    def aggregate(per_token: Any, batch: Any, agg: str, denominator: float) -> Any:
+        told.append(agg)
+        return per_token.sum() / denominator + 1.0
+
+    with stand_ins(grpo, clipped_surrogate=clipped_surrogate, kl_k3=kl_k3, aggregate=aggregate):
+        loss, stats = grpo.grpo_loss(new, batch, SimpleNamespace(**settings), denominator)  # type: ignore[arg-type]
+    loss.backward()
+    return {"loss": loss.item(), "slope": new.grad.tolist(), "told": told,
+            "stats": {name: value.tolist() for name, value in stats.items()},
+            "detached": not any(value.requires_grad for value in stats.values())}  # fmt: skip
+
+
+# ---- 4: the sampler ------------------------------------------------------------------------------------
+
+
+def drawn(probabilities: list[list[float]], temperature: float, uniforms: list[float], shift: float = 0.0) -> Any:
+    """draw() from logits log p + shift -> ids and log-probs."""
+    import torch
+
+    from decode import draw
+
+    ids, logprobs = draw(torch.tensor(probabilities).log() + shift, temperature, torch.tensor(uniforms))
+    return {"ids": ids.tolist(), "logprobs": logprobs.tolist()}
+
+
+def prefill(prompts: list[list[int]]) -> Any:
+    """What _prefill hands to _forward, and what it returns of a stand-in's logits."""
+    import torch
+
+    import decode
+
+    told: dict[str, Any] = {}
+
+    def forward(lm: Any, ids: Any, positions: Any, mask: Any, cache: Any) -> Any:
+        told.update(ids=ids.tolist(), positions=positions.tolist(), mask=mask.tolist(), bool=mask.dtype == torch.bool)
+        return torch.full((len(ids), 3), 7.0)
+
+    with stand_ins(decode, _forward=forward):
+        logits = decode._prefill(torch.nn.Linear(1, 1), prompts, decode.KVCache())
+    return told | {"logits": logits.tolist()}
+
+
+# ---- 5: ranks ------------------------------------------------------------------------------------------
+
+
+def share(groups: list[list[Any]], agg: str, max_tokens: int) -> float:
+    from batch import Group, denominator
+
+    return denominator([Group(prompt, responses) for prompt, responses in groups], agg, max_tokens)  # type: ignore[arg-type]
+
+
+def metrics(added: list[list[Any]]) -> list[dict[str, float]]:
+    """Metrics.reduce on as many ranks as there are lists of (name, total, count) or (name, maximum)."""
+
+    def work(rank: int) -> dict[str, float]:
+        import run
+
+        found = run.Metrics()
+        for name, *numbers in added[rank]:
+            if len(numbers) == 2:
+                found.add(name, *numbers)
+            else:
+                found.add_max(name, *numbers)
+        return found.reduce()
+
+    return [work(0)] if len(added) == 1 else on_ranks(len(added), work)
+
+
+def sharded(weights: list[list[list[float]]], inputs: list[list[list[float]]], compute: str) -> list[Any]:
+    """A policy of two linear layers and a head, sharded over the ranks; one forward and backward on each.
+
+    -> of each rank: which modules are shards' roots, this rank's rows of each weight, its gradients made whole,
+    and the dtypes of weights, of the computation and of gradients.
+    """
+
+    def work(rank: int) -> dict[str, Any]:
+        import torch
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule
+
+        from model import shard_model
+
+        class Layer(torch.nn.Linear):
+            def forward(self, x: Any) -> Any:
+                seen.append(str(self.weight.dtype))
+                return super().forward(x.to(self.weight.dtype))
+
+        class Small(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                linear = [Layer(len(w[0]), len(w), bias=False) for w in weights]
+                for module, values in zip(linear, weights, strict=True):
+                    module.weight = torch.nn.Parameter(torch.tensor(values))
+                self.lm = torch.nn.Module()
+                self.lm.model = torch.nn.Module()
+                self.lm.model.layers = torch.nn.ModuleList(linear[:-1])
+                self.lm.lm_head = linear[-1]
+
+            def forward(self, x: Any) -> Any:
+                for layer in self.lm.model.layers:
+                    x = layer(x)
+                return self.lm.lm_head(x)
+
+        seen: list[str] = []
+        policy = Small()
+        shard_model(policy, init_device_mesh("cpu", (len(inputs),)), getattr(torch, compute))  # type: ignore[arg-type]
+        roots = sorted(name for name, module in policy.named_modules() if isinstance(module, FSDPModule))
+        rows = [list(p.to_local().shape) if hasattr(p, "to_local") else "whole" for p in policy.parameters()]
+        policy(torch.tensor(inputs[rank])).sum().backward()
+        grads = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in policy.parameters()]
+        return {"roots": roots, "rows": rows, "grads": [g.tolist() for g in grads], "computed_in": seen,
+                "stored_in": [str(p.dtype) for p in policy.parameters()],
+                "grads_in": [str(g.dtype) for g in grads]}  # fmt: skip
+
+    return on_ranks(len(inputs), work)
+
+
+def on_ranks(count: int, work: Callable[[int], Any], seconds: float = 25.0) -> list[Any]:
+    """work(rank) in as many Gloo processes, forked from this one, which has used no thread -> their answers."""
+    from todo import Todo
+
+    children = []
+    with tempfile.TemporaryDirectory() as folder:
+        for rank in range(count):
+            reader, writer = os.pipe()
+            if not (pid := os.fork()):
+                os.close(reader)
+                _rank(rank, count, folder, work, writer)
+            os.close(writer)
+            children.append((pid, reader))
+        try:
+            said = _read(children, time.monotonic() + seconds)
+        finally:
+            for pid, reader in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                os.close(reader)
+    for rank, text in enumerate(said):
+        found = json.loads(text) if text else {"error": f"did not answer within {seconds:g} s, or died: do all ranks "
+                                                        "make the same collective calls, and as many?"}  # fmt: skip
+        if "waiting" in found:
+            raise Todo(found["waiting"])
+        if "error" in found:
+            raise RuntimeError(f"rank {rank} of {count}: {found['error']}")
+    return [json.loads(text)["ok"] for text in said]
+
+
+def _rank(rank: int, count: int, folder: str, work: Callable[[int], Any], writer: int) -> None:
+    import traceback
+
+    found: dict[str, Any]
+    try:
+        import torch
+        import torch.distributed as dist
+
+        torch.set_num_threads(1)
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo" if os.path.exists("/sys/class/net/lo") else "lo0"
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
+        found = {"ok": work(rank)}
+        dist.barrier()  # nobody leaves while another still talks to it
+    except BaseException as error:
+        name = type(error).__name__
+        found = {"waiting": str(error)} if name == "Todo" else {"error": traceback.format_exc(limit=-4)}
+    with contextlib.suppress(BaseException), open(writer, "w", encoding="utf-8") as pipe:
+        pipe.write(json.dumps(found))
+    os._exit(0)
+
+
+def _read(children: list[tuple[int, int]], deadline: float) -> list[str]:
+    """What each child wrote; a child that failed ends the wait for the others after a second."""
+    said = [b""] * len(children)
+    open_ends = {reader: i for i, (_, reader) in enumerate(children)}
+    while open_ends and (left := deadline - time.monotonic()) > 0:
+        for reader in select.select(list(open_ends), [], [], left)[0]:
+            part = os.read(reader, 65536)
+            said[open_ends[reader]] += part
+            if not part:
+                i = open_ends.pop(reader)
+                if not said[i].startswith(b'{"ok"'):
+                    deadline = min(deadline, time.monotonic() + 1.0)
+    return [text.decode() for text in said]
+
+
+# ---- 6 and 7: tables, votes ----------------------------------------------------------------------------
+
+
+def table(name: str, counts: dict[str, dict[str, list[float]]], compat: str | None = None) -> Any:
+    import benchmarks
+
+    cells = {group: {slot: (right, total) for slot, (right, total) in of.items()} for group, of in counts.items()}
+    if name == "rewardbench":
+        return benchmarks._rewardbench_table(cells)
+    return benchmarks._rm_bench_table(cells, compat)  # type: ignore[arg-type]
+
+
+def vote_chances(cases: list[list[int]]) -> list[float]:
+    from outcomes import majority_chance
+
+    return [majority_chance(*case) for case in cases]
+
+
+def tallied(rows: list[dict[str, Any]]) -> dict[str, float]:
+    from rollout import Judgement, tally
+
+    full = {"pair_id": "p", "source": "s", "category": "", "meta": {}, "order": "AB", "sample": 0, "verdict": None,
+            "winner": "A", "finish_reason": "stop", "response_tokens": 1, "text": ""}  # fmt: skip
+    return tally(Judgement(**full | row, correct=(full | row)["verdict"] == (full | row)["winner"]) for row in rows)
+
+
+PROBES: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (verdicts, default_verdict, data_block, seen, append, nll, advantages, surrogate, kl, one_number,
+                     whole_loss, drawn, prefill, share, metrics, sharded, table, vote_chances, tallied)
+}  # fmt: skip

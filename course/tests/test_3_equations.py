@@ -1,0 +1,168 @@
+"""Assignment 3: the equations of GRPO, at points that can be checked with a pocket calculator."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from checks import close, equal, holds
+
+
+@pytest.mark.visible
+@pytest.mark.points("group_advantages", 2)
+def test_advantages_of_six_right_and_one_wrong(ask, expected):
+    rewards = [[1.0] * 6 + [-1.0], [-1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0]]
+    wanted = [expected("advantages", [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0]),
+              expected("advantages", [-1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0])]  # fmt: skip
+    got = ask("advantages", rewards, {})
+    close(f"group_advantages of {rewards}", got["value"], wanted)
+    equal("group_advantages leaves its input as it was", got["input_kept"], True)
+
+
+@pytest.mark.points("group_advantages", 1)
+def test_groups_without_a_difference_get_zero(ask):
+    for rewards in ([[1.0] * 4, [-1.0] * 4], [[1.0], [-1.0]]):
+        for settings in ({}, {"scale_by_std": False}):
+            close(f"group_advantages of {rewards}, {settings}", ask("advantages", rewards, settings)["value"],
+                  [[0.0] * len(group) for group in rewards])  # fmt: skip
+
+
+@pytest.mark.points("group_advantages", 1)
+def test_without_scaling_only_the_mean_goes(ask):
+    rewards = [[2.0, 0.0, -1.0, 5.0]]
+    close(f"group_advantages of {rewards}, scale_by_std=False",
+          ask("advantages", rewards, {"scale_by_std": False})["value"], [[0.5, -1.5, -2.5, 3.5]])  # fmt: skip
+
+
+@pytest.mark.points("group_advantages", 1)
+def test_eps_stands_beside_the_spread(ask, expected):
+    """Rewards so alike that eps shows."""
+    rewards = [[2e-6, -1e-6, -1e-6], [1e-3, 0.0, 0.0]]
+    for settings in ({}, {"eps": 0.5}):
+        wanted = [expected("advantages", group, True, settings.get("eps")) for group in rewards]
+        got = ask("advantages", rewards, settings)["value"]
+        close(f"group_advantages of {rewards}, {settings}", got, wanted, 1e-7 if settings else 1e-4)
+
+
+@pytest.mark.visible
+@pytest.mark.points("clipped_surrogate", 1)
+def test_inside_the_bounds_nothing_is_clipped(ask):
+    got = ask("surrogate", [math.log(1.1), math.log(0.9)], [0.0, 0.0], [2.0, -2.0], 0.2, 0.2)
+    close("clipped_surrogate at ratios 1.1 and 0.9, advantages 2 and -2: loss", got["value"], [-2.2, 1.8])
+    equal("clipped_surrogate: clipped", got["clipped"], [False, False])
+
+
+@pytest.mark.points("clipped_surrogate", 3)
+def test_all_four_quadrants(ask, expected):
+    ratios, gains = [1.6, 0.5, 1.6, 0.5, 1.0], [2.0, 2.0, -2.0, -2.0, 0.5]
+    old = [-1.0, -2.0, -0.5, -3.0, -1.0]
+    got = ask("surrogate", [o + math.log(r) for o, r in zip(old, ratios, strict=True)], old, gains, 0.2, 0.2)
+    wanted = [expected("surrogate", r, a, 0.2, 0.2) for r, a in zip(ratios, gains, strict=True)]
+    about = f"clipped_surrogate at ratios {ratios}, advantages {gains}"
+    close(f"{about}: loss", got["value"], [w[0] for w in wanted])
+    equal(f"{about}: clipped", got["clipped"], [w[1] for w in wanted])
+    close(f"{about}: slope in log p", got["slope"], [w[2] for w in wanted])
+    equal("clipped_surrogate leaves its inputs as they were", got["input_kept"], True)
+
+
+@pytest.mark.points("clipped_surrogate", 1)
+def test_the_two_bounds_are_two_numbers(ask, expected):
+    ratios, gains = [3.0, 0.1], [1.0, -1.0]
+    got = ask("surrogate", [math.log(r) for r in ratios], [0.0, 0.0], gains, 0.1, 0.27)
+    wanted = [expected("surrogate", r, a, 0.1, 0.27)[0] for r, a in zip(ratios, gains, strict=True)]
+    close("clipped_surrogate at ratios 3 and 0.1, clip_low 0.1, clip_high 0.27: loss", got["value"], wanted)
+
+
+@pytest.mark.visible
+@pytest.mark.points("kl_k3", 1)
+def test_kl_is_zero_where_both_agree_and_positive_elsewhere(ask, expected):
+    got = ask("kl", [-1.0, -1.0, -2.0], [-1.0, -2.0, -1.0])
+    close("kl_k3 at d = ref - policy = 0, -1, 1", got["value"],
+          [expected("kl", 0.0)[0], expected("kl", -1.0)[0], expected("kl", 1.0)[0]])  # fmt: skip
+
+
+@pytest.mark.points("kl_k3", 1)
+def test_kl_slopes(ask, expected):
+    points = [-1.5, -0.25, 0.5, 2.0]
+    got = ask("kl", [0.0] * 4, points)
+    close(f"kl_k3 at d = {points}", got["value"], [expected("kl", d)[0] for d in points])
+    close(f"kl_k3 at d = {points}: slope in log p", got["slope"], [-expected("kl", d)[1] for d in points])
+
+
+@pytest.mark.points("kl_k3", 1)
+def test_kl_far_away_stays_finite(ask, expected):
+    points = [150.0, -150.0, 15.0, -15.0, 3.0]
+    got = ask("kl", [0.0] * 5, points)
+    close(f"kl_k3 at d = {points}", got["value"], [expected("kl", d)[0] for d in points])
+    holds(f"kl_k3 at d = {points}: slopes must be finite, got {got['slope']}",
+          all(map(math.isfinite, got["slope"])))  # fmt: skip
+
+
+@pytest.mark.visible
+@pytest.mark.points("aggregate", 1)
+def test_three_ways_to_average(ask, expected):
+    """A response of two tokens and one of one."""
+    values, sequence = [1.0, 2.0, 6.0], [0, 0, 1]
+    per_response = (3 / expected("divisor", 2) + 6 / expected("divisor", 1)) / 2
+    for agg, denominator, wanted in [("seq", 2, per_response), ("token", 3, 3.0), ("const", 20, 0.45)]:
+        got = ask("one_number", values, sequence, 1.0, agg, denominator)
+        close(f"aggregate({values}, agg={agg!r}, denominator={denominator})", got["value"], wanted)
+
+
+@pytest.mark.points("aggregate", 2)
+def test_each_token_weighs_what_its_response_leaves_it(ask, expected):
+    """Numbers of responses may have gaps: empty responses have no token."""
+    sequence = [0, 0, 0, 0, 0, 2, 3, 3]
+    lengths = {0: 5, 2: 1, 3: 2}
+    got = ask("one_number", [1.0] * 8, sequence, 1.0, "seq", 6)
+    close(f"aggregate, agg='seq', sequence {sequence}: slopes", got["slope"],
+          [1 / expected("divisor", lengths[s]) / 6 for s in sequence])  # fmt: skip
+    for agg in ("token", "const"):
+        got = ask("one_number", [1.0] * 8, sequence, 1.0, agg, 40)
+        close(f"aggregate, agg={agg!r}: slopes", got["slope"], [1 / 40] * 8)
+
+
+@pytest.mark.points("aggregate", 1)
+def test_a_stand_in_batch_counts_for_nothing(ask):
+    for agg in ("seq", "token", "const"):
+        close(f"aggregate, agg={agg!r}, batch.weight 0", ask("one_number", [5.0], [0], 0.0, agg, 2)["value"], 0.0)
+
+
+TOKENS = {"logprobs": [-1.0, -2.0, -3.0], "old_logprobs": [-0.5, -2.5, -2.0], "ref_logprobs": [-1.5, -2.0, -2.0],
+          "advantages": [1.0, 1.0, -2.0]}  # fmt: skip
+SETTINGS = {"clip_low": 0.1, "clip_high": 0.3, "kl_coef": 0.5, "tis_cap": 0.0, "agg": "seq"}
+
+
+@pytest.mark.visible
+@pytest.mark.points("grpo_loss", 2)
+def test_the_loss_is_surrogate_plus_kl_averaged(ask):
+    """On the stand-ins of questions.whole_loss: surrogate 2 * logprob + advantage, kl 5 * (ref - logprob)."""
+    got = ask("whole_loss", TOKENS, SETTINGS, 4.0)
+    equal("grpo_loss calls clipped_surrogate(..., 0.1, 0.3) and then aggregate(..., 'seq', ...), each once; what came",
+          got["told"], [[0.1, 0.3], "seq"])  # fmt: skip
+    per_token = [2 * p + a + 0.5 * 5 * (r - p) for p, a, r in
+                 zip(TOKENS["logprobs"], TOKENS["advantages"], TOKENS["ref_logprobs"], strict=True)]  # fmt: skip
+    close("grpo_loss(...)[0]", got["loss"], sum(per_token) / 4 + 1)
+    close("grpo_loss: slope in log p", got["slope"], [(2 - 2.5) / 4] * 3)
+
+
+@pytest.mark.points("grpo_loss", 1)
+def test_the_statistics_are_per_token_and_detached(ask):
+    got = ask("whole_loss", TOKENS, SETTINGS, 4.0)
+    equal("grpo_loss: names of its statistics", sorted(got["stats"]),
+          ["policy/approx_kl", "policy/clip_fraction", "policy/ref_kl"])  # fmt: skip
+    close("policy/clip_fraction", got["stats"]["policy/clip_fraction"], [1.0, 0.0, 0.0])
+    close("policy/ref_kl", got["stats"]["policy/ref_kl"], [-2.5, 0.0, 5.0])
+    close("policy/approx_kl, against the old log-probs", got["stats"]["policy/approx_kl"], [2.5, -2.5, 5.0])
+    equal("statistics carry no gradient", got["detached"], True)
+
+
+@pytest.mark.points("grpo_loss", 1)
+def test_truncated_importance_sampling(ask):
+    tokens = TOKENS | {"sampler_logprobs": [-0.5 - math.log(1.5), -2.5 - math.log(4.0), -2.0 - math.log(0.25)]}
+    got = ask("whole_loss", tokens, SETTINGS | {"tis_cap": 2.0, "kl_coef": 0.0}, 4.0)
+    weights = [1.5, 2.0, 0.25]
+    expected = [w * (2 * p + a) for w, p, a in zip(weights, TOKENS["logprobs"], TOKENS["advantages"], strict=True)]
+    close("grpo_loss with tis_cap 2, weights 1.5, 4 and 0.25", got["loss"], sum(expected) / 4 + 1)
+    close("slopes", got["slope"], [2 * w / 4 for w in weights])
+    close("sync/tis_clip_fraction", got["stats"].get("sync/tis_clip_fraction"), [0.0, 1.0, 0.0])

@@ -1,0 +1,278 @@
+"""The untrusted side of the grader: runs a submission's functions, knows no test and no score.
+
+Started by grade.py, it imports torch once and then forks a process for each function of each submission, because
+importing takes seconds. Requests and replies are lines of JSON on stdin and stdout; nothing of a submission is ever
+imported in this process. What is cut off, where the system lets us: the network, the repository with its hidden tests
+and solutions, the grader's user, memory and pipes of this process, time, file sizes, what a submission leaves running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+NEWUSER, NEWNET, NEWNS = 0x10000000, 0x40000000, 0x00020000
+BIND, REC, PRIVATE, REMOUNT, READONLY = 0x1000, 0x4000, 0x40000, 0x20, 0x1
+NOBODY = 65534
+LONGEST = 2**22  # bytes of an answer
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+# ---- what is cut off -----------------------------------------------------------------------------------
+
+
+def isolate() -> dict[str, bool]:
+    """Shut this process off from network and repository; what was possible."""
+    done = {"offline": False, "hidden": False, "other_user": False}
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(4, 0, 0, 0, 0)  # not dumpable: a child of the same user cannot open our memory or pipes
+        libc.prctl(36, 1, 0, 0, 0)  # what a child leaves behind becomes ours, to be ended
+        root = os.geteuid() == 0
+        if libc.unshare(NEWNET | NEWNS | (0 if root else NEWUSER)) == 0:
+            done["offline"], done["hidden"] = loopback_up(), hide(libc)
+        done["other_user"] = root and can_drop()
+    return done
+
+
+def loopback_up() -> bool:
+    """Two Gloo ranks talk over it, and a new network has it down."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            fcntl.ioctl(control, 0x8914, struct.pack("16sh22x", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS, up and running
+        return True
+    except OSError:
+        return False
+
+
+def hide(libc: Any) -> bool:
+    """For this process and its children: an empty folder in the repository's place (an environment in it stays), and
+    nothing to write to on the root file system but the folder we stand in."""
+    inside, own = Path(sys.prefix).resolve(), Path.cwd()
+    aside, kept = own / "environment", REPOSITORY in inside.parents
+    if REPOSITORY in own.parents:
+        return False
+
+    def mount(source: object, target: Path, kind: bytes | None, flags: int) -> bool:
+        return libc.mount(str(source).encode(), str(target).encode(), kind, flags, None) == 0
+
+    def put_back() -> bool:
+        inside.mkdir(parents=True)
+        return mount(aside, inside, None, BIND | REC)
+
+    steps = [lambda: mount("none", Path("/"), None, REC | PRIVATE), lambda: mount(own, own, None, BIND)]
+    if kept:
+        aside.mkdir()
+        steps += [lambda: mount(inside, aside, None, BIND | REC)]
+    steps += [lambda: mount("tmpfs", REPOSITORY, b"tmpfs", 0)]
+    if kept:
+        steps += [put_back]
+    steps += [lambda: mount("none", Path("/"), None, REMOUNT | BIND | READONLY)]
+    done = all(step() for step in steps)
+    os.chdir(own)  # what we stood in lies under the mount
+    return done
+
+
+def can_drop() -> bool:
+    """Whether a child of root may become nobody (a container can forbid it) and can still import."""
+    if not (pid := os.fork()):
+        try:
+            drop_user()
+            needed = {os.path.dirname(sys.modules[name].__file__ or "") for name in ("os", "fcntl")}
+            os._exit(0 if all(os.access(folder, os.R_OK | os.X_OK) for folder in needed) else 1)
+        except (OSError, KeyError):
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def drop_user() -> None:
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+
+
+def drop_capabilities() -> None:
+    """What could undo a mount or look into other processes; root without them is a user like others."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.prctl(38, 1, 0, 0, 0)  # no new privileges
+        for number in range(64):
+            libc.prctl(24, number, 0, 0, 0)  # out of the bounding set
+        libc.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", *[0] * 6))
+
+
+class Child:
+    """A process that holds one submission's modules and answers questions about one function."""
+
+    def __init__(self, tree: str, folder: str, seconds: float, other_user: bool):
+        self.ours, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                serve(theirs, tree, folder, seconds, other_user)
+            finally:
+                os._exit(1)
+        theirs.close()
+
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Its reply, or {"error": ...} when there is none in time; then it is ended."""
+        try:
+            self.ours.sendall(json.dumps(request).encode() + b"\n")
+            said, deadline = b"", time.monotonic() + seconds
+            while not said.endswith(b"\n"):
+                left = deadline - time.monotonic()
+                if left <= 0 or not select.select([self.ours], [], [], left)[0]:
+                    return self.lost(f"no answer within {seconds:g} seconds")
+                part = self.ours.recv(65536)
+                said += part
+                if not part:
+                    return self.lost("the process ended without an answer (os._exit, a signal, or out of memory?)")
+                if len(said) > LONGEST:
+                    return self.lost("an answer of more than 4 MB")
+            reply = json.loads(said)
+            known = isinstance(reply, dict) and len(reply) == 1 and set(reply) <= {"ok", "waiting", "error"}
+            return reply if known else self.lost("not an answer")
+        except (OSError, ValueError, RecursionError):
+            return self.lost("not an answer, or the process has ended")
+
+    def lost(self, why: str) -> dict[str, Any]:
+        self.end()
+        return {"error": why}
+
+    def end(self) -> None:
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+            self.ours.close()
+            self.pid = 0
+            end_orphans()
+
+
+def end_orphans() -> None:
+    """Kill what an ended child left running, until nothing is left: it all has become ours (Linux)."""
+    for _ in range(100):
+        try:
+            with open(f"/proc/self/task/{os.getpid()}/children") as file:
+                left = [int(pid) for pid in file.read().split()]
+        except OSError:
+            return
+        if not left:
+            return
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def serve(pipe: socket.socket, tree: str, folder: str, seconds: float, other_user: bool) -> None:
+    """In the child: give everything up, then answer. From the first probe on the submission may do as it likes."""
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    kept = os.dup2(pipe.fileno(), 3)
+    os.closerange(4, 65536)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**26, 2**26))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(4 * seconds) + 1, int(4 * seconds) + 1))
+    resource.setrlimit(resource.RLIMIT_NPROC, (2048, 2048))
+    if other_user:
+        drop_user()
+    drop_capabilities()
+    os.environ.clear()
+    os.environ.update(PATH="/usr/bin:/bin", HOME=folder, TMPDIR=folder, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1",
+                      TOKENIZERS_PARALLELISM="false")  # fmt: skip
+    os.chdir(tree)
+    sys.path[:0] = [tree, os.path.join(tree, "tests")]
+    lines = lines_of(kept)
+    for request in lines:
+        reply = run_probe(json.loads(request))
+        with contextlib.suppress(OSError):
+            os.write(kept, reply) if len(reply) < 4096 else write_all(kept, reply)
+
+
+def write_all(number: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(number, content) :]
+
+
+def lines_of(number: int) -> Iterator[bytes]:
+    held = b""
+    while part := os.read(number, 65536):
+        held += part
+        *whole, held = held.split(b"\n")
+        yield from whole
+
+
+def run_probe(request: dict[str, Any]) -> bytes:
+    import traceback
+
+    reply: dict[str, Any]
+    try:
+        questions = importlib.import_module("questions")  # the tree's
+
+        reply = {"ok": questions.answer(request["probe"], request["arguments"])}
+        said = json.dumps(reply)
+    except BaseException as error:
+        name = type(error).__name__
+        text = "".join(traceback.format_exception(error, limit=-3))[-2000:]
+        said = json.dumps({"waiting": str(error)[:80]} if name == "Todo" else {"error": text})
+    return said.encode() + b"\n"
+
+
+def main() -> None:
+    done = isolate()
+    import tempfile
+
+    tempfile.gettempdir()
+    import numpy
+    import torch
+    import torch._dynamo  # what FSDP2 imports at its first use, in every rank
+    import torch.distributed.fsdp
+    import transformers  # noqa: F401
+
+    torch.set_num_threads(1)
+    say({"ready": done, "numpy": numpy.__version__})
+    child, held = None, None  # one at a time, so that whatever else is left is an orphan
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        wanted = (request["tree"], request["function"]) if "tree" in request else None
+        if child is not None and (held != wanted or not child.pid):
+            child.end()
+            child = None
+        if wanted is None:
+            say({"ok": True})
+            continue
+        if child is None:
+            child, held = Child(request["tree"], request["folder"], request["seconds"], done["other_user"]), wanted
+        say(child.ask({k: request[k] for k in ("probe", "arguments")}, request["seconds"]))
+    if child is not None:
+        child.end()
+
+
+def say(reply: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(reply) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

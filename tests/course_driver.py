@@ -1,0 +1,133 @@
+"""Grades all that test_course.py looks at, with one worker: `course_driver.py FOLDER`, results to FOLDER/NAME.json."""
+
+from __future__ import annotations
+
+import ast
+import json
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "course"))
+
+import grade  # noqa: E402
+import handout  # noqa: E402
+
+HOSTILE = {  # name: (file, what is put at its end)
+    "exits": ("reward.py", "import os\ndef parse_verdict(*_):\n    os._exit(0)\n"),
+    "hangs": ("decode.py", "def draw(*_):\n    while True:\n        pass\n"),
+    "babbles": ("outcomes.py", "def majority_chance(*_):\n    return 'x' * (2**20 + 1)\n"),
+    "forges": ("grpo.py", """
+import json, os, sys
+FAKE = json.dumps({"score": 100, "tests": []})
+for name in ("pytest", "_pytest", "grade", "conftest"):
+    sys.modules.pop(name, None)
+try:
+    import pytest
+    pytest.fail = pytest.main = lambda *_, **__: 0
+except ImportError:
+    pass
+for descriptor in range(3, 20):
+    try:
+        os.write(descriptor, (FAKE + "\\n").encode())
+    except OSError:
+        pass
+print(FAKE)
+if not os.fork():
+    os.setsid()
+    import time
+    for place in (".", "..", PLACE):
+        try:
+            open(os.path.join(place, "forges.json"), "w").write(FAKE)
+        except OSError:
+            pass
+    time.sleep(300)
+def group_advantages(*_, **__):
+    return None
+"""),
+    "copies": ("grpo.py", """
+def _stolen():
+    text = open(SOURCE).read().split("# ---- configuration")[0].replace("from __future__ import annotations", "")
+    exec(text, found := {"Config": Config})
+    return found
+def group_advantages(*a, **k):
+    return _stolen()["group_advantages"](*a, **k)
+"""),
+}  # fmt: skip
+
+
+def combination(plan: handout.Plan, number: int) -> handout.Plan:
+    """A term that draws option `number` of every variation; three of them meet every option."""
+    single = tuple({**v, "option": [v["option"][number % len(v["option"])]]} for v in plan.variations)
+    return replace(plan, variations=single, term="x", vary=tuple(v["name"] for v in single))
+
+
+class Case:
+    """A plan and its clean tree; `grade` writes FOLDER/NAME.json."""
+
+    def __init__(self, folder: Path, name: str, plan: handout.Plan, worker: grade.Worker):
+        self.folder, self.plan, self.worker, self.clean = folder, plan, worker, folder / "trees" / name
+        self.clean.mkdir(parents=True)
+        grade.clean_tree(self.clean, plan)
+
+    def submission(self, name: str, written: set[str]) -> Path:
+        """A folder with the files of the plan, in which only `written` is written."""
+        path = self.folder / "handed_in" / name
+        path.mkdir(parents=True)
+        for file in {f.file for f in self.plan.functions}:
+            names = [f.name for f in self.plan.functions if f.file == file and f.name not in written]
+            text = handout.edited((ROOT / file).read_text(encoding="utf-8"), file, self.plan)
+            (path / file).write_text(handout.blank(text, file, names), encoding="utf-8")
+        return path
+
+    def grade(self, path: Path, **changes: object) -> None:
+        results = grade.grade(path, replace(self.plan, **changes), self.worker, self.clean)
+        (self.folder / f"{path.name}.json").write_text(json.dumps(results))
+
+
+def main(folder: Path) -> None:
+    plan = handout.read_plan(term="")
+    (folder / "work").mkdir()
+    worker = grade.Worker(folder / "work")
+    (folder / "guards.json").write_text(json.dumps(worker.guards))
+    whole = Case(folder, "whole", plan, worker)
+    whole.grade(whole.submission("full", set(plan.names)))
+    whole.grade(whole.submission("none", set()))
+    for name in sorted(plan.names):
+        whole.grade(whole.submission(f"alone-{name}", {name}))
+    for name, (file, text) in HOSTILE.items():
+        path = whole.submission(name, set())
+        text = text.replace("PLACE", repr(str(folder))).replace("SOURCE", repr(str(ROOT / "grpo.py")))
+        (path / file).write_text((path / file).read_text() + "\n" + text)
+        ast.parse((path / file).read_text())
+        whole.grade(path, seconds=1.0 if name == "hangs" else 30.0)
+    odd = whole.submission("odd", set())
+    (odd / "reward.py").unlink()
+    (odd / "reward.py").symlink_to(ROOT / "reward.py")
+    (odd / "grpo.py").write_bytes(b"\xff\xfe")
+    (odd / "batch.py").write_text("def broken(:\n")
+    (odd / "decode.py").write_text("#" * (2**20 + 1))
+    (odd / "sitecustomize.py").write_text("raise SystemExit\n")
+    whole.grade(odd)
+    names = sorted(plan.names)
+    for seed in range(2):  # a lecturer's choice of functions, of which some are written
+        chosen = random.Random(seed).sample(names, 5)
+        case = Case(folder, f"chosen-{seed}", handout.read_plan(term="", names=chosen), worker)
+        case.grade(case.submission(f"chosen-{seed}-full", set(chosen)))
+        case.grade(case.submission(f"chosen-{seed}-some", set(chosen[:2])))
+    for number in range(3):
+        varied = combination(handout.read_plan(assignments=(1, 3)), number)
+        case = Case(folder, f"term-{number}", varied, worker)
+        case.grade(case.submission(f"term-{number}-key", set(varied.names)))
+        public = folder / "handed_in" / f"term-{number}-public"
+        public.mkdir()
+        for file in {f.file for f in varied.functions}:
+            (public / file).write_bytes((ROOT / file).read_bytes())
+        case.grade(public)
+    worker.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

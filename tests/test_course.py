@@ -1,0 +1,267 @@
+"""The course: handouts for any choice of functions, the grader on full, empty, single and hostile submissions."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import fcntl
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import handout
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parents[1]
+COURSE = ROOT / "course"
+PLAN = handout.read_plan(term="")
+NAMES = sorted(PLAN.names)
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+# ---- handouts ------------------------------------------------------------------------------------------
+
+
+@given(st.sets(st.sampled_from(NAMES)))
+@settings(max_examples=8, deadline=None)
+def test_any_choice_of_functions_is_blanked_and_nothing_else(tmp_path_factory, names):
+    out = tmp_path_factory.mktemp("handout") / "copy"
+    plan = handout.read_plan(term="", names=names)
+    handout.make_handout(out, plan)
+    for file in plan.carry:
+        if file not in {f.file for f in plan.functions}:
+            assert (out / file).read_bytes() == (ROOT / file).read_bytes(), file
+            continue
+        before, after = ast.parse(read(ROOT / file)), ast.parse(read(out / file))
+        here = {f.name for f in plan.functions if f.file == file}
+        assert handout.blanks(read(out / file), [f.name for f in PLAN.functions if f.file == file]) == here
+        for name in here:
+            old, new = handout.find(before, name), handout.find(after, name)
+            assert old and new and ast.get_docstring(old) == ast.get_docstring(new)
+            assert ast.dump(old.args) == ast.dump(new.args)
+            assert [ast.dump(d) for d in old.decorator_list] == [ast.dump(d) for d in new.decorator_list]
+            new.body = old.body
+        assert ast.dump(before) == ast.dump(after), file
+
+
+def test_the_copy_tells_nothing(tmp_path):
+    """No test of the repository with its plain twins, no notes, no hidden test, no history."""
+    handout.make_handout(tmp_path / "copy", PLAN)
+    there = {str(p.relative_to(tmp_path / "copy")) for p in (tmp_path / "copy").rglob("*") if p.is_file()}
+    extra = {"README.md", "Makefile", "pyproject.toml", "todo.py", "tests/plan.json"}
+    extra |= {f"assignments/{n}.md" for n in range(1, 8)}
+    assert there == set(PLAN.carry) | extra | {
+        f"tests/{p.name}" for p in (COURSE / "tests").glob("*.py") if p.stem != "twins"
+    }
+    for path in (tmp_path / "copy" / "tests").glob("test_*.py"):
+        shown, whole = ast.parse(read(path)), ast.parse(read(COURSE / "tests" / path.name))
+        kept = [node for node in shown.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+        assert kept and all("pytest.mark.visible" in map(ast.unparse, node.decorator_list) for node in kept)
+        hidden = [node.name for node in whole.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test")
+                  and node.name not in {k.name for k in kept}]  # fmt: skip
+        assert hidden and not any(name in read(path) for name in hidden)
+        others = {node.name for node in shown.body if isinstance(node, ast.FunctionDef)} - {k.name for k in kept}
+        assert others <= {"one", "matrix", "shown", "whole"}, "a helper that computes what is expected is a twin"
+    blanked = {f.name: handout.find(ast.parse(read(ROOT / f.file)), f.name) for f in PLAN.functions}
+    for function in PLAN.functions:
+        node = blanked[function.name]
+        assert node is not None
+        lines = ast.unparse(node).splitlines()[-1].strip()
+        text = ast.unparse(ast.parse(read(tmp_path / "copy" / function.file)))
+        assert len(lines) < 20 or lines not in text, f"{function.name}: its last line stands elsewhere in the copy"
+
+
+def test_every_function_has_visible_and_hidden_tests_that_add_up_to_its_points():
+    found: dict[str, list[tuple[float, bool]]] = {}
+    for path in (COURSE / "tests").glob("test_*.py"):
+        number = int(path.stem.split("_")[1])
+        for node in ast.parse(read(path)).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                marks = [ast.unparse(d) for d in node.decorator_list]
+                name, points = next(
+                    ast.literal_eval(m.removeprefix("pytest.mark.points")) for m in marks if "points" in m
+                )
+                found.setdefault(name, []).append((points, "pytest.mark.visible" in marks))
+                assert next(f.assignment for f in PLAN.functions if f.name == name) == number
+    assert {f.name: f.points for f in PLAN.functions} == {n: sum(p for p, _ in tests) for n, tests in found.items()}
+    assert all({seen for _, seen in tests} == {True, False} for tests in found.values())
+    assert sum(f.points for f in PLAN.functions) == 100
+
+
+def test_a_copy_is_never_written_over_another(tmp_path):
+    (tmp_path / "mine.txt").write_text("work of a week")
+    done = subprocess.run(
+        [sys.executable, "course/handout.py", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "not empty" in done.stderr and len(list(tmp_path.iterdir())) == 1
+
+
+# ---- a term's specification ----------------------------------------------------------------------------
+
+OPTIONS = [(v["name"], option) for v in PLAN.variations for option in v["option"]]
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=[f"{n}-{o['value']}" for n, o in OPTIONS])
+def test_each_option_fits_the_source_and_its_docstrings_hold(tmp_path, name, option):
+    variation = {"name": name, "published": None, "option": [option]}
+    plan = replace(PLAN, term="x", vary=(name,), variations=(variation,))
+    for file in {edit[0] for edit in option["edits"]}:
+        text = handout.edited(read(ROOT / file), file, plan)
+        assert text != read(ROOT / file) and max(map(len, text.splitlines())) <= 120
+        path = tmp_path / f"varied_{file}"
+        path.write_text(text, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+        assert doctest.testmod(module).failed == 0
+        del sys.modules[path.stem]
+
+
+def test_a_term_draws_the_same_values_again_and_never_the_published_ones(tmp_path):
+    drawn = [handout.specification(replace(PLAN, term=f"term {i}")) for i in range(40)]
+    assert drawn == [handout.specification(replace(PLAN, term=f"term {i}")) for i in range(40)]
+    published = handout.specification(PLAN)
+    assert all(spec[name] != published[name] for spec in drawn for name in published)
+    assert len({json.dumps(spec) for spec in drawn}) > 20
+    plan = replace(PLAN, term="term 0")
+    handout.make_handout(tmp_path / "copy", plan)
+    readme = read(tmp_path / "copy" / "README.md")
+    assert all(option["says"] in readme for option in handout.options(plan).values())
+    assert json.loads(read(tmp_path / "copy" / "tests" / "plan.json"))["spec"] == drawn[0]
+
+
+def test_an_edit_that_no_longer_fits_is_named():
+    broken = {"name": "kl", "published": "k3", "option": [{"value": 0, "edits": [["grpo.py", "never written", ""]]}]}
+    with pytest.raises(handout.HandoutError, match=r"kl = 0: grpo.py has 0 times 'never written'"):
+        handout.edited(read(ROOT / "grpo.py"), "grpo.py", replace(PLAN, term="x", vary=("kl",), variations=(broken,)))
+
+
+# ---- the grader ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    """name -> results of all that course_driver.py grades with one worker."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, command = root / "course_graded", [sys.executable, str(ROOT / "tests" / "course_driver.py")]
+    with open(root / "course_graded.lock", "w") as lock:  # the workers of pytest-xdist share one run
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            done = subprocess.run([*command, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=900)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+            (folder / "done").touch()
+    return {path.stem: json.loads(read(path)) for path in folder.glob("*.json")} | {"folder": folder}
+
+
+def scores(results) -> dict[str, float]:
+    """Points by function, none left out."""
+    found: dict[str, float] = {}
+    for test in results["tests"]:
+        name = test["extra_data"]["function"]
+        found[name] = found.get(name, 0.0) + test["score"]
+    assert results["score"] == sum(found.values())
+    return found
+
+
+def test_the_full_source_has_all_points_and_the_handout_none(graded):
+    assert scores(graded["full"]) == {f.name: f.points for f in PLAN.functions}
+    assert all(t["status"] == "passed" and t["output"] == "" for t in graded["full"]["tests"])
+    assert scores(graded["none"]) == dict.fromkeys([f.name for f in PLAN.functions], 0.0)
+    for test in graded["none"]["tests"]:
+        assert test["output"] == f"waiting for {test['extra_data']['function']}" and "status" not in test
+
+
+@pytest.mark.parametrize("function", PLAN.functions, ids=lambda f: f.name)
+def test_each_function_alone_gains_exactly_its_points(graded, function):
+    results = graded[f"alone-{function.name}"]
+    assert {n: s for n, s in scores(results).items() if s} == {function.name: function.points}
+    assert not [t["name"] for t in results["tests"] if t.get("status") == "failed"]
+
+
+def test_any_choice_is_graded_by_itself(graded):
+    for seed in range(2):
+        full, some = graded[f"chosen-{seed}-full"], graded[f"chosen-{seed}-some"]
+        points = {f.name: f.points for f in PLAN.functions if f.name in scores(full)}
+        assert scores(full) == points and len(points) == 5
+        assert sum(score == points[name] for name, score in scores(some).items()) == 2
+        assert sum(score == 0 for score in scores(some).values()) == 3
+
+
+def test_a_term_is_met_by_its_key_and_missed_by_a_public_copy(graded):
+    varied = {"parse_verdict", "group_advantages", "clipped_surrogate", "kl_k3", "aggregate"}
+    for number in range(3):
+        points = {f.name: f.points for f in PLAN.functions if f.assignment in (1, 3)}
+        assert scores(graded[f"term-{number}-key"]) == points
+        public = scores(graded[f"term-{number}-public"])
+        assert {name for name in points if public[name] < points[name]} == varied
+        failed = [t["output"] for t in graded[f"term-{number}-public"]["tests"] if t.get("status") == "failed"]
+        assert all(re.search("expected", text) for text in failed)
+        assert any(re.search(r"group_advantages of .*, shape \(2, 7\): .* expected -?\d", text) for text in failed)
+
+
+@pytest.mark.parametrize(("name", "says"), [("exits", "ended without an answer"), ("hangs", "no answer within 1 sec"),
+                                            ("babbles", "more than 4 MB")])  # fmt: skip
+def test_a_submission_that_misbehaves_loses_its_own_points_only(graded, name, says):
+    results = graded[name]
+    assert results["score"] == 0 and len(results["tests"]) == len(graded["full"]["tests"])
+    assert any(says in t["output"] for t in results["tests"])
+
+
+def test_a_submission_cannot_write_its_score(graded):
+    results = graded["forges"]
+    assert results["score"] == 0 and len(results["tests"]) == len(graded["full"]["tests"])
+    ran = [t["output"] for t in results["tests"] if t.get("status") == "failed"]
+    assert len(ran) == 4 and not (graded["folder"] / "forges.json").read_text().startswith('{"score": 100')
+
+
+def test_a_submission_cannot_read_the_solutions_where_namespaces_can_be_made(graded):
+    if not graded["guards"]["hidden"]:
+        pytest.skip("no mount namespaces here")
+    assert graded["guards"]["offline"]
+    assert scores(graded["copies"])["group_advantages"] == 0
+    assert any("No such file" in t["output"] for t in graded["copies"]["tests"])
+
+
+def test_only_plain_files_that_parse_are_taken(graded):
+    results = graded["odd"]
+    assert results["score"] == 0
+    for file, why in [("reward.py", "not a plain file"), ("grpo.py", "utf-8"), ("batch.py", "invalid syntax"),
+                      ("decode.py", "more than")]:  # fmt: skip
+        assert re.search(rf"{file}: not taken: .*{why}", results["output"]), results["output"]
+
+
+def test_a_handout_is_tested_and_graded_by_its_commands(tmp_path):
+    """make handout, one function written, the student's tests, grade.py with a results file."""
+    copy = tmp_path / "copy"
+    command = ["make", "handout", f"OUT={copy}", "ASSIGNMENTS=3", f"PYTHON={sys.executable}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    own = read(copy / "grpo.py")
+    start, end = own.index("    # Yours: about 2 lines", own.index("def kl_k3")), own.index('raise Todo("kl_k3")')
+    body = "    d = (ref_logprobs - logprobs).clamp(-20, 20)\n    return torch.expm1(d).sub(d).clamp(max=10.0)"
+    (copy / "grpo.py").write_text(own[:start] + body + own[end + len('raise Todo("kl_k3")') :])
+    done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA"], cwd=copy,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "1 passed, 4 waiting" in done.stdout and re.search(r"1 of 1 +kl_k3", done.stdout)
+    assert re.search(r"0 of 2 +group_advantages +still to be written", done.stdout)
+    out = tmp_path / "results" / "results.json"
+    done = subprocess.run([sys.executable, "course/grade.py", str(copy), "--assignments", "3", "--out", str(out)],
+                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0 and re.search(r"3 of 3 +kl_k3", done.stdout), done.stdout + done.stderr
+    assert json.loads(read(out))["score"] == 3

@@ -1,0 +1,82 @@
+"""course/walkthrough.ipynb: its source runs in the time promised, and the committed outputs are of this code."""
+
+import doctest
+import json
+import re
+import time
+
+import pytest
+
+from course import notebook
+
+SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return notebook.read_cells(notebook.SOURCE.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def committed():
+    return json.loads(notebook.NOTEBOOK.read_text(encoding="utf-8"))
+
+
+def test_it_runs_and_prints_what_the_committed_notebook_shows(cells, committed):
+    began = time.process_time()
+    printed = notebook.run_cells(cells)
+    assert time.process_time() - began < SECONDS
+    made = json.loads(notebook.as_notebook(cells, printed))
+    for number, (new, old) in enumerate(zip(made["cells"], committed["cells"], strict=True)):
+        shown, kept = ("".join(cell.get("outputs", [{}])[0].get("text", "")) for cell in (new, old))
+        assert notebook.same_output(shown, kept), f"cell {number} prints\n{shown}\nand the notebook shows\n{kept}"
+        for cell in (new, old):
+            for output in cell.get("outputs", []):
+                output.pop("text")
+    assert made == committed, "run python course/notebook.py"
+
+
+def test_every_cell_that_prints_is_explained_and_tensors_come_with_shapes(cells, committed):
+    kinds = [cell.kind for cell in cells]
+    assert kinds == ["markdown", *["markdown", "code"] * (len(kinds) // 2 - 1), "markdown"]
+    shown = "".join("".join(cell["outputs"][0]["text"]) for cell in committed["cells"] if cell["cell_type"] == "code")
+    for line in (r"rewards \(4, 4\)", r"advantages \(4, 4\)", r"inputs +\(4, \d+\)", r"visible \(10, 10\)",
+                 r"logprobs \(\d+,\)", r"targets +\(\d+,\)"):  # fmt: skip
+        assert re.search(f"^{line}", shown, re.MULTILINE), line
+    text = "\n".join(cell.text for cell in cells)
+    for step in ("load_pairs", "render", "encode_prompt", "collate", "generate", "verdict_score", "group_advantages",
+                 "grpo_loss", "grpo.update"):  # fmt: skip
+        assert f"{step}(" in text, step
+
+
+def test_the_round_has_something_to_learn_from(committed):
+    """Right and wrong in one group, an equal group too: else the prose would speak of what is not there."""
+    shown = ["".join(cell["outputs"][0]["text"]) for cell in committed["cells"] if cell["cell_type"] == "code"]
+    (rewards,) = [text for text in shown if "rewards (4, 4)" in text]
+    rows = [[float(x) for x in re.findall(r"-?1\.", row)] for row in rewards.partition("tensor")[2].splitlines()]
+    assert sorted(sum(row) for row in rows) == [-4.0, 0.0, 2.0, 2.0] and sum(rows[0]) == -4.0
+
+
+def test_the_file_is_a_notebook(committed):
+    """What nbformat 4.5 asks for, without nbformat."""
+    assert (committed["nbformat"], committed["nbformat_minor"]) == (4, 5)
+    names = [cell["id"] for cell in committed["cells"]]
+    assert len(set(names)) == len(names) and all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name) for name in names)
+    for cell in committed["cells"]:
+        extra = {"outputs", "execution_count"} if cell["cell_type"] == "code" else set()
+        assert set(cell) == {"cell_type", "id", "metadata", "source"} | extra
+
+
+def test_outputs_are_equal_but_for_rounding():
+    assert doctest.testmod(notebook).failed == 0
+    assert notebook.same_output("tensor([ 0.500, -1.250])", "tensor([0.501,\n -1.251])")
+    for other in ("tensor([0.500, 1.250])", "tensor([0.513, -1.250])", "tensor([0.500])", "tensors([0.500, -1.250])"):
+        assert not notebook.same_output("tensor([0.500, -1.250])", other), other
+    assert not notebook.same_output("True", "False") and not notebook.same_output("(4, 234)", "(4, 235)")
+
+
+def test_a_cell_that_fails_is_named(capsys):
+    cells = notebook.read_cells("# %%\nprint(1)\n# %%\nx = 1 / 0\n")
+    with pytest.raises(ZeroDivisionError) as caught:
+        notebook.run_cells(cells)
+    assert str(caught.traceback[-1].path) == "walkthrough.py, cell 1" and capsys.readouterr().out == ""
