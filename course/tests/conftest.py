@@ -1,7 +1,7 @@
 """How the course's tests ask and report: `ask` calls a probe, a function still to be written is `waiting`.
 
 The tests know what to expect and nothing of torch; questions.py calls the functions. A student's run has both in one
-process, so that print and pdb work. Under grade.py the questions run in processes of their own, and only JSON comes back.
+process, so that print and pdb work. Under grade.py the questions run in their own processes and only JSON comes back.
 """
 
 from __future__ import annotations
