@@ -152,7 +152,7 @@ class Grader:
         function, points = dict(report.user_properties).get("points", ("", 0.0))
         waiting = getattr(report, "waiting", "")
         passed = report.when == "call" and report.outcome == "passed"
-        name = report.nodeid.partition("::")[2].removeprefix("test_").replace("_", " ")
+        name = report.nodeid.partition("::")[2].removeprefix(handout.prefix(function)).replace("_", " ")
         output = f"waiting for {waiting}" if waiting else "" if passed else report.longreprtext
         entry = {"name": f"{function}: {name}", "score": points if passed else 0.0, "max_score": points,
                  "output": output, "tags": [function],

@@ -177,6 +177,22 @@ def expectations(text: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     return {json.dumps(call): getattr(twins, call[0])(spec, *call[1:]) for call in calls}
 
 
+def prefix(function: str) -> str:
+    """How the names of its tests begin, so that `pytest -k` finds them: Metrics.reduce -> test_metrics_reduce_"""
+    return f"test_{function.strip('_').replace('.', '_').lower()}_"
+
+
+def points_shown(text: str) -> dict[str, float]:
+    """{function: points} of the visible tests in a test file."""
+    shown: dict[str, float] = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef) and _is_visible(node):
+            marks = [d for d in node.decorator_list if isinstance(d, ast.Call)]
+            name, points = next(map(ast.literal_eval, m.args) for m in marks if "points" in ast.unparse(m.func))
+            shown[name] = shown.get(name, 0.0) + points
+    return shown
+
+
 def _is_visible(node: ast.FunctionDef) -> bool:
     return any(ast.unparse(decorator) == "pytest.mark.visible" for decorator in node.decorator_list)
 
@@ -207,18 +223,21 @@ def write_tests(out: Path, plan: Plan) -> None:
     for name in ("conftest.py", "checks.py", "questions.py"):
         shutil.copy(HERE / "tests" / name, tests)
     expected: dict[str, Any] = {}
+    shown: dict[str, float] = {}
     for source in sorted((HERE / "tests").glob("test_*.py")):
         if int(source.stem.split("_")[1]) in {f.assignment for f in plan.functions}:
             text = only_visible(source.read_text(encoding="utf-8"))
             expected |= expectations(text, spec)
+            shown |= points_shown(text)
             (tests / source.name).write_text(text, encoding="utf-8")
-    about = {"spec": spec, "points": {f.name: f.points for f in plan.functions}, "expected": expected}
+    about = {"spec": spec, "points": {f.name: f.points for f in plan.functions}, "visible": shown, "expected": expected}
     (tests / "plan.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def write_pages(out: Path, plan: Plan) -> None:
-    """README with this term's specification and the table of functions; the assignments' pages."""
-    says = [f"- {option['says']}" for option in options(plan).values()]
+    """README with this term's specification and the table of functions; the assignments' pages, edited for the term."""
+    of = {v["name"]: v["assignment"] for v in plan.variations}
+    says = [f"- assignment {of[name]}: {option['says']}" for name, option in options(plan).items()]
     rows = [f"| {f.assignment} | `{f.file}` | `{f.name}` | {f.points:g} |" for f in plan.functions]
     readme = (HERE / "student" / "README.md").read_text(encoding="utf-8")
     readme = readme.replace("{specification}", "\n".join(says) or "- as in the paper and in the docstrings")
@@ -227,7 +246,8 @@ def write_pages(out: Path, plan: Plan) -> None:
         shutil.copy(HERE / "student" / name, out)
     (out / "assignments").mkdir()
     for number in sorted({f.assignment for f in plan.functions}):
-        shutil.copy(HERE / "assignments" / f"{number}.md", out / "assignments")
+        page = f"assignments/{number}.md"
+        (out / page).write_text(edited((HERE / page).read_text(encoding="utf-8"), page, plan), encoding="utf-8")
 
 
 def make_handout(out: Path, plan: Plan, solved: bool = False) -> None:

@@ -92,6 +92,7 @@ def test_every_function_has_visible_and_hidden_tests_that_add_up_to_its_points()
                 name, points = next(
                     ast.literal_eval(m.removeprefix("pytest.mark.points")) for m in marks if "points" in m
                 )
+                assert node.name.startswith(handout.prefix(name)), "pytest -k FUNCTION finds them"
                 found.setdefault(name, []).append((points, "pytest.mark.visible" in marks))
                 assert next(f.assignment for f in PLAN.functions if f.name == name) == number
     assert {f.name: f.points for f in PLAN.functions} == {n: sum(p for p, _ in tests) for n, tests in found.items()}
@@ -117,6 +118,9 @@ def test_each_option_fits_the_source_and_its_docstrings_hold(tmp_path, name, opt
     variation = {"name": name, "published": None, "option": [option]}
     plan = replace(PLAN, term="x", vary=(name,), variations=(variation,))
     for file in {edit[0] for edit in option["edits"]}:
+        if file.startswith("assignments/"):
+            assert handout.edited(read(COURSE / file), file, plan) != read(COURSE / file)
+            continue
         text = handout.edited(read(ROOT / file), file, plan)
         assert text != read(ROOT / file) and max(map(len, text.splitlines())) <= 120
         path = tmp_path / f"varied_{file}"
@@ -139,7 +143,9 @@ def test_a_term_draws_the_same_values_again_and_never_the_published_ones(tmp_pat
     plan = replace(PLAN, term="term 0")
     handout.make_handout(tmp_path / "copy", plan)
     readme = read(tmp_path / "copy" / "README.md")
-    assert all(option["says"] in readme for option in handout.options(plan).values())
+    of = {v["name"]: v["assignment"] for v in plan.variations}
+    says = [f"- assignment {of[name]}: {option['says']}\n" for name, option in handout.options(plan).items()]
+    assert len(says) == 7 and all(line in readme for line in says)
     assert json.loads(read(tmp_path / "copy" / "tests" / "plan.json"))["spec"] == drawn[0]
 
 
@@ -258,8 +264,9 @@ def test_a_handout_is_tested_and_graded_by_its_commands(tmp_path):
     done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA"], cwd=copy,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert "1 passed, 4 waiting" in done.stdout and re.search(r"1 of 1 +kl_k3", done.stdout)
+    assert "1 passed, 7 waiting" in done.stdout and re.search(r"1 of 1 +kl_k3", done.stdout)
     assert re.search(r"0 of 2 +group_advantages +still to be written", done.stdout)
+    assert "1 of 9 seen here; 12 more points are asked by tests that you do not see" in done.stdout
     out = tmp_path / "results" / "results.json"
     done = subprocess.run([sys.executable, "course/grade.py", str(copy), "--assignments", "3", "--out", str(out)],
                           cwd=ROOT, capture_output=True, text=True)  # fmt: skip

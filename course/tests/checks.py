@@ -24,6 +24,8 @@ def close(what: str, got: Any, expected: Any, tolerance: float = 1e-4) -> None:
                     f"expected {short(expected)}\ngot      {short(got)}", pytrace=False)  # fmt: skip
     flat_got, flat_expected = list(flat(got)), list(flat(expected))
     wrong = [i for i, (g, e) in enumerate(zip(flat_got, flat_expected, strict=True)) if not near(g, e, tolerance)]
+    if wrong and not isinstance(expected, list):
+        pytest.fail(f"{what}: expected {expected!r}, got {got!r}", pytrace=False)
     if wrong:
         pytest.fail(f"{what}, shape {shape(expected)}: {len(wrong)} of {len(flat_expected)} values differ, the first "
                     f"at {wrong[0]}: expected {flat_expected[wrong[0]]!r}, got {flat_got[wrong[0]]!r}\n"

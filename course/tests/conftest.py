@@ -1,7 +1,7 @@
 """How the course's tests ask and report: `ask` calls a probe, a function still to be written is `waiting`.
 
 The tests know what to expect and nothing of torch; questions.py calls the functions. A student's run has both in one
-process, so that print and pdb work. Under grade.py the questions run in their own processes and only JSON comes back.
+process, so that print and pdb work. Under grade.py questions run in processes of their own, and only JSON comes back.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+__tracebackhide__ = True  # a failure shows the test's line and the student's, not these
 WAITING = "waiting for "
 
 
@@ -25,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def plan() -> dict[str, Any]:
-    """{"spec": ..., "points": ...}: beside the tests in a handout, from handout.toml in the repository."""
+    """{"spec", "points", "visible", "expected"} beside the tests in a handout; the first two from handout.toml here."""
     beside = Path(__file__).with_name("plan.json")
     if beside.exists():
         return json.loads(beside.read_text())
@@ -78,11 +79,15 @@ def ask(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
     def asked(probe: str, *arguments: Any) -> Any:
         try:
-            return remote(function, probe, json.loads(json.dumps(arguments)))
+            reply = remote(function, probe, json.loads(json.dumps(arguments)))
         except NotImplementedError as error:
             if type(error).__name__ != "Todo":
                 raise
             name = str(error)
+        else:
+            if isinstance(reply, dict) and set(reply) == {"wrong"}:
+                pytest.fail(reply["wrong"], pytrace=False)
+            return reply
         pytest.skip(WAITING + name)
 
     return asked
@@ -125,7 +130,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         for name in full:
             note = "  still to be written" if name in waits else ""
             terminalreporter.line(f"{got[name]:5g} of {full[name]:<4g} {name}{note}")
-        terminalreporter.line(f"{sum(got.values()):5g} of {sum(full.values()):g} together")
+        course = config.__dict__["course"]
+        more = sum(course["points"][name] - course.get("visible", course["points"])[name] for name in full if name)
+        seen = f"{sum(got.values()):5g} of {sum(full.values()):g} seen here"
+        terminalreporter.line(f"{seen}; {more:g} more points are asked by tests that you do not see" if more else seen)
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,34 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+__tracebackhide__ = True  # pytest shows the student's own line, not ours
+
+
+class Wrong(Exception):
+    """What came back is no answer at all; the message is for the student."""
+
 
 def answer(probe: str, arguments: list[Any]) -> Any:
-    return json.loads(json.dumps(PROBES[probe](*arguments)))
+    try:
+        return json.loads(json.dumps(PROBES[probe](*arguments)))
+    except Wrong as error:
+        return {"wrong": str(error)}
+
+
+def a_tensor(what: str, value: Any) -> Any:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise Wrong(f"{what} must return a tensor, got {type(value).__name__}: {value!r}"[:300])
+    return value
+
+
+def backward(what: str, value: Any) -> None:
+    """Leave slopes in .grad, or say why that cannot be."""
+    if not a_tensor(what, value).requires_grad:
+        raise Wrong(f"{what}: no slope reaches its input; something cut the graph (.item(), .numpy(), .detach(), "
+                    "torch.no_grad(), torch.tensor(...), or a constant)")  # fmt: skip
+    value.backward()
 
 
 @contextlib.contextmanager
@@ -135,7 +160,8 @@ def advantages(rewards: list[list[float]], settings: dict[str, Any]) -> dict[str
 
     given = torch.tensor(rewards, dtype=torch.float64)
     before = given.clone()
-    return {"value": group_advantages(given, **settings).tolist(), "input_kept": bool((given == before).all())}
+    found = a_tensor("group_advantages", group_advantages(given, **settings))
+    return {"value": found.tolist(), "input_kept": bool((given == before).all())}
 
 
 def surrogate(logprobs: list[float], old: list[float], advantage: list[float], low: float, high: float) -> Any:
@@ -144,8 +170,11 @@ def surrogate(logprobs: list[float], old: list[float], advantage: list[float], l
     from grpo import clipped_surrogate
 
     new, before, gain = torch.tensor(logprobs, requires_grad=True), torch.tensor(old), torch.tensor(advantage)
-    value, won = clipped_surrogate(new, before, gain, low, high)
-    value.sum().backward()
+    found = clipped_surrogate(new, before, gain, low, high)
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise Wrong(f"clipped_surrogate must return (loss, clipped), got {type(found).__name__}")
+    value, won = (a_tensor("clipped_surrogate, for each of the two,", part) for part in found)
+    backward("clipped_surrogate's loss", value.sum())
     kept = [before.tolist() == torch.tensor(old).tolist(), gain.tolist() == torch.tensor(advantage).tolist()]
     return {"value": value.tolist(), "clipped": won.tolist(), "slope": new.grad.tolist(), "input_kept": all(kept)}
 
@@ -156,8 +185,8 @@ def kl(logprobs: list[float], reference: list[float]) -> Any:
     from grpo import kl_k3
 
     new = torch.tensor(logprobs, requires_grad=True)
-    value = kl_k3(new, torch.tensor(reference))
-    value.sum().backward()
+    value = a_tensor("kl_k3", kl_k3(new, torch.tensor(reference)))
+    backward("kl_k3", value.sum())
     return {"value": value.tolist(), "slope": new.grad.tolist()}
 
 
@@ -170,41 +199,59 @@ def one_number(values: list[float], sequence: list[int], weight: float, agg: str
     batch = Batch(none, none, none, none, none, none, torch.tensor(sequence), weight)
     given = torch.tensor(values, requires_grad=True)
     found = aggregate(given, batch, agg, denominator)  # type: ignore[arg-type]
-    found.backward()
+    if a_tensor("aggregate", found).shape:
+        raise Wrong(f"aggregate must return a scalar, got shape {tuple(found.shape)}")
+    backward("aggregate", found)
     return {"value": found.item(), "slope": given.grad.tolist()}
 
 
 def whole_loss(tokens: dict[str, list[float]], settings: dict[str, Any], denominator: float) -> Any:
-    """grpo_loss on stand-ins: surrogate 2 * logprob + advantage, "clipped" where old > -1, kl 5 * (ref - logprob),
-    aggregate sum / denominator + 1."""
+    """grpo_loss on stand-ins: surrogate = 2 * logprob + advantage, "clipped" where old > -1, kl = 5 * (ref - logprob),
+    aggregate = sum / denominator + 1. `told`: what each of them was called with, tensors by their names."""
     import torch
 
     import grpo
 
-    told: list[Any] = []
+    told: dict[str, list[Any]] = {"clipped_surrogate": [], "kl_k3": [], "aggregate": []}
     new = torch.tensor(tokens["logprobs"], requires_grad=True)
+
+    def named(*values: Any) -> list[str]:
+        lists = [value.tolist() for value in values]
+        known = {name: torch.tensor(numbers).tolist() for name, numbers in tokens.items()}
+        return [next((name for name in known if known[name] == one), "something else") for one in lists]
+
     batch = SimpleNamespace(weight=1.0, sampler_logprobs=None, sequence=torch.zeros(len(new), dtype=torch.int64))
     for name in ("old_logprobs", "ref_logprobs", "advantages", "sampler_logprobs"):
         if name in tokens:
             setattr(batch, name, torch.tensor(tokens[name]))
 
     def clipped_surrogate(logprobs: Any, old_logprobs: Any, advantages: Any, clip_low: float, clip_high: float) -> Any:
-        told.append([clip_low, clip_high])
+        told["clipped_surrogate"].append([*named(logprobs, old_logprobs, advantages), clip_low, clip_high])
         return 2.0 * logprobs + advantages, old_logprobs > -1.0
 
     def kl_k3(logprobs: Any, ref_logprobs: Any) -> Any:
+        told["kl_k3"].append(named(logprobs, ref_logprobs))
         return 5.0 * (ref_logprobs - logprobs)
 
     def aggregate(per_token: Any, batch: Any, agg: str, denominator: float) -> Any:
-        told.append(agg)
+        told["aggregate"].append([agg, denominator])
         return per_token.sum() / denominator + 1.0
 
     with stand_ins(grpo, clipped_surrogate=clipped_surrogate, kl_k3=kl_k3, aggregate=aggregate):
-        loss, stats = grpo.grpo_loss(new, batch, SimpleNamespace(**settings), denominator)  # type: ignore[arg-type]
-    loss.backward()
+        found = grpo.grpo_loss(new, batch, SimpleNamespace(**settings), denominator)  # type: ignore[arg-type]
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
+        raise Wrong(f"grpo_loss must return (loss, statistics), a scalar tensor and a dict, got {type(found).__name__}")
+    loss, stats = found
+    for name, value in stats.items():
+        a_tensor(f"grpo_loss, under {name!r} of its statistics,", value)
+    if a_tensor("grpo_loss, as its loss,", loss).shape:
+        raise Wrong(
+            f"grpo_loss must return a scalar loss, got shape {tuple(loss.shape)}: call aggregate once, at the end"
+        )
+    backward("grpo_loss", loss)
     return {"loss": loss.item(), "slope": new.grad.tolist(), "told": told,
             "stats": {name: value.tolist() for name, value in stats.items()},
-            "detached": not any(value.requires_grad for value in stats.values())}  # fmt: skip
+            "attached": sorted(name for name, value in stats.items() if value.requires_grad)}  # fmt: skip
 
 
 # ---- 4: the sampler ------------------------------------------------------------------------------------

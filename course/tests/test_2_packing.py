@@ -14,14 +14,14 @@ def whole(answer, name):
 
 @pytest.mark.visible
 @pytest.mark.points("sees", 1)
-def test_who_sees_whom_in_one_group(ask):
+def test_sees_who_sees_whom_in_one_group(ask):
     rows = ask("seen", [0] * 7, [0, 0, 1, 1, 2, 2, 3])
     expected = ["1000000", "1100000", "1110000", "1111000", "1100100", "1100110", "1100001"]
     equal("sees(...), a row for each token that looks", ["".join("01"[x] for x in row) for row in rows], expected)
 
 
 @pytest.mark.points("sees", 2)
-def test_groups_and_padding_do_not_see_each_other(ask):
+def test_sees_groups_and_padding_do_not_see_each_other(ask):
     group, response = [0, 0, 0, 1, 1, 1, 1, -1, -1], [0, 1, 2, 0, 0, 1, 2, 0, 0]
     rows = ask("seen", group, response)
     expected = ["100000000", "110000000", "101000000", "000100000", "000110000", "000111000", "000110100",
@@ -33,7 +33,7 @@ def test_groups_and_padding_do_not_see_each_other(ask):
 
 @pytest.mark.visible
 @pytest.mark.points("_append", 3)
-def test_the_example_of_the_first_page(ask):
+def test_append_the_example_of_the_first_page(ask):
     answer = ask("append", [[GROUP]], 10, False)
     equal("inputs", whole(answer, "inputs"), [[1, 2, 3, 4, 10, 11, 20, 21, 22, 30]])
     equal("positions", whole(answer, "positions"), [[0, 1, 2, 3, 4, 5, 4, 5, 6, 4]])
@@ -45,7 +45,7 @@ def test_the_example_of_the_first_page(ask):
 
 
 @pytest.mark.points("_append", 3)
-def test_two_groups_in_a_row_and_a_second_row(ask):
+def test_append_two_groups_in_a_row_and_a_second_row(ask):
     """source counts in the flattened rows of width 8: the second row begins at 8."""
     answer = ask("append", [[[[1, 2], [[5, 6], [7, 8, 9]]], [[3], [[4, 5]]]], [[[6, 7, 8], [[9, 1]]]]], 8, False)
     equal("inputs", whole(answer, "inputs"), [[1, 2, 5, 7, 8, 3, 4], [6, 7, 8, 9]])
@@ -58,7 +58,7 @@ def test_two_groups_in_a_row_and_a_second_row(ask):
 
 
 @pytest.mark.points("_append", 1)
-def test_empty_responses_and_responses_of_one_token(ask):
+def test_append_empty_responses_and_responses_of_one_token(ask):
     answer = ask("append", [[[[1, 2], [[], [5], []]], [[3], [[4]]]]], 3, False)
     equal("inputs: a response's last token is never one", whole(answer, "inputs"), [[1, 2, 3]])
     equal("targets", answer["flat"]["targets"], [5, 4])
@@ -68,7 +68,7 @@ def test_empty_responses_and_responses_of_one_token(ask):
 
 
 @pytest.mark.points("_append", 1)
-def test_advantages_and_log_probs_go_with_the_tokens(ask):
+def test_append_advantages_and_log_probs_go_with_the_tokens(ask):
     answer = ask("append", [[[[1], [[5, 6], [7]]]], [[[2], [[8, 9]]]]], 3, True)
     close("advantages", answer["flat"]["advantages"], [0.0, 0.0, 1.0, 10.0, 10.0])
     close("log-probs", answer["flat"]["logprobs"], [0.0, -0.25, -0.5, 0.0, -0.25])
@@ -78,7 +78,7 @@ def test_advantages_and_log_probs_go_with_the_tokens(ask):
 
 @pytest.mark.visible
 @pytest.mark.points("nll_loss", 2)
-def test_the_sum_and_the_number_of_tokens(ask):
+def test_nll_loss_the_sum_and_the_number_of_tokens(ask):
     """Log-probs are 0.5 * values; the stand-in for `aggregate` returns 3 * sum / denominator."""
     answer = ask("nll", [[-1.0, -2.0], [-4.0]], 0.5, 0, 1, False)
     close("nll_loss(...)[0], 3 x the sum of -log p", answer["total"], 3 * 3.5)
@@ -87,7 +87,7 @@ def test_the_sum_and_the_number_of_tokens(ask):
 
 
 @pytest.mark.points("nll_loss", 3)
-def test_the_loss_is_divided_by_the_tokens_of_all_ranks(ask):
+def test_nll_loss_the_loss_is_divided_by_the_tokens_of_all_ranks(ask):
     answer = ask("nll", [[-1.0, -2.0], [-4.0]], 0.5, 9, 2, True)
     told = answer["told"]
     equal("micro_batches' budget", [call for call in told if call[0] == "max_tokens"], [["max_tokens", 77]])

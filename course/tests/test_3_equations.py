@@ -10,17 +10,18 @@ from checks import close, equal, holds
 
 @pytest.mark.visible
 @pytest.mark.points("group_advantages", 2)
-def test_advantages_of_six_right_and_one_wrong(ask, expected):
+def test_group_advantages_of_six_right_and_one_wrong(ask, expected):
     rewards = [[1.0] * 6 + [-1.0], [-1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0]]
     wanted = [expected("advantages", [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0]),
               expected("advantages", [-1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0])]  # fmt: skip
     got = ask("advantages", rewards, {})
     close(f"group_advantages of {rewards}", got["value"], wanted)
-    equal("group_advantages leaves its input as it was", got["input_kept"], True)
+    holds("group_advantages changed its argument in place (rewards -= ...); leave the caller's tensor alone",
+          got["input_kept"])  # fmt: skip
 
 
 @pytest.mark.points("group_advantages", 1)
-def test_groups_without_a_difference_get_zero(ask):
+def test_group_advantages_of_groups_without_a_difference_is_zero(ask):
     for rewards in ([[1.0] * 4, [-1.0] * 4], [[1.0], [-1.0]]):
         for settings in ({}, {"scale_by_std": False}):
             close(f"group_advantages of {rewards}, {settings}", ask("advantages", rewards, settings)["value"],
@@ -28,14 +29,14 @@ def test_groups_without_a_difference_get_zero(ask):
 
 
 @pytest.mark.points("group_advantages", 1)
-def test_without_scaling_only_the_mean_goes(ask):
+def test_group_advantages_without_scaling_only_subtracts_the_mean(ask):
     rewards = [[2.0, 0.0, -1.0, 5.0]]
     close(f"group_advantages of {rewards}, scale_by_std=False",
           ask("advantages", rewards, {"scale_by_std": False})["value"], [[0.5, -1.5, -2.5, 3.5]])  # fmt: skip
 
 
 @pytest.mark.points("group_advantages", 1)
-def test_eps_stands_beside_the_spread(ask, expected):
+def test_group_advantages_adds_eps_to_the_spread(ask, expected):
     """Rewards so alike that eps shows."""
     rewards = [[2e-6, -1e-6, -1e-6], [1e-3, 0.0, 0.0]]
     for settings in ({}, {"eps": 0.5}):
@@ -46,14 +47,26 @@ def test_eps_stands_beside_the_spread(ask, expected):
 
 @pytest.mark.visible
 @pytest.mark.points("clipped_surrogate", 1)
-def test_inside_the_bounds_nothing_is_clipped(ask):
+def test_clipped_surrogate_inside_the_bounds_clips_nothing(ask):
     got = ask("surrogate", [math.log(1.1), math.log(0.9)], [0.0, 0.0], [2.0, -2.0], 0.2, 0.2)
     close("clipped_surrogate at ratios 1.1 and 0.9, advantages 2 and -2: loss", got["value"], [-2.2, 1.8])
     equal("clipped_surrogate: clipped", got["clipped"], [False, False])
 
 
-@pytest.mark.points("clipped_surrogate", 3)
-def test_all_four_quadrants(ask, expected):
+@pytest.mark.visible
+@pytest.mark.points("clipped_surrogate", 1)
+def test_clipped_surrogate_outside_the_bounds(ask, expected):
+    """One ratio above its bound, with a gain and with a loss, and one below; low and high differ."""
+    got = ask("surrogate", [math.log(1.5), math.log(1.5), math.log(0.5)], [0.0] * 3, [1.0, -1.0, -1.0], 0.1, 0.3)
+    wanted = [expected("surrogate", 1.5, 1.0, 0.1, 0.3), expected("surrogate", 1.5, -1.0, 0.1, 0.3),
+              expected("surrogate", 0.5, -1.0, 0.1, 0.3)]  # fmt: skip
+    about = "clipped_surrogate at ratios [1.5, 1.5, 0.5], advantages [1, -1, -1], clip_low 0.1, clip_high 0.3"
+    close(f"{about}: loss", got["value"], [w[0] for w in wanted])
+    equal(f"{about}: clipped", got["clipped"], [w[1] for w in wanted])
+
+
+@pytest.mark.points("clipped_surrogate", 2)
+def test_clipped_surrogate_in_all_four_quadrants(ask, expected):
     ratios, gains = [1.6, 0.5, 1.6, 0.5, 1.0], [2.0, 2.0, -2.0, -2.0, 0.5]
     old = [-1.0, -2.0, -0.5, -3.0, -1.0]
     got = ask("surrogate", [o + math.log(r) for o, r in zip(old, ratios, strict=True)], old, gains, 0.2, 0.2)
@@ -62,11 +75,11 @@ def test_all_four_quadrants(ask, expected):
     close(f"{about}: loss", got["value"], [w[0] for w in wanted])
     equal(f"{about}: clipped", got["clipped"], [w[1] for w in wanted])
     close(f"{about}: slope in log p", got["slope"], [w[2] for w in wanted])
-    equal("clipped_surrogate leaves its inputs as they were", got["input_kept"], True)
+    holds("clipped_surrogate changed its arguments in place; leave the caller's tensors alone", got["input_kept"])
 
 
 @pytest.mark.points("clipped_surrogate", 1)
-def test_the_two_bounds_are_two_numbers(ask, expected):
+def test_clipped_surrogate_the_two_bounds_are_two_numbers(ask, expected):
     ratios, gains = [3.0, 0.1], [1.0, -1.0]
     got = ask("surrogate", [math.log(r) for r in ratios], [0.0, 0.0], gains, 0.1, 0.27)
     wanted = [expected("surrogate", r, a, 0.1, 0.27)[0] for r, a in zip(ratios, gains, strict=True)]
@@ -75,14 +88,14 @@ def test_the_two_bounds_are_two_numbers(ask, expected):
 
 @pytest.mark.visible
 @pytest.mark.points("kl_k3", 1)
-def test_kl_is_zero_where_both_agree_and_positive_elsewhere(ask, expected):
+def test_kl_k3_is_zero_where_both_agree_and_positive_elsewhere(ask, expected):
     got = ask("kl", [-1.0, -1.0, -2.0], [-1.0, -2.0, -1.0])
     close("kl_k3 at d = ref - policy = 0, -1, 1", got["value"],
           [expected("kl", 0.0)[0], expected("kl", -1.0)[0], expected("kl", 1.0)[0]])  # fmt: skip
 
 
 @pytest.mark.points("kl_k3", 1)
-def test_kl_slopes(ask, expected):
+def test_kl_k3_slopes(ask, expected):
     points = [-1.5, -0.25, 0.5, 2.0]
     got = ask("kl", [0.0] * 4, points)
     close(f"kl_k3 at d = {points}", got["value"], [expected("kl", d)[0] for d in points])
@@ -90,7 +103,7 @@ def test_kl_slopes(ask, expected):
 
 
 @pytest.mark.points("kl_k3", 1)
-def test_kl_far_away_stays_finite(ask, expected):
+def test_kl_k3_far_away_stays_finite(ask, expected):
     points = [150.0, -150.0, 15.0, -15.0, 3.0]
     got = ask("kl", [0.0] * 5, points)
     close(f"kl_k3 at d = {points}", got["value"], [expected("kl", d)[0] for d in points])
@@ -100,17 +113,30 @@ def test_kl_far_away_stays_finite(ask, expected):
 
 @pytest.mark.visible
 @pytest.mark.points("aggregate", 1)
-def test_three_ways_to_average(ask, expected):
+def test_aggregate_three_ways_to_average(ask, expected):
     """A response of two tokens and one of one."""
     values, sequence = [1.0, 2.0, 6.0], [0, 0, 1]
     per_response = (3 / expected("divisor", 2) + 6 / expected("divisor", 1)) / 2
     for agg, denominator, wanted in [("seq", 2, per_response), ("token", 3, 3.0), ("const", 20, 0.45)]:
         got = ask("one_number", values, sequence, 1.0, agg, denominator)
-        close(f"aggregate({values}, agg={agg!r}, denominator={denominator})", got["value"], wanted)
+        close(f"aggregate({values}, sequence {sequence}, agg={agg!r}, denominator={denominator})", got["value"], wanted)
 
 
-@pytest.mark.points("aggregate", 2)
-def test_each_token_weighs_what_its_response_leaves_it(ask, expected):
+@pytest.mark.visible
+@pytest.mark.points("aggregate", 1)
+def test_aggregate_slopes_a_gap_and_weight_0(ask, expected):
+    """The response of number 1 is empty; a batch of weight 0 gives 0, and slopes of 0."""
+    values, sequence = [1.0, 2.0, 3.0, 6.0], [0, 0, 0, 2]
+    for weight in (1.0, 0.0):
+        got = ask("one_number", values, sequence, weight, "seq", 3)
+        about = f"aggregate({values}, sequence {sequence}, agg='seq', denominator=3), batch.weight {weight:g}"
+        slopes = [weight / expected("divisor", 3) / 3] * 3 + [weight / expected("divisor", 1) / 3]
+        close(about, got["value"], sum(v * s for v, s in zip(values, slopes, strict=True)))
+        close(f"{about}: slopes", got["slope"], slopes)
+
+
+@pytest.mark.points("aggregate", 1)
+def test_aggregate_each_token_weighs_what_its_response_leaves_it(ask, expected):
     """Numbers of responses may have gaps: empty responses have no token."""
     sequence = [0, 0, 0, 0, 0, 2, 3, 3]
     lengths = {0: 5, 2: 1, 3: 2}
@@ -119,11 +145,11 @@ def test_each_token_weighs_what_its_response_leaves_it(ask, expected):
           [1 / expected("divisor", lengths[s]) / 6 for s in sequence])  # fmt: skip
     for agg in ("token", "const"):
         got = ask("one_number", [1.0] * 8, sequence, 1.0, agg, 40)
-        close(f"aggregate, agg={agg!r}: slopes", got["slope"], [1 / 40] * 8)
+        close(f"aggregate, sequence {sequence}, agg={agg!r}: slopes", got["slope"], [1 / 40] * 8)
 
 
 @pytest.mark.points("aggregate", 1)
-def test_a_stand_in_batch_counts_for_nothing(ask):
+def test_aggregate_a_stand_in_batch_counts_for_nothing(ask):
     for agg in ("seq", "token", "const"):
         close(f"aggregate, agg={agg!r}, batch.weight 0", ask("one_number", [5.0], [0], 0.0, agg, 2)["value"], 0.0)
 
@@ -133,36 +159,68 @@ TOKENS = {"logprobs": [-1.0, -2.0, -3.0], "old_logprobs": [-0.5, -2.5, -2.0], "r
 SETTINGS = {"clip_low": 0.1, "clip_high": 0.3, "kl_coef": 0.5, "tis_cap": 0.0, "agg": "seq"}
 
 
+STAND_INS = (
+    "on stand-ins: surrogate = 2 * logprob + advantage, kl = 5 * (ref - logprob), aggregate = sum / denominator + 1"
+)
+
+
 @pytest.mark.visible
-@pytest.mark.points("grpo_loss", 2)
-def test_the_loss_is_surrogate_plus_kl_averaged(ask):
-    """On the stand-ins of questions.whole_loss: surrogate 2 * logprob + advantage, kl 5 * (ref - logprob)."""
+@pytest.mark.points("grpo_loss", 1)
+def test_grpo_loss_is_surrogate_plus_kl_averaged(ask):
+    """On the stand-ins of questions.whole_loss."""
     got = ask("whole_loss", TOKENS, SETTINGS, 4.0)
-    equal("grpo_loss calls clipped_surrogate(..., 0.1, 0.3) and then aggregate(..., 'seq', ...), each once; what came",
-          got["told"], [[0.1, 0.3], "seq"])  # fmt: skip
+    equal("grpo_loss calls clipped_surrogate once, with", got["told"]["clipped_surrogate"],
+          [["logprobs", "old_logprobs", "advantages", 0.1, 0.3]])  # fmt: skip
+    holds(f"grpo_loss calls kl_k3(logprobs, ref_logprobs); it called kl_k3 with {got['told']['kl_k3'] or 'nothing'}",
+          ["logprobs", "ref_logprobs"] in got["told"]["kl_k3"])  # fmt: skip
+    equal("grpo_loss calls aggregate(surrogate + kl_coef * kl, batch, agg, denominator) once, agg and denominator",
+          got["told"]["aggregate"], [["seq", 4.0]])  # fmt: skip
     per_token = [2 * p + a + 0.5 * 5 * (r - p) for p, a, r in
                  zip(TOKENS["logprobs"], TOKENS["advantages"], TOKENS["ref_logprobs"], strict=True)]  # fmt: skip
-    close("grpo_loss(...)[0]", got["loss"], sum(per_token) / 4 + 1)
-    close("grpo_loss: slope in log p", got["slope"], [(2 - 2.5) / 4] * 3)
+    close(f"grpo_loss(...)[0] with kl_coef 0.5, denominator 4, {STAND_INS}", got["loss"], sum(per_token) / 4 + 1)
+    close(f"grpo_loss: slope in log p with kl_coef 0.5, denominator 4, {STAND_INS}", got["slope"], [(2 - 2.5) / 4] * 3)
 
 
+@pytest.mark.visible
 @pytest.mark.points("grpo_loss", 1)
-def test_the_statistics_are_per_token_and_detached(ask):
+def test_grpo_loss_statistics_are_per_token_and_detached(ask):
+    """On the stand-ins of questions.whole_loss, where "clipped" is old_logprob > -1."""
     got = ask("whole_loss", TOKENS, SETTINGS, 4.0)
     equal("grpo_loss: names of its statistics", sorted(got["stats"]),
           ["policy/approx_kl", "policy/clip_fraction", "policy/ref_kl"])  # fmt: skip
-    close("policy/clip_fraction", got["stats"]["policy/clip_fraction"], [1.0, 0.0, 0.0])
-    close("policy/ref_kl", got["stats"]["policy/ref_kl"], [-2.5, 0.0, 5.0])
-    close("policy/approx_kl, against the old log-probs", got["stats"]["policy/approx_kl"], [2.5, -2.5, 5.0])
-    equal("statistics carry no gradient", got["detached"], True)
+    close("policy/clip_fraction, where old_logprob > -1 counts as clipped", got["stats"]["policy/clip_fraction"],
+          [1.0, 0.0, 0.0])  # fmt: skip
+    close(f"policy/ref_kl, {STAND_INS}", got["stats"]["policy/ref_kl"], [-2.5, 0.0, 5.0])
+    close(f"policy/approx_kl, against the old log-probs, {STAND_INS}", got["stats"]["policy/approx_kl"],
+          [2.5, -2.5, 5.0])  # fmt: skip
+    equal("grpo_loss: statistics that still carry a gradient; .detach() them", got["attached"], [])
 
 
 @pytest.mark.points("grpo_loss", 1)
-def test_truncated_importance_sampling(ask):
+def test_grpo_loss_of_other_tokens_and_settings(ask):
+    tokens = {"logprobs": [-4.0, -0.25], "old_logprobs": [-3.0, -0.5], "ref_logprobs": [-1.0, -0.75],
+              "advantages": [-0.5, 3.0]}  # fmt: skip
+    settings = {"clip_low": 0.25, "clip_high": 0.4, "kl_coef": 0.01, "tis_cap": 2.0, "agg": "token"}
+    got = ask("whole_loss", tokens, settings, 16.0)
+    equal("grpo_loss calls clipped_surrogate once, with", got["told"]["clipped_surrogate"],
+          [["logprobs", "old_logprobs", "advantages", 0.25, 0.4]])  # fmt: skip
+    equal("grpo_loss calls aggregate once, agg and denominator", got["told"]["aggregate"], [["token", 16.0]])
+    close(f"grpo_loss(...)[0] with kl_coef 0.01, denominator 16, {STAND_INS}", got["loss"],
+          (-8.5 + 2.5 + 0.05 * (3.0 - 0.5)) / 16 + 1)  # fmt: skip
+    stats = {"policy/approx_kl": [5.0, -1.25], "policy/clip_fraction": [0.0, 1.0], "policy/ref_kl": [15.0, -2.5]}
+    equal("names of the statistics, tis_cap 2 and no sampler_logprobs", sorted(got["stats"]), sorted(stats))
+    for name, values in stats.items():
+        close(name, got["stats"][name], values)
+
+
+@pytest.mark.points("grpo_loss", 1)
+def test_grpo_loss_with_truncated_importance_sampling(ask):
     tokens = TOKENS | {"sampler_logprobs": [-0.5 - math.log(1.5), -2.5 - math.log(4.0), -2.0 - math.log(0.25)]}
     got = ask("whole_loss", tokens, SETTINGS | {"tis_cap": 2.0, "kl_coef": 0.0}, 4.0)
     weights = [1.5, 2.0, 0.25]
     expected = [w * (2 * p + a) for w, p, a in zip(weights, TOKENS["logprobs"], TOKENS["advantages"], strict=True)]
-    close("grpo_loss with tis_cap 2, weights 1.5, 4 and 0.25", got["loss"], sum(expected) / 4 + 1)
+    close(
+        f"grpo_loss with tis_cap 2, weights 1.5, 4 and 0.25, kl_coef 0, {STAND_INS}", got["loss"], sum(expected) / 4 + 1
+    )
     close("slopes", got["slope"], [2 * w / 4 for w in weights])
     close("sync/tis_clip_fraction", got["stats"].get("sync/tis_clip_fraction"), [0.0, 1.0, 0.0])

@@ -17,7 +17,7 @@ def heated(probabilities, temperature):
 
 @pytest.mark.visible
 @pytest.mark.points("draw", 2)
-def test_a_uniform_number_picks_its_slice(ask):
+def test_draw_a_uniform_number_picks_its_slice(ask):
     uniforms = [0.1, 0.49, 0.6, 0.8, 0.9]
     got = ask("drawn", [P] * 5, 1.0, uniforms)
     equal(f"draw: ids of p = {P} at u = {uniforms}", got["ids"], [0, 0, 1, 2, 3])
@@ -25,14 +25,14 @@ def test_a_uniform_number_picks_its_slice(ask):
 
 
 @pytest.mark.points("draw", 1)
-def test_logits_need_not_be_normalised(ask):
+def test_draw_logits_need_not_be_normalised(ask):
     got = ask("drawn", [P, P], 1.0, [0.6, 0.9], 3.5)
     equal("draw: ids of log p + 3.5", got["ids"], [1, 3])
     close("draw: log-probs of log p + 3.5", got["logprobs"], [math.log(0.25), math.log(0.125)])
 
 
 @pytest.mark.points("draw", 1)
-def test_temperature_changes_the_slices_and_the_log_probs(ask):
+def test_draw_temperature_changes_the_slices_and_the_log_probs(ask):
     for temperature in (0.5, 2.0):
         hot = heated(P, temperature)
         ends = [sum(hot[: i + 1]) for i in range(4)]
@@ -44,7 +44,7 @@ def test_temperature_changes_the_slices_and_the_log_probs(ask):
 
 
 @pytest.mark.points("draw", 1)
-def test_temperature_zero_is_the_largest_logit(ask):
+def test_draw_temperature_zero_is_the_largest_logit(ask):
     rows = [[0.1, 0.2, 0.6, 0.1], [0.4, 0.3, 0.2, 0.1]]
     got = ask("drawn", rows, 0.0, [0.0, 0.99])
     equal("draw at temperature 0: ids", got["ids"], [2, 0])
@@ -52,7 +52,7 @@ def test_temperature_zero_is_the_largest_logit(ask):
 
 
 @pytest.mark.points("draw", 1)
-def test_the_ends_of_the_interval_and_impossible_tokens(ask):
+def test_draw_the_ends_of_the_interval_and_impossible_tokens(ask):
     """u = 0 must not pick a token without probability, and the largest u stays inside the vocabulary."""
     rows = [[0.0, 0.5, 0.5, 0.0], [0.0, 0.5, 0.5, 0.0], [0.5, 0.5, 0.0, 0.0]]
     got = ask("drawn", rows, 1.0, [0.0, 1 - 2**-24, 0.5])
@@ -61,7 +61,7 @@ def test_the_ends_of_the_interval_and_impossible_tokens(ask):
 
 @pytest.mark.visible
 @pytest.mark.points("_prefill", 3)
-def test_two_prompts_of_uneven_length(ask):
+def test_prefill_two_prompts_of_uneven_length(ask):
     got = ask("prefill", [[5, 6, 7], [8]])
     equal("_prefill: ids, the short prompt's at the end", [got["ids"][0], got["ids"][1][2:]], [[5, 6, 7], [8]])
     equal("_prefill: positions begin at 0 with the prompt", [got["positions"][0], got["positions"][1][2:]],
@@ -70,7 +70,7 @@ def test_two_prompts_of_uneven_length(ask):
 
 
 @pytest.mark.points("_prefill", 3)
-def test_nobody_sees_padding_or_what_comes_later(ask):
+def test_prefill_shows_nobody_padding_or_what_comes_later(ask):
     prompts = [[1, 2], [3, 4, 5, 6], [7, 8, 9]]
     got = ask("prefill", prompts)
     equal("_prefill: the mask is (P, 1, T, T) and boolean",
@@ -83,7 +83,7 @@ def test_nobody_sees_padding_or_what_comes_later(ask):
 
 
 @pytest.mark.points("_prefill", 2)
-def test_padding_has_something_to_see_and_a_position(ask):
+def test_prefill_padding_has_something_to_see_and_a_position(ask):
     """A row of the mask without a True gives NaN, and a negative position is none."""
     got = ask("prefill", [[1, 2, 3, 4, 5], [9]])
     holds(

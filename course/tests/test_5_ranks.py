@@ -10,7 +10,7 @@ GROUPS = [[[1, 2, 3], [[4, 5], [6]]], [[1], [[7, 8, 9], [], [4]]]]
 
 @pytest.mark.visible
 @pytest.mark.points("denominator", 2)
-def test_what_each_average_divides_by(ask):
+def test_denominator_of_each_average(ask):
     groups = [[[1, 2], [[3, 4], [5, 6, 7]]]]
     for agg, expected in (("seq", 2), ("token", 5), ("const", 20)):
         equal(f"denominator, agg={agg!r}, responses of 2 and 3 tokens of at most 10", ask("share", groups, agg, 10),
@@ -18,7 +18,7 @@ def test_what_each_average_divides_by(ask):
 
 
 @pytest.mark.points("denominator", 2)
-def test_empty_responses_were_sampled_too(ask):
+def test_denominator_empty_responses_were_sampled_too(ask):
     for agg, expected in (("seq", 5), ("token", 7), ("const", 40)):
         equal(f"denominator, agg={agg!r}, of {GROUPS}, at most 8", ask("share", GROUPS, agg, 8), expected)
     for agg in ("seq", "token", "const"):
@@ -27,13 +27,13 @@ def test_empty_responses_were_sampled_too(ask):
 
 @pytest.mark.visible
 @pytest.mark.points("Metrics.reduce", 1)
-def test_one_process_divides_sums_by_counts(ask):
+def test_metrics_reduce_one_process_divides_sums_by_counts(ask):
     got = ask("metrics", [[["loss", 6.0, 4], ["loss", 2.0, 4], ["gap", 0.25], ["gap", 0.125]]])
     equal("Metrics.reduce() on one process", got, [{"loss": 1.0, "gap": 0.25}])
 
 
 @pytest.mark.points("Metrics.reduce", 2)
-def test_two_ranks_add_before_they_divide(ask):
+def test_metrics_reduce_two_ranks_add_before_they_divide(ask):
     """Rank 0 has 1 token, rank 1 has 9: the mean of the two ranks' means would be wrong."""
     got = ask("metrics", [[["loss", 5.0, 1], ["gap", 0.5]], [["loss", 9.0, 9], ["gap", 0.25]]])
     expected = {"loss": 1.4, "gap": 0.5}
@@ -44,7 +44,7 @@ def test_two_ranks_add_before_they_divide(ask):
 
 
 @pytest.mark.points("Metrics.reduce", 1)
-def test_a_metric_that_one_rank_has_not_and_one_without_a_count(ask):
+def test_metrics_reduce_a_metric_that_one_rank_has_not_and_one_without_a_count(ask):
     got = ask("metrics", [[["only", 3.0, 2], ["none", 0.0, 0]], [["none", 0.0, 0], ["low", -7.0]]])
     equal("Metrics.reduce() on two ranks; a mean over nothing is left out", got, [{"only": 1.5, "low": -7.0}] * 2)
 
@@ -71,7 +71,7 @@ def gradients(inputs):
 
 @pytest.mark.visible
 @pytest.mark.points("shard_model", 2)
-def test_each_layer_and_the_root_are_sharded(ask):
+def test_shard_model_each_layer_and_the_root_are_sharded(ask):
     got = ask("sharded", LAYERS, [[[1.0, 2.0]], [[0.0, 1.0]]], "float32")
     for rank in (0, 1):
         equal(f"shard_model on rank {rank}: modules with fully_shard (the root is '')", got[rank]["roots"],
@@ -81,7 +81,7 @@ def test_each_layer_and_the_root_are_sharded(ask):
 
 
 @pytest.mark.points("shard_model", 2)
-def test_the_gradient_is_the_mean_over_the_ranks(ask):
+def test_shard_model_the_gradient_is_the_mean_over_the_ranks(ask):
     """Which is why a loss is multiplied by the number of ranks."""
     inputs = [[[1.0, 2.0], [3.0, -1.0]], [[0.5, 1.0]]]
     got, mine = ask("sharded", LAYERS, inputs, "float32"), [gradients(part) for part in inputs]
@@ -92,7 +92,7 @@ def test_the_gradient_is_the_mean_over_the_ranks(ask):
 
 
 @pytest.mark.points("shard_model", 2)
-def test_mixed_precision_computes_in_bfloat16_and_reduces_in_float32(ask):
+def test_shard_model_mixed_precision_computes_in_bfloat16_and_reduces_in_float32(ask):
     """Each rank's gradient is a bfloat16 number and their mean is none, so it was made in float32."""
     got = ask("sharded", LAYERS, [[[2.0, 2.0]], [[2.0**-8, 0.0]]], "bfloat16")
     for rank in (0, 1):

@@ -12,7 +12,7 @@ def one(right, total):
 
 @pytest.mark.visible
 @pytest.mark.points("_rewardbench_table", 2)
-def test_a_section_weighs_its_subsets(ask):
+def test_rewardbench_table_a_section_weighs_its_subsets(ask):
     """Chat: alpacaeval-easy weighs 100 and mt-bench-easy 28, however many rows were judged."""
     got = ask("table", "rewardbench", {"alpacaeval-easy": one(9, 10), "mt-bench-easy": one(1, 2)})
     close("subset alpacaeval-easy", got["subsets"]["alpacaeval-easy"], 0.9)
@@ -20,7 +20,7 @@ def test_a_section_weighs_its_subsets(ask):
 
 
 @pytest.mark.points("_rewardbench_table", 2)
-def test_four_sections_and_two_overall_numbers(ask):
+def test_rewardbench_table_four_sections_and_two_overall_numbers(ask):
     counts = {"mt-bench-med": one(3, 4), "llmbar-natural": one(1, 4), "mt-bench-hard": one(2, 4),
               "donotanswer": one(8, 8), "math-prm": one(1, 2), "hep-go": one(4, 4), "hep-cpp": one(0, 4)}  # fmt: skip
     got = ask("table", "rewardbench", counts)
@@ -35,7 +35,7 @@ def test_four_sections_and_two_overall_numbers(ask):
 
 
 @pytest.mark.points("_rewardbench_table", 1)
-def test_a_section_without_a_verdict_scores_zero(ask):
+def test_rewardbench_table_a_section_without_a_verdict_scores_zero(ask):
     got = ask("table", "rewardbench", {"donotanswer": one(3, 4)})
     close("sections of a log that has Safety alone", list(got["sections"].values()), [0.0, 0.0, 0.75, 0.0])
     close("overall average", got["overall"]["average"], 0.1875)
@@ -51,7 +51,7 @@ DOMAINS = {"chat": matrix(c01=0.1, c02=0.2, c12=0.6, c00=0.9), "math": matrix(c1
 
 @pytest.mark.visible
 @pytest.mark.points("_rm_bench_table", 2)
-def test_three_levels_of_a_domain(ask):
+def test_rm_bench_table_three_levels_of_a_domain(ask):
     """Hard: the rejected response has the fancier style; easy: the plainer; normal: the same."""
     got = ask("table", "rm-bench", DOMAINS, "none")
     close("chat hard", got["domain levels"]["chat hard"], (0.1 + 0.2 + 0.6) / 3)
@@ -60,7 +60,7 @@ def test_three_levels_of_a_domain(ask):
 
 
 @pytest.mark.points("_rm_bench_table", 2)
-def test_domains_levels_and_the_average(ask):
+def test_rm_bench_table_domains_levels_and_the_average(ask):
     got = ask("table", "rm-bench", DOMAINS, "none")
     domains = {"chat": (0.3 + 1.9 / 3 + 0.5) / 3, "math": (0.5 + 0.5 + 2 / 3) / 3, "code": 0.5,
                "safety": (0.5 + 1.4 / 3 + 0.5) / 3}  # fmt: skip
@@ -73,7 +73,7 @@ def test_domains_levels_and_the_average(ask):
 
 
 @pytest.mark.points("_rm_bench_table", 1)
-def test_the_slip_of_the_released_scorer(ask):
+def test_rm_bench_table_the_slip_of_the_released_scorer(ask):
     """compat "official": SLIP says which cell is read in the place of which."""
     got = ask("table", "rm-bench", DOMAINS, "official")
     close("chat hard, where 01 reads 02 and 12 reads 10", got["domain levels"]["chat hard"], (0.2 + 0.2 + 0.5) / 3)
@@ -82,7 +82,7 @@ def test_the_slip_of_the_released_scorer(ask):
 
 
 @pytest.mark.points("_rm_bench_table", 1)
-def test_a_domain_without_a_verdict_has_no_number(ask):
+def test_rm_bench_table_a_domain_without_a_verdict_has_no_number(ask):
     got = ask("table", "rm-bench", {"chat": matrix()}, "none")
     equal("chat, math, average", [got["domains"]["chat"], got["domains"]["math"], got["overall"]["average"]],
           [0.5, None, None])  # fmt: skip

@@ -18,13 +18,13 @@ def counted(right, wrong, silent, k):
 
 @pytest.mark.visible
 @pytest.mark.points("majority_chance", 2)
-def test_votes_that_can_be_counted_on_fingers(ask):
+def test_majority_chance_votes_that_can_be_counted_on_fingers(ask):
     cases = [[2, 2, 0, 1], [3, 1, 0, 3], [2, 1, 0, 2], [0, 3, 0, 1]]
     close(f"majority_chance(right, wrong, silent, k) of {cases}", ask("vote_chances", cases), [0.5, 1.0, 1 / 3, 0.0])
 
 
 @pytest.mark.points("majority_chance", 3)
-def test_silent_votes_ties_and_larger_numbers(ask):
+def test_majority_chance_silent_votes_ties_and_larger_numbers(ask):
     cases = [
         list(case) for case in itertools.product(range(4), range(4), range(3), range(1, 4)) if sum(case[:3]) >= case[3]
     ]
@@ -40,7 +40,7 @@ def shown(pair, order, verdict, winner, **more):
 
 @pytest.mark.visible
 @pytest.mark.points("tally", 2)
-def test_no_verdict_is_wrong(ask):
+def test_tally_no_verdict_is_wrong(ask):
     rows = [shown("p", "AB", "A", "A", response_tokens=10), shown("q", "AB", "B", "A", response_tokens=20),
             shown("r", "AB", None, "B", response_tokens=60),
             shown("s", "AB", "B", "B", response_tokens=30)]  # fmt: skip
@@ -52,7 +52,7 @@ def test_no_verdict_is_wrong(ask):
 
 
 @pytest.mark.points("tally", 2)
-def test_consistency_is_one_response_named_in_both_orders(ask):
+def test_tally_consistency_is_one_response_named_in_both_orders(ask):
     """Letters are as shown: the same response is A in one order and B in the other. Wrong twice is consistent."""
     rows = [shown("right", "AB", "A", "A"), shown("right", "BA", "B", "B"),
             shown("wrong", "AB", "B", "A"), shown("wrong", "BA", "A", "B"),
@@ -64,7 +64,7 @@ def test_consistency_is_one_response_named_in_both_orders(ask):
 
 
 @pytest.mark.points("tally", 1)
-def test_samples_and_sources_are_kept_apart(ask):
+def test_tally_samples_and_sources_are_kept_apart(ask):
     rows = [shown("p", "AB", "A", "A"), shown("p", "BA", "B", "B"),
             shown("p", "AB", "B", "A", sample=1), shown("p", "BA", "B", "B", sample=1),
             shown("p", "AB", "A", "A", source="t"), shown("p", "BA", "A", "B", source="t")]  # fmt: skip
