@@ -131,7 +131,7 @@ class Watch:
 
 def be_rank(order: dict[str, Any], rank: int, port: int, out: int, status: int) -> None:
     """A forked child: the script's main program as torchrun would start it. Never returns."""
-    code = 1
+    code, leave = 1, os._exit
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # die with the server
         os.dup2(out, 1), os.dup2(out, 2)
@@ -154,6 +154,7 @@ def be_rank(order: dict[str, Any], rank: int, port: int, out: int, status: int) 
         if record or watch.kill.get("at"):
             sys.addaudithook(watch)
         sys.argv = [order["script"] + ".py", *order["argv"]]
+        os._exit = sys.exit  # run.start leaves at once under torchrun; here there is more to say
         try:
             run.start(lambda: script.train(run.parse(script.Config, script.PRESETS)))
             code = 0
@@ -168,7 +169,7 @@ def be_rank(order: dict[str, Any], rank: int, port: int, out: int, status: int) 
         traceback.print_exc()
     finally:
         sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
+        leave(code)
 
 
 class Rank:
