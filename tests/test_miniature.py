@@ -264,7 +264,8 @@ def test_an_interrupt_reaches_what_runs_and_the_next_call_continues(tmp_path):
         execute(plan(rows, ["slow"], 0, "{tmp_path}"), 2)
     """)
     (tmp_path / "seconds").write_text("600")
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=miniature.PROJECT, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=miniature.PROJECT, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     out = tmp_path / "seed-0/slow/out"
     while not out.exists():
         time.sleep(0.05)

@@ -448,7 +448,8 @@ def test_bad_input_is_one_line_even_where_a_library_said_more():
 def test_Ctrl_C_ends_with_exit_code_130_and_one_line():
     code = "import run, time\ndef main():\n    print('up', flush=True)\n    time.sleep(60)\nrun.start(main)"
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     try:
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGINT)
