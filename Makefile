@@ -1,12 +1,12 @@
 # make demo          the two stages in the tiny world, three to five minutes on two cores (make demo SEED=1)
 # make controls      a clean teacher, and distillation twice as long, in the same world
-# make tables        the paper's experiments in the tiny world, three seeds, 74 CPU-minutes; goes on where it stopped
+# make tables        the paper's experiments in the tiny world, three seeds, 84 CPU-minutes; goes on where it stopped
 # make variants      the methods it is discussed with, from the same checkpoints; after make tables
 # make test          lint, types and the fast tests
 # make test-slow     the end-to-end bounds, kills, long sequences
 # make test-vllm     vLLM on the CPU, in an environment of its own, against the trainer's log-probs
 # make handout OUT=DIR    a student's copy of the course (COURSE_TERM=2026-autumn ASSIGNMENTS=3); course/README.md
-# make bench         speed and memory against TRL, against itself and against the machine, a few minutes
+# make bench         speed and memory against TRL and against the machine, ten minutes or so
 # make real          a real 135M chat model on real text, on the CPU, under 40 minutes
 
 PYTHON ?= python3.11
