@@ -7,6 +7,8 @@ is left out: sampling, old and new log-probs must come from one distribution.
 from __future__ import annotations
 
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -37,21 +39,15 @@ def spans(group: Tensor, response: Tensor) -> list[list[tuple[int, Tensor | None
     for row in torch.stack([group, response], 2):
         runs, lengths = torch.unique_consecutive(row, dim=0, return_counts=True)
         row_spans: list[tuple[int, Tensor | None]] = []
-        for start, n in _of_one_group(runs[:, 0].tolist()):
-            prompt, *own = lengths[start : start + n].tolist()
+        for _, one_group in groupby(zip(runs[:, 0].tolist(), lengths.tolist(), strict=True), itemgetter(0)):
+            prompt, *own = [n for _, n in one_group]
             if len(own) <= 1:
                 row_spans.append((prompt + sum(own), None))
             else:
                 row_spans.append((prompt, None))
-                row_spans += [(t, torch.ones(t, prompt + t, dtype=torch.bool).tril(prompt)) for t in own]
+                row_spans += [(n, torch.ones(n, prompt + n, dtype=torch.bool).tril(prompt)) for n in own]
         rows.append(row_spans)
     return rows
-
-
-def _of_one_group(names: list[int]) -> list[tuple[int, int]]:
-    """(first, number) of each stretch of equal names."""
-    starts = [i for i, name in enumerate(names) if not i or name != names[i - 1]]
-    return [(i, end - i) for i, end in zip(starts, [*starts[1:], len(names)], strict=True)]
 
 
 def block_mask(group: Tensor, response: Tensor) -> Any:

@@ -23,6 +23,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,7 @@ def unique(pairs: Sequence[Pair]) -> list[Pair]:
 # ---- the whole -----------------------------------------------------------------------------------------
 
 
+@cache
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of a folder, a run folder or a hub id; model.py's would fetch the weights with it."""
     from transformers import PreTrainedTokenizerFast

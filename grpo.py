@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -263,9 +262,7 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
             record_tokens(metrics, batch, stats | {"policy/entropy": entropy})
         lr = 0.0 if cfg.compat == "official" and step == 0 else run.learning_rate(
             step * len(mini_batches) + m, cfg)  # fmt: skip
-        norm = model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm)  # (5)
-        metrics.add("optim/grad_norm", norm)
-        metrics.add("optim/skipped", not math.isfinite(norm))
+        metrics.add_norm(model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))  # (5)
     graphs = {"compile/graphs": compiled_graphs()} if device.type == "cuda" else {}
     return metrics.reduce() | {"optim/lr": lr} | graphs
 
@@ -495,8 +492,7 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
             bad = run.count_bad(record, bad)
             stopping, last = stop.requested() or bad == run.BAD_STEPS, step + 1 == cfg.steps
             if stopping or last or (step + 1) % cfg.save_every == 0:
-                model.save_state(folder.checkpoint(step + 1), policy, optimizer, state | folder.stamp)
-                folder.prune_checkpoints()
+                model.keep_state(folder, policy, optimizer, state)
             if stopping and not last:
                 sampler.close()
                 run.stop_early(bad)

@@ -15,7 +15,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -141,6 +141,8 @@ class Policy(nn.Module):
         return out.last_hidden_state.flatten(0, 1)[batch.source]
 
 
+P = TypeVar("P", bound=Policy)
+
 # ---- load, shard ---------------------------------------------------------------------------------------
 
 
@@ -202,31 +204,45 @@ def load_policy(path: str, dtype: torch.dtype = torch.float32, mesh: Any = None,
     `dtype` is how weights are stored, `compute_dtype` (sharded only) how they compute. Raises UserError for
     an untested architecture, windowed attention or missing weights.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    register()
     folder = model_folder(path)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    policy = build_policy(Policy, AutoModelForCausalLM, tested_config(folder), dtype, mesh, compute_dtype)
+    read_weights(policy.lm, folder)
+    if (folder / "generation_config.json").is_file():
+        policy.lm.generation_config = GenerationConfig.from_pretrained(folder)
+    if checkpointing:
+        policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy
+
+
+def tested_config(folder: Path, **changes: Any) -> Any:
+    """The folder's config; UserError for an architecture that the tests do not know, or windowed attention."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **changes)
     windowed = [t for t in getattr(config, "layer_types", None) or [] if t != "full_attention"]
     if config.model_type not in TESTED or windowed:
         raise UserError(f"{folder}: {config.model_type}{' with windowed layers' if windowed else ''} is not "
                         f"among the tested architectures ({', '.join(TESTED)}, full attention)")  # fmt: skip
+    return config
+
+
+def build_policy(kind: type[P], auto: Any, config: Any, dtype: torch.dtype, mesh: Any,
+                 compute_dtype: torch.dtype | None) -> P:  # fmt: skip
+    """`auto`'s model inside `kind`, made on the meta device, sharded, then given memory without weights."""
+    register()
     attention = "flex" if mesh is not None and mesh.device_type == "cuda" else "grouped"
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    policy = Policy(lm)
+        lm = auto.from_config(config, dtype=dtype, attn_implementation=attention)
+    policy = kind(lm)
     if mesh is not None:
         shard_model(policy, mesh, compute_dtype or dtype)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     policy.to_empty(device=device if mesh is not None else "cpu")
-    if config.tie_word_embeddings:  # to_empty gives each module a tensor of its own
+    if config.tie_word_embeddings and hasattr(lm, "lm_head"):  # to_empty gives each module a tensor of its own
         lm.lm_head.weight = lm.model.embed_tokens.weight
     lm.model.rotary_emb = type(lm.model.rotary_emb)(config=config).to(lm.model.embed_tokens.weight.device)
-    _read_weights(lm, folder)
-    if (folder / "generation_config.json").is_file():
-        lm.generation_config = GenerationConfig.from_pretrained(folder)
-    if checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
     return policy
 
 
@@ -266,7 +282,7 @@ def make_mesh(compute_dtype: torch.dtype, shard_ranks: int = 0) -> Any:
     return init_device_mesh(kind, (ranks // shard_ranks, shard_ranks), mesh_dim_names=("copy", "shard"))
 
 
-def _read_weights(lm: Any, folder: Path) -> None:
+def read_weights(lm: Any, folder: Path) -> None:
     """Fill every parameter from the safetensors files, one tensor (or this rank's rows of it) at a time."""
     from safetensors import SafetensorError, safe_open
 
@@ -430,6 +446,13 @@ def save_state(path: Path, policy: Policy, optimizer: torch.optim.Optimizer, pro
     if rank() == 0:
         write_whole(aside / "progress.json", json.dumps(progress | {"files": checksums}))
         replace_folder(aside, path)
+
+
+def keep_state(folder: RunFolder, policy: Policy, optimizer: torch.optim.Optimizer,
+               progress: dict[str, Any]) -> None:  # fmt: skip
+    """Write the run's resume state after `progress["step"]` steps and drop those that are older than the last two."""
+    save_state(folder.checkpoint(progress["step"]), policy, optimizer, progress | folder.stamp)
+    folder.prune_checkpoints()
 
 
 def load_state(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -31,6 +31,7 @@ import tyro
 
 import run
 from benchmarks import Benchmark, load_benchmark
+from card import preferred
 from cor_prompt import Style
 from data import Message, Pair, save_pairs
 from endpoint import EndpointSampler
@@ -84,7 +85,7 @@ def contrast(pairs: Sequence[Pair]) -> list[tuple[Pair, Pair]]:
     found = []
     for i, one in enumerate(pairs):
         for two in (*pairs[i + 1 :], *pairs[:i]):
-            texts = best(one), best(two)
+            texts = preferred(one), preferred(two)
             if one.category == two.category and one.context != two.context and texts[0] != texts[1]:
                 own = replace(one, response_a=texts[0], response_b=texts[1], winner="A", trace=None)
                 found.append((own, replace(own, context=two.context, winner="B")))
@@ -92,19 +93,15 @@ def contrast(pairs: Sequence[Pair]) -> list[tuple[Pair, Pair]]:
     return found
 
 
-def best(pair: Pair) -> str:
-    return pair.response_a if pair.winner == "A" else pair.response_b
-
-
 def probed(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
     """What the judge is shown: probe -> pairs, under the pair_ids that they have in `pairs`."""
-    changed = [(pair, other_numbers(pair)) for pair in pairs]
+    changed, contrasts = [(pair, other_numbers(pair)) for pair in pairs], contrast(pairs)
     found = {
         "as is": list(pairs),
         "no question": [without_question(pair) for pair in pairs],
         "other numbers": [after for before, after in changed if after != before],
-        "own instruction": [own for own, _ in contrast(pairs)],
-        "other instruction": [other for _, other in contrast(pairs)],
+        "own instruction": [own for own, _ in contrasts],
+        "other instruction": [other for _, other in contrasts],
     }
     for name, change in (("twice", twice), ("dressed", dressed)):
         found[f"A {name}"] = [replace(pair, response_a=change(pair.response_a)) for pair in pairs]

@@ -379,6 +379,11 @@ class Metrics:
         value = float(value) if math.isfinite(value) else math.inf  # comparisons with NaN would lose it
         self.maxima[name] = max(value, self.maxima.get(name, -math.inf))
 
+    def add_norm(self, norm: float) -> None:
+        """A step's gradient norm, and whether the step was left out for it (model.optimizer_step)."""
+        self.add("optim/grad_norm", norm)
+        self.add("optim/skipped", not math.isfinite(norm))
+
     def reduce(self) -> dict[str, float]:
         """{name: sum / count or maximum} over all ranks; a mean over nothing is left out."""
         merged = Metrics()

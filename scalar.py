@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention import register
 from batch import Batch, Group
 from cor_prompt import encode_prompt
 from data import Message, Pair, swap
-from model import TESTED, Policy, _read_weights, load_tokenizer, model_folder, shard_model
+from model import Policy, build_policy, load_tokenizer, model_folder, read_weights, tested_config
 from reward import Letter
 from rollout import Judgement
 from run import UserError
@@ -167,26 +166,16 @@ class Scorer(Policy):
 def load_scorer(path: str, dtype: torch.dtype, mesh: Any = None, compute_dtype: torch.dtype | None = None,
                 checkpointing: bool = False) -> Scorer:  # fmt: skip
     """model.load_policy with a head of zeros in the place of the language model's."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification, GenerationConfig
+    from transformers import AutoModelForSequenceClassification, GenerationConfig
 
-    register()
     folder = model_folder(path)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, num_labels=1)
-    if config.model_type not in TESTED or set(getattr(config, "layer_types", None) or []) > {"full_attention"}:
-        raise UserError(f"{folder}: not among the tested architectures ({', '.join(TESTED)}, full attention)")
+    config = tested_config(folder, num_labels=1)
     if config.pad_token_id == config.eos_token_id:  # transformers would take a turn's last token for padding
         config.pad_token_id = None
-    attention = "flex" if mesh is not None and mesh.device_type == "cuda" else "grouped"
-    with torch.device("meta"):
-        lm = AutoModelForSequenceClassification.from_config(config, dtype=dtype, attn_implementation=attention)
+    scorer = build_policy(Scorer, AutoModelForSequenceClassification, config, dtype, mesh, compute_dtype)
+    lm = scorer.lm
     lm.config.architectures, lm.generation_config = [type(lm).__name__], GenerationConfig()  # what save_hf writes
-    scorer = Scorer(lm)
-    if mesh is not None:
-        shard_model(scorer, mesh, compute_dtype or dtype)
-    on_gpu = mesh is not None and torch.cuda.is_available()
-    scorer.to_empty(device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu")
-    lm.model.rotary_emb = type(lm.model.rotary_emb)(config=config).to(lm.model.embed_tokens.weight.device)
-    _read_weights(nn.ModuleDict({"model": lm.model}), folder)  # checkpoint names; the language model's head stays out
+    read_weights(nn.ModuleDict({"model": lm.model}), folder)  # checkpoint names; the language model's head stays out
     nn.init.zeros_(lm.score.weight)
     if checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})

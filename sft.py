@@ -190,9 +190,7 @@ def train(cfg: Config) -> None:
             metrics = run.Metrics()
             metrics.add("train/loss", *nll_loss(policy, groups, cfg, backward=True))  # (2)
             lr = run.learning_rate(step, cfg)  # (3)
-            norm = model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm)
-            metrics.add("optim/grad_norm", norm)
-            metrics.add("optim/skipped", not math.isfinite(norm))
+            metrics.add_norm(model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))
             last = step + 1 == cfg.steps
             if held_out and (last or (step + 1) % cfg.eval_every == 0):
                 policy.eval()
@@ -212,9 +210,7 @@ def train(cfg: Config) -> None:
             bad = run.count_bad(record, bad)
             stopping = stop.requested() or bad == run.BAD_STEPS
             if last or stopping or (step + 1) % cfg.save_every == 0:
-                model.save_state(folder.checkpoint(step + 1), policy, optimizer,
-                                 {"step": step + 1, "best": best} | folder.stamp)  # fmt: skip
-                folder.prune_checkpoints()
+                model.keep_state(folder, policy, optimizer, {"step": step + 1, "best": best})
             if stopping and not last:
                 run.stop_early(bad)
     bar.close()

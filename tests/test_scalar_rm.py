@@ -251,11 +251,12 @@ def test_a_pad_token_that_ends_turns_is_not_exported_as_padding(tmp_path):
         assert load_scorer(str(tmp_path / str(pad)), torch.float32).lm.config.pad_token_id == kept
 
 
-def test_architectures_that_packing_was_not_tested_with_are_refused(tmp_path):
+@pytest.mark.parametrize("first", ["full_attention", "sliding_attention"])
+def test_architectures_that_packing_was_not_tested_with_are_refused(tmp_path, first):
     lm = make_lm("qwen2")
     lm.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    changes = {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]}
+    changes = {"use_sliding_window": True, "sliding_window": 4, "layer_types": [first, "sliding_attention"]}
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(run.UserError, match="tested architectures"):
         load_scorer(str(tmp_path), torch.float32)

@@ -94,9 +94,7 @@ def train(cfg: Config) -> None:
             metrics, lr, last = run.Metrics(), run.learning_rate(step, cfg), step + 1 == cfg.steps
             policy.train()
             metrics.add("train/loss", *bt_loss(policy, shard(batch, run.rank(), run.world_size()), cfg, True))
-            norm = model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm)
-            metrics.add("optim/grad_norm", norm)
-            metrics.add("optim/skipped", not math.isfinite(norm))
+            metrics.add_norm(model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))
             if held_out and (last or (step + 1) % cfg.eval_every == 0):
                 policy.eval()
                 metrics.add("eval/loss", *bt_loss(policy, held_out[run.rank() :: run.world_size()], cfg, False))
@@ -109,9 +107,7 @@ def train(cfg: Config) -> None:
             bad = run.count_bad(record, bad)
             stopping = stop.requested() or bad == run.BAD_STEPS
             if last or stopping or (step + 1) % cfg.save_every == 0:
-                model.save_state(folder.checkpoint(step + 1), policy, optimizer,
-                                 {"step": step + 1, "best": best} | folder.stamp)  # fmt: skip
-                folder.prune_checkpoints()
+                model.keep_state(folder, policy, optimizer, {"step": step + 1, "best": best})
             if stopping and not last:
                 run.stop_early(bad)
 
