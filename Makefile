@@ -6,6 +6,8 @@
 # make test-slow     the end-to-end bounds, kills, long sequences
 # make test-vllm     vLLM on the CPU, in an environment of its own, against the trainer's log-probs
 # make handout OUT=DIR    a student's copy of the course (COURSE_TERM=2026-autumn ASSIGNMENTS=3); course/README.md
+# make exercises     ten changes of at most ten lines, three seeds each, 35 CPU-minutes; after make tables
+# make traps         seventeen faults: the tests that notice, a short run of each, 20 minutes; after make tables
 # make bench         speed and memory against TRL and against the machine, ten minutes or so
 # make real          a real 135M chat model on real text, on the CPU, under 40 minutes
 
@@ -18,7 +20,7 @@ REAL := runs/real
 DATA ?= recipes/real/pairs.jsonl
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo controls tables variants test test-slow test-vllm bench bench-full real install handout autograder
+.PHONY: demo controls tables variants exercises traps test test-slow test-vllm bench bench-full real install handout autograder
 install: .venv/installed
 
 .venv/installed: requirements.txt
@@ -60,6 +62,13 @@ tables: install
 variants: install
 	$(BIN)/python -m recipes.miniature run variants
 	$(BIN)/python -m recipes.miniature table
+
+# Both start from the judges that `make tables` distils; course/exercises.md and course/traps.md are written anew.
+exercises: install
+	$(BIN)/python course/exercises.py run --distilled 'runs/tables/seed-{seed}/distilled'
+
+traps: install
+	$(BIN)/python course/traps.py run --distilled runs/tables/seed-0/distilled
 
 test: install
 	$(BIN)/ruff check .

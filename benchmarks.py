@@ -147,6 +147,8 @@ def _rmb_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
     context = read_messages(row.get("conversation_input"), where, "conversation_input")
     if context[-1]["role"] != "user":
         raise UserError(f"{where}: the conversation must end with a user message")
+    for message in context:
+        read_text(message, "content", where)
     if part.startswith("Pairwise"):
         item = f"{path}/{read_id(row, 'pair_uid', where)}"
         yield Pair(item, "rmb", context, _answer(row.get("chosen"), "chosen", where),
@@ -175,7 +177,7 @@ def read_id(row: Mapping[str, Any], name: str, where: str) -> str:
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise UserError(f"{where}: '{name}' must be a number or a text, found {str(value)[:40]!r}")
-    return str(value)
+    return read_text({name: str(value)}, name, where)
 
 
 def _three(row: Row, name: str, where: str) -> list[str]:
@@ -201,6 +203,7 @@ def domain_of(value: Any, where: str) -> str:
     found = [domain for domain in DOMAINS if str(value).startswith(domain)]
     if not found:
         raise UserError(f"{where}: domain {value!r} is none of RM-Bench's ({', '.join(DOMAINS)})")
+    read_text({"domain": value}, "domain", where)  # what follows the name may still be no text
     return found[0]
 
 

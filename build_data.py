@@ -265,7 +265,7 @@ def refuse_foreign(cfg: Config) -> None:
                 "augment": 0.0,
                 **json.loads(known.read_text(encoding="utf-8"))["config"],
             }  # older cards have none
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise UserError(f"{known}: not a data card; use another --out") from None
         changed = [f"{k} was {before.get(k)!r}, is {v!r}" for k, v in settings(cfg).items() if before.get(k) != v]
         if changed:

@@ -60,8 +60,10 @@ def save_pairs(pairs: Iterable[Pair]) -> str:
     """Pairs -> JSONL text that `load_pairs` reads back unchanged."""
 
     def row(pair: Pair) -> dict[str, Any]:
-        kept = ("response_a", "response_b") if pair.messages is None else ()
-        return {k: v for k, v in asdict(pair).items() if k in kept or v not in (None, "", {}, ())}
+        left_out: dict[str, Any] = {"category": "", "meta": {}, "trace": None, "messages": None}
+        if pair.messages is not None:
+            left_out |= {"context": (), "response_a": "", "response_b": ""}
+        return {k: v for k, v in asdict(pair).items() if k not in left_out or v != left_out[k]}
 
     return "".join(json.dumps(row(pair), ensure_ascii=False) + "\n" for pair in pairs)
 
@@ -107,10 +109,10 @@ def read_rows(source: str, split: str = "train") -> Iterator[tuple[str, dict[str
         import pyarrow.parquet
 
         try:
-            table = pyarrow.parquet.read_table(path)
-        except (pyarrow.ArrowException, OSError) as error:
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also of a text that is no UTF-8
             raise UserError(f"{source}: not a readable parquet file ({error})") from None
-        for number, row in enumerate(table.to_pylist(), 1):
+        for number, row in enumerate(rows, 1):
             yield f"{source}: row {number}", row
     elif path.suffix == ".json" and path.is_file() and path.read_bytes().lstrip()[:1] == b"[":
         for number, row in enumerate(read_json(path), 1):
@@ -140,6 +142,8 @@ def read_pair(row: dict[str, Any], where: str, index: int, stem: str) -> Pair:
         json.dumps(row, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
         raise UserError(f"{where}: holds half a surrogate pair, which is no character; repair the text") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply for a row of texts") from None
     meta = row.get("meta", {})
     if not isinstance(meta, Mapping):
         raise UserError(f"{where}: 'meta' must be an object of texts")
@@ -182,7 +186,7 @@ def _ready_made(row: dict[str, Any], where: str, common: dict[str, Any]) -> Pair
     winner: Any = {"model_a": "A", "model_b": "B", "A": "A", "B": "B"}.get(str(row.get("winner")))
     if winner is None:
         verdicts = re.findall(r"<answer>\[\[([AB])\]\]</answer>", str(row.get("winner")))
-        if not verdicts:
+        if not verdicts or not isinstance(row["winner"], str):
             raise UserError(f"{where}: 'winner' is neither model_a/model_b nor a target text with a verdict")
         winner, common = verdicts[-1], common | {"trace": row["winner"]}
     if not messages or messages[-1]["role"] != "user":

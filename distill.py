@@ -35,8 +35,9 @@ from cor_prompt import Style, render
 from data import Message, Pair, load_pairs, save_pairs
 from hint import hinted, leaks
 from reward import format_reward, parse_verdict
-from rollout import Chat, EndpointSampler, Reply, SamplerKind, judge_pairs, load_sampler, which_sampler
+from rollout import EndpointSampler, Reply, SamplerKind, load_sampler, which_sampler
 from run import UserError
+from verdicts import Chat, judge_pairs
 
 
 @dataclass(frozen=True)
@@ -256,9 +257,12 @@ def read_attempts(log: Path, pairs: Sequence[Pair], samples: int) -> Chains:
     if not log.exists():
         return found
     run.drop_torn_end(log)
+    known = {f.name: int if f.type == "int" else str for f in fields(Attempt)}
     for line, row in run.read_jsonl(log):
-        group = found.get((row.get("source", ""), row.get("pair_id", "")))
-        if set(row) != {f.name for f in fields(Attempt)} or group is None or not row["sample"] == len(group) < samples:
+        whole = set(row) == set(known) and all(type(row[name]) is kind for name, kind in known.items())
+        whole = whole and all(row[name] >= 0 for name, kind in known.items() if kind is int)
+        group = found.get((row["source"], row["pair_id"])) if whole else None
+        if group is None or not row["sample"] == len(group) < samples:
             raise UserError(f"{log}:{line}: not the next chain of this run; use another --out")
         group.append(Attempt(**row))
     return found

@@ -195,6 +195,7 @@ class EndpointSampler:
         return UserError(f"{self.base_url} ({f'status {status}' if status else 'no status'}): {said}; {remedy}")
 
 
+BROKEN_OFF = ("error", "abort")  # finish reasons of half a reply, sent with status 200 (routers, vLLM)
 PATIENCE = 600.0  # seconds that a server may ask us to wait before the run gives up instead
 
 
@@ -230,9 +231,14 @@ def read_kept(path: Path) -> dict[str, Reply]:
     known: dict[str, Reply] = {}
     for number, row in read_jsonl(path):
         try:
-            known[row["key"]] = Reply(**row["reply"])
+            reply = known[row["key"]] = Reply(**row["reply"])
+            counts = reply.prompt_tokens, reply.response_tokens
+            ok = isinstance(reply.text, str) and reply.finish_reason in ("stop", "length")
+            ok = ok and isinstance(row["key"], str) and all(type(n) is int and n >= 0 for n in counts)
         except (KeyError, TypeError):
-            raise UserError(f"{path}:{number}: not a reply of this server; use another folder") from None
+            ok = False
+        if not ok:
+            raise UserError(f"{path}:{number}: not a reply of this server; use another folder")
     return known
 
 
@@ -245,9 +251,11 @@ def read_replies(body: bytes) -> list[Reply]:
         raise ValueError("the answer is no chat completion") from None
     if not found:
         raise ValueError("the answer holds no choice")
+    if any(reason in BROKEN_OFF for _, reason in found if isinstance(reason, str)):
+        raise ValueError("the answer was broken off")
     usage = answer.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
-    prompt_tokens, total = (max(0, c) if isinstance(c, int) else 0 for c in counts)
+    prompt_tokens, total = (c if type(c) is int and 0 <= c < 2**31 else 0 for c in counts)
     replies = []
     for k, (part, reason) in enumerate(found):
         tokens = total * (k + 1) // len(found) - total * k // len(found)  # only their sum is told

@@ -35,8 +35,9 @@ from data import Message, Pair, save_pairs, swap
 from endpoint import EndpointSampler
 from outcomes import budget_curve, read_judgement, read_log, score_rows, summarise
 from reward import Rule
-from rollout import Judgement, SamplerKind, check_sampling, judge_pairs, load_sampler, which_sampler
+from rollout import SamplerKind, load_sampler, which_sampler
 from run import StopSignal, UserError
+from verdicts import Judgement, check_sampling, judge_pairs
 
 Key = tuple[str, str, str, int]  # source, pair_id, order, sample: what names a verdict
 

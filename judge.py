@@ -36,8 +36,9 @@ from cor_prompt import Style, Trace, parse_trace, render
 from data import Message, Pair, read_pair
 from pointwise import Scores
 from reward import Letter
-from rollout import Chat, EndpointSampler, Judgement, check_sampling, judge_pairs, load_sampler, majority, named
+from rollout import EndpointSampler, load_sampler
 from run import UserError, derive_seed, digest, visible
+from verdicts import Chat, Judgement, check_sampling, judge_pairs, majority, named
 
 Method = Literal["knockout", "bradley-terry", "elo", "win-rate"]
 Check = Callable[[str | Sequence[Message], str], float]

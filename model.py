@@ -1,112 +1,36 @@
-"""`Policy`: load, shard (FSDP2), response-only log-probs, gathered weights, checkpoints.
+"""`Policy`: load, shard (FSDP2), response-only log-probs, one optimiser step.
 
 Weights come from safetensors alone and no code comes from a model folder. The module is built on the meta
 device and filled tensor by tensor, each rank reading only its rows. `Policy` is the FSDP root, so that
-embedding and head are touched inside its forward only.
+embedding and head are touched inside its forward only. The head is in head.py, weights out and resume states in
+checkpoint.py; scripts call both by way of this module.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import shutil
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from attention import block_mask, register, spans, visible
 from batch import Batch
-from run import RunFolder, UserError, checkpoints, gather, rank, read_json, world_size, write_whole
+from checkpoint import gathered_weights as gathered_weights
+from checkpoint import keep_state as keep_state
+from checkpoint import load_state as load_state
+from checkpoint import release as release
+from checkpoint import resume as resume
+from checkpoint import save_hf as save_hf
+from checkpoint import save_state as save_state
+from head import target_logprobs
+from run import UserError, read_json
 
 TESTED = ("llama", "qwen2", "qwen3")  # architectures whose packed log-probs the tests compare with a plain forward
-CHUNK = {"cpu": 2**22, "cuda": 2**27}  # elements of (tokens, vocabulary) logits alive at once
-
-
-# ---- hidden states -> log-probs, without the (N, V) logits ---------------------------------------------
-
-
-def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """(C, H), (V, H) -> (C, V) in float32 or better: rounding logits to bfloat16 moves log-probs by 0.04."""
-    if hidden.dtype in (torch.float32, torch.float64):
-        logits = hidden @ weight.T
-    elif hidden.is_cuda:
-        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
-    else:
-        logits = hidden.float() @ weight.float().T
-    return logits.div_(temperature)
-
-
-def _head_gradients(probs: Tensor, targets: Tensor, slope: Tensor, hidden: Tensor, weight: Tensor,
-                    temperature: float, grad_weight: Tensor) -> Tensor:  # fmt: skip
-    """One chunk, whose (C, V) probabilities are used up: adds to `grad_weight` -> (C, H) gradient of hidden.
-
-    d log p(y) / d logits = onehot(y) - softmax(logits); `slope` is d loss / d log p(y).
-    """
-    grad = probs.mul_(-slope[:, None])
-    grad.scatter_add_(1, targets[:, None], slope[:, None])
-    grad.div_(temperature)
-    grad_weight.addmm_(grad.T, hidden.to(grad_weight.dtype))
-    return (grad.to(weight.dtype) @ weight).to(hidden.dtype)
-
-
-class _HeadLogprobs(torch.autograd.Function):
-    """Head and log-softmax in chunks of tokens; the (N, V) logits are never alive at once.
-
-    `slopes` foretells the loss: forward then makes the gradients too, from the logits it has at hand. Where the
-    loss's own slopes turn out to be others, or nothing was foretold, backward makes the logits again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int,
-                entropies: bool, slopes: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor]:  # fmt: skip
-        exact = torch.promote_types(hidden.dtype, torch.float32)
-        logprobs, entropy, told = (torch.zeros(len(targets), dtype=exact, device=hidden.device) for _ in range(3))
-        gradients = _empty_gradients(hidden, weight) if slopes else None
-        for part in _parts(len(targets), chunk):
-            logp = torch.log_softmax(_logits(hidden[part], weight, temperature), -1)
-            logprobs[part] = logp.gather(1, targets[part, None])[:, 0]
-            if not (entropies or slopes):
-                continue
-            probs = logp.exp() if entropies else logp.exp_()
-            if entropies:
-                entropy[part] = -torch.linalg.vecdot(probs, logp)
-            if slopes and gradients:
-                told[part] = slopes(logprobs)[part]
-                gradients[0][part] = _head_gradients(probs, targets[part], told[part], hidden[part], weight,
-                                                     temperature, gradients[1])  # fmt: skip
-        foretold = (told, gradients[0], gradients[1].to(weight.dtype)) if gradients else ()
-        ctx.save_for_backward(hidden, weight, targets, *foretold)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, *foretold = ctx.saved_tensors
-        if foretold and torch.allclose(slope, foretold[0], rtol=1e-5, atol=0.0):
-            return foretold[1], foretold[2], *[None] * 5
-        grad_hidden, grad_weight = _empty_gradients(hidden, weight)
-        for part in _parts(len(targets), ctx.chunk):
-            probs = torch.softmax(_logits(hidden[part], weight, ctx.temperature), -1)
-            grad_hidden[part] = _head_gradients(probs, targets[part], slope[part], hidden[part], weight,
-                                                ctx.temperature, grad_weight)  # fmt: skip
-        return grad_hidden, grad_weight.to(weight.dtype), *[None] * 5
-
-
-def _empty_gradients(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Of hidden states and head; the head's is summed over the chunks, in float32 at least."""
-    return torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-
-
-def _parts(total: int, chunk: int) -> list[slice]:
-    return [slice(i, min(i + chunk, total)) for i in range(0, total, chunk)]
 
 
 class Policy(nn.Module):
@@ -123,10 +47,8 @@ class Policy(nn.Module):
         `slopes`: (N,) log-probs -> (N,) d loss / d log-prob, if a token's depends on no other token's log-prob. It
         saves the head a second pass, and changes nothing.
         """
-        hidden, weight = self.hidden(batch), self.lm.lm_head.weight
-        chunk = max(32, CHUNK[hidden.device.type] // weight.shape[0])
-        slopes = slopes if hidden.requires_grad else None
-        logprobs, entropies = _HeadLogprobs.apply(hidden, weight, batch.targets, temperature, chunk, entropy, slopes)
+        logprobs, entropies = target_logprobs(self.hidden(batch), self.lm.lm_head.weight, batch.targets, temperature,
+                                              entropy, slopes)  # fmt: skip
         return (logprobs, entropies) if entropy else logprobs
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -176,7 +98,11 @@ def weights_digest(path: str) -> str:
 
 def context_tokens(path: str) -> int:
     """Tokens of prompt and response together that the model was made for."""
-    return int(json.loads((model_folder(path) / "config.json").read_text())["max_position_embeddings"])
+    file = model_folder(path) / "config.json"
+    try:
+        return int(read_json(file)["max_position_embeddings"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UserError(f"{file}: names no max_position_embeddings, the tokens the model was made for") from None
 
 
 def load_tokenizer(path: str) -> Any:
@@ -210,7 +136,10 @@ def load_policy(path: str, dtype: torch.dtype = torch.float32, mesh: Any = None,
     policy = build_policy(Policy, AutoModelForCausalLM, tested_config(folder), dtype, mesh, compute_dtype)
     read_weights(policy.lm, folder)
     if (folder / "generation_config.json").is_file():
-        policy.lm.generation_config = GenerationConfig.from_pretrained(folder)
+        try:
+            policy.lm.generation_config = GenerationConfig.from_pretrained(folder)
+        except Exception as error:
+            raise UserError(f"{folder / 'generation_config.json'}: not as transformers writes it ({error})") from None
     if checkpointing:
         policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
     return policy
@@ -220,7 +149,11 @@ def tested_config(folder: Path, **changes: Any) -> Any:
     """The folder's config; UserError for an architecture that the tests do not know, or windowed attention."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **changes)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **changes)
+    except Exception as error:  # a broken config.json raises many kinds; code of its own is among them, and never run
+        raise UserError(f"{folder / 'config.json'}: no configuration of an architecture of transformers "
+                        f"({(str(error) or type(error).__name__).splitlines()[0]})") from None  # fmt: skip
     windowed = [t for t in getattr(config, "layer_types", None) or [] if t != "full_attention"]
     if config.model_type not in TESTED or windowed:
         raise UserError(f"{folder}: {config.model_type}{' with windowed layers' if windowed else ''} is not "
@@ -233,8 +166,11 @@ def build_policy(kind: type[P], auto: Any, config: Any, dtype: torch.dtype, mesh
     """`auto`'s model inside `kind`, made on the meta device, sharded, then given memory without weights."""
     register()
     attention = "flex" if mesh is not None and mesh.device_type == "cuda" else "grouped"
-    with torch.device("meta"):
-        lm = auto.from_config(config, dtype=dtype, attn_implementation=attention)
+    try:
+        with torch.device("meta"):
+            lm = auto.from_config(config, dtype=dtype, attn_implementation=attention)
+    except Exception as error:
+        raise UserError(f"{config.name_or_path}/config.json: no model can be built from it ({error})") from None
     policy = kind(lm)
     if mesh is not None:
         shard_model(policy, mesh, compute_dtype or dtype)
@@ -354,154 +290,3 @@ class HostMoments:
         for own, host in self.held.items():
             own.untyped_storage().resize_(host.nbytes)
             own.copy_(host)
-
-
-# ---- weights out ---------------------------------------------------------------------------------------
-
-
-def release(policy: Policy) -> None:
-    """Free the gathered embedding, norm and head, which FSDP keeps after a forward that no backward follows."""
-    if isinstance(policy, FSDPModule):
-        policy.reshard()
-
-
-def gathered_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole tensor) in checkpoint names: embedding, layers in order, norm, lm_head (also when tied).
-
-    The shard is cast before it is gathered; every tensor is fresh; the order is the same on all ranks,
-    because gathering is a collective.
-    """
-    release(policy)
-    for name, parameter in policy.lm.named_parameters(remove_duplicate=False):
-        tensor = parameter.detach().to(dtype, copy=True)
-        yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype = torch.float32,
-            shard_bytes: int = 4 * 2**30) -> None:  # fmt: skip
-    """Export a `from_pretrained` folder (safetensors, a tied head once), whole or not at all.
-
-    Every rank takes part in the gathering; rank 0 holds the whole model in host memory and writes it.
-    """
-    from huggingface_hub import save_torch_state_dict
-
-    aside, tied = path.with_name(path.name + ".part"), policy.lm.config.tie_word_embeddings
-    held: dict[str, Tensor] = {}
-    for name, tensor in gathered_weights(policy, dtype):
-        if rank() == 0 and not (tied and name == "lm_head.weight"):
-            held[name] = tensor.to("cpu", copy=True)  # gathered uneven rows are a view of padded ones
-    if rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_torch_state_dict(held, aside, max_shard_size=shard_bytes, metadata={"format": "pt"})
-        config = json.loads(policy.lm.config.to_json_string(use_diff=True)) | {
-            "dtype": str(dtype).removeprefix("torch.")
-        }
-        write_whole(aside / "config.json", json.dumps(config, indent=2) + "\n")
-        policy.lm.generation_config.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        replace_folder(aside, path)
-
-
-def replace_folder(aside: Path, path: Path) -> None:
-    """Put a finished folder in its place; at every moment the old or the new one is whole, as `path` or `path.old`."""
-    old = path.with_name(path.name + ".old")
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(path, old)
-    os.rename(aside, path)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-# ---- resume state --------------------------------------------------------------------------------------
-
-
-def _state(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and Adam moments as one flat dict of tensors; moments not made yet are made as zeros."""
-    tensors: dict[str, Tensor] = {}
-    if isinstance(policy, FSDPModule):
-        policy.reshard()  # a scoring pass leaves the root's weights whole: copies, without moments
-    for name, parameter in policy.named_parameters():
-        moments = optimizer.state[parameter]
-        moments.setdefault("step", torch.tensor(0.0))
-        moments.setdefault("exp_avg", torch.zeros_like(parameter.detach()))
-        moments.setdefault("exp_avg_sq", torch.zeros_like(parameter.detach()))
-        tensors[f"policy.{name}"] = parameter.detach()
-        tensors |= {f"adam.{name}.{kind}": value for kind, value in moments.items()}
-    return tensors
-
-
-def save_state(path: Path, policy: Policy, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Write a resume state, whole or not at all: sharded safetensors (no pickle) and `progress.json`."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter
-
-    aside = path.with_name("part_" + path.name)
-    if rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-    gather(None)  # every rank makes the folder: none before it is cleared
-    dcp.save(_state(policy, optimizer), storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True),
-             no_dist=not torch.distributed.is_initialized())  # fmt: skip
-    checksums = _checksums(aside)
-    if rank() == 0:
-        write_whole(aside / "progress.json", json.dumps(progress | {"files": checksums}))
-        replace_folder(aside, path)
-
-
-def keep_state(folder: RunFolder, policy: Policy, optimizer: torch.optim.Optimizer,
-               progress: dict[str, Any]) -> None:  # fmt: skip
-    """Write the run's resume state after `progress["step"]` steps and drop those that are older than the last two."""
-    save_state(folder.checkpoint(progress["step"]), policy, optimizer, progress | folder.stamp)
-    folder.prune_checkpoints()
-
-
-def load_state(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Fill policy and optimiser from `save_state`, on the same or another number of ranks -> progress.
-
-    UserError, before anything is filled, if a file is not the one that was written.
-    """
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
-
-    progress = read_json(path / "progress.json")
-    if progress.pop("files") != _checksums(path):
-        raise UserError(f"{path}: damaged, its files are not those that were written")
-    with torch.no_grad():
-        dcp.load(_state(policy, optimizer), storage_reader=HuggingFaceStorageReader(str(path)),
-                 no_dist=not torch.distributed.is_initialized())  # fmt: skip
-    return progress
-
-
-def _checksums(path: Path) -> dict[str, int]:
-    """CRC-32 of every file of a resume state but progress.json; the ranks share the reading."""
-
-    def crc(file: Path) -> int:
-        found = 0
-        with open(file, "rb") as content:
-            while block := content.read(2**24):
-                found = zlib.crc32(block, found)
-        return found
-
-    files = sorted(file for file in path.iterdir() if file.name != "progress.json")
-    parts = gather({file.name: crc(file) for file in files[rank() :: world_size()]})
-    return {name: found for part in parts for name, found in part.items()}
-
-
-def resume(folder: RunFolder, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Fill policy and optimiser from the newest whole resume state -> its progress; None where a run begins.
-
-    A damaged state is passed over for the one before; UserError if none is whole, or another configuration's.
-    """
-    damaged = []
-    for path in checkpoints(folder.path):
-        try:
-            progress = load_state(path, policy, optimizer)
-        except UserError as error:
-            damaged.append(str(error))
-            continue
-        if damaged and rank() == 0:
-            print(f"{'; '.join(damaged)}: continuing from {path}")
-        return folder.check(progress)
-    if damaged:
-        raise UserError(f"{'; '.join(damaged)}: no state before it; use another --out, or delete {folder.path}")
-    return None

@@ -28,8 +28,8 @@ from typing import Any, Literal
 import benchmarks
 from benchmarks import Benchmark, Compat, Outcome, Row, domain_of, json_rows, part_of, read_id, read_text
 from reward import Rule, parse_verdict
-from rollout import Judgement, majority, named, tally
 from run import UserError, read_json, read_jsonl
+from verdicts import Judgement, majority, named, tally
 
 
 def read_log(paths: Sequence[str]) -> list[tuple[str, Row]]:
@@ -64,6 +64,8 @@ def _json_log(path: Path) -> Iterator[tuple[str, Row]]:
     for part in content.values():
         if isinstance(part, list):
             yield from json_rows(path, part)
+        elif isinstance(part, dict) and not isinstance(part.get("per_category", {}), dict):
+            raise UserError(f"{path}: 'per_category' must be an object of accuracies")
     shares = [(name, share) for part in content.values() if isinstance(part, dict)
               for name, share in part.get("per_category", {}).items()]  # fmt: skip
     sizes: dict[str, Any] = {}
@@ -73,7 +75,7 @@ def _json_log(path: Path) -> Iterator[tuple[str, Row]]:
             sizes |= part if isinstance(part, dict) else {}
     for name, share in shares:
         total = sizes.get(name)
-        if not isinstance(total, int):
+        if not isinstance(total, int) or not 0 < total < 10**6:
             raise UserError(
                 f"{path}: how many items {name!r} has is unknown; put it into *counts*.json beside the file"
             )
@@ -156,8 +158,13 @@ def read_judgement(row: Row, where: str, rule: Rule | None = None) -> Judgement:
         texts = judgement.pair_id, judgement.source, judgement.category, judgement.text, *judgement.meta.values()
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a name or a text is none")
-        if judgement.order not in ("AB", "BA") or not {judgement.winner, judgement.verdict} <= {"A", "B", None}:
-            raise TypeError("order, winner or verdict is no such letter")
+        if judgement.order not in ("AB", "BA") or judgement.winner not in ("A", "B"):
+            raise TypeError("order or winner is no such letter")
+        if judgement.verdict not in ("A", "B", None):
+            raise TypeError("verdict is no such letter")
+        numbers = judgement.sample, judgement.response_tokens
+        if not isinstance(judgement.correct, bool) or not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
+            raise TypeError("sample, correct or response_tokens is no such number")
         return judgement if rule is None else Judgement(**row | {"verdict": parse_verdict(judgement.text, rule)})
     except (TypeError, AttributeError) as error:
         raise UserError(f"{where}: not a verdict as eval.py logs it ({error})") from None
@@ -172,11 +179,13 @@ def _judged(benchmark: Benchmark, one: Judgement, correct: float, where: str) ->
         if benchmark == "rm-bench":
             domain_of(meta["domain"], where)
             slot = meta["chosen_style"] + meta["rejected_style"]
+            if slot not in {f"{i}{j}" for i, j in product(range(3), range(3))}:
+                raise UserError(f"{where}: chosen_style and rejected_style must be 0, 1 or 2")
             return Outcome(meta["item"], meta["domain"], slot, correct, 9)
         if benchmark == "rmb":
             part_of(meta["category_path"], where)
             return Outcome(meta["item"], meta["category_path"], meta["loser"], correct, int(meta["losers"]))
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
         raise UserError(f"{where}: not a verdict on {benchmark}, its meta has no {error}; judge with "
                         f"eval.py run --benchmark {benchmark}") from None  # fmt: skip
     return Outcome(f"{one.source}/{one.pair_id}", one.category, "", correct, 1)
@@ -201,7 +210,7 @@ def _tabled(benchmark: Benchmark, row: Row, where: str) -> Iterator[Outcome]:
         part_of(path, where)
         slot = json.dumps(row.get("text_rejected")) if name == "bon_uid" else ""  # losers have no number there
         yield Outcome(f"{path}/{read_id(row, name, where)}", path, slot, _share(row["results"], "results", where))
-    elif benchmark == "rmb" and "total" in row:
+    elif benchmark == "rmb" and row.keys() == {"category_path", "right", "total"}:  # as _json_log gives it
         path = row["category_path"]
         part_of(path, where)
         yield from (Outcome(f"{path}/{i}", path, "", float(i < row["right"]), 1) for i in range(row["total"]))
@@ -213,7 +222,7 @@ def _tabled(benchmark: Benchmark, row: Row, where: str) -> Iterator[Outcome]:
 def _share(value: Any, name: str, where: str) -> float:
     try:
         share = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         share = -1.0
     if not 0 <= share <= 1:
         raise UserError(f"{where}: '{name}' must be 0 or 1, found {str(value)[:40]!r}")

@@ -37,8 +37,9 @@ from data import Message, Pair, save_pairs
 from endpoint import EndpointSampler
 from outcomes import read_judgement, standard_error
 from reward import Letter, Rule
-from rollout import Judgement, SamplerKind, judge_pairs, load_sampler, named
+from rollout import SamplerKind, load_sampler
 from tables import as_text, cell
+from verdicts import Judgement, judge_pairs, named
 
 Judge = Callable[[Sequence[Pair]], Iterable[Judgement]]
 Judged = Mapping[str, Sequence[Judgement]]  # probe -> verdicts on its pairs, in both orders

@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -31,9 +30,9 @@ import tyro
 import run
 from data import Pair, load_pairs
 from outcomes import read_judgement
-from rollout import Judgement, named, tally
 from run import UserError, visible
 from tables import as_text, curve_grid, drawn
+from verdicts import Judgement, named, tally
 
 ORDER = ("start", "sft", "grpo")  # stages of other names come after these
 PANELS = (
@@ -113,7 +112,7 @@ def find_stages(folder: Path) -> list[Stage]:
         curve = "curve" in path.relative_to(folder).parts
         if logs and (not curve or any(j.sample for j in judged)):
             one = stage(path.parent)
-            one.summary, one.listed = read_object(path), not curve
+            one.summary, one.listed = read_summary(path), not curve
             one.judge(judged)
             one.data = str(read_object(path.parent / "config.json").get("data", ""))
     for path in below(folder, "probe/*.json"):
@@ -157,11 +156,29 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_summary(path: Path) -> dict[str, Any]:
+    value = read_object(path)
+    groups = value.get("by_category", {})
+    parts = [value.get("overall", {}), groups, *(groups.values() if isinstance(groups, dict) else [])]
+    if not all(isinstance(part, dict) for part in parts):
+        raise UserError(f"{path}: not a summary as eval.py writes it")
+    return value
+
+
 def find_curves(folder: Path) -> dict[str, dict[str, Any]]:
     """{evaluation: its curve}, as eval.py writes it."""
     found = {}
     for path in below(folder, "summary.json"):
         if curve := read_object(path).get("curve"):
+            try:
+                texts = [curve[name] for name in ("title", "xlabel", "remark", "note")]
+                points = drawn(curve)
+                good = all(is_number(value) for point in points for value in point) and all(e >= 0 for *_, e in points)
+                if not points or not good or not all(isinstance(text, str) for text in texts):
+                    raise TypeError("a text or a number is none")
+                curve_grid(curve)
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+                raise UserError(f"{path}: its curve is not as eval.py writes it ({error})") from None
             name = "/".join(part for part in path.parent.relative_to(folder).parts if part not in ("eval", "curve"))
             found[name or folder.resolve().name] = curve
     return found
@@ -175,9 +192,9 @@ def load_texts(stages: Sequence[Stage]) -> dict[Key, Pair]:
     """The pairs that were judged, where their file is still there. `id#7` is eval.py's name for row 7 of
     several with one id."""
     found: dict[Key, Pair] = {}
-    for data in sorted({stage.data for stage in stages if Path(stage.data).is_file()}):
-        with suppress(UserError):  # the file is another one by now
-            for index, pair in enumerate(load_pairs(data)):
+    for data in sorted({stage.data for stage in stages}):
+        with suppress(UserError, OSError):  # the file is another one by now, or this never was a file's name
+            for index, pair in enumerate(load_pairs(data) if Path(data).is_file() else ()):
                 found[pair.source, f"{pair.pair_id}#{index}"] = found[pair.source, pair.pair_id] = pair
     return found
 
@@ -222,7 +239,8 @@ def cell(value: Any, digits: int = 3) -> str:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """A number that a table and a plot can show."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e99 < value < 1e99
 
 
 # ---- the terminal --------------------------------------------------------------------------------------
@@ -419,7 +437,7 @@ def report(cfg: Config) -> Path:
         print(as_text("", probes))
     print_change(listed, texts)
     for name, curve in evaluated.items():
-        print(as_text(f"{name}: {curve['title']}", curve_grid(curve)) + visible(curve["remark"]) + "\n")
+        print(as_text(visible(f"{name}: {curve['title']}"), curve_grid(curve)) + visible(curve["remark"]) + "\n")
     curves = {f"Training: {s.name}": list(draw_curves(s.metrics)) for s in stages if s.metrics}
     curves |= {"Votes and budgets": list(draw_evaluations(evaluated))} if evaluated else {}
     for name, panels in curves.items():

@@ -1,25 +1,25 @@
-"""Prompt ids -> sampled responses with their log-probs (`Rollout`), and pairs -> verdicts (`judge_pairs`).
+"""Prompt ids -> sampled responses with their log-probs (`Rollout`).
 
 `TorchSampler` is the embedded default and needs nothing but torch: the same rollouts come out for any batch
-size or number of ranks. `VLLMSampler` is the fast one. Judging calls nothing but `chat`. Torch and vllm are
-imported inside functions only.
+size or number of ranks. `VLLMSampler` is the fast one. How they judge pairs is in verdicts.py, which calls nothing
+but `chat`. Torch and vllm are imported inside functions only.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from cor_prompt import Style, encode_prompt, render
-from data import Message, Pair, swap
+from cor_prompt import encode_prompt
+from data import Message
 from endpoint import EndpointSampler as EndpointSampler
 from endpoint import Reply
-from reward import Letter, Rule, parse_verdict
-from run import UserError, derive_seed, gather, rank
+from run import UserError, gather, rank
+from verdicts import Chat
+from verdicts import judge_pairs as judge_pairs
 
 SamplerKind = Literal["auto", "torch", "vllm"]
 
@@ -37,13 +37,6 @@ class Rollout:
     text: str  # our tokenizer's decode of response_ids without the final end-of-turn token
     finish_reason: Literal["stop", "length"]
     prompt_index: int  # which prompt of this call
-
-
-class Chat(Protocol):
-    """All that judging needs: messages in, replies out."""
-
-    def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
-             seeds: Sequence[int]) -> list[list[Reply]]: ...  # fmt: skip
 
 
 class Sampler(Chat, Protocol):
@@ -315,98 +308,3 @@ def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch",
         return VLLMSampler(path, tokenizer, dtype, room, tp=tp, memory=memory, dummy=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TorchSampler(load_policy(path, getattr(torch, dtype)).to(device).lm, tokenizer)
-
-
-# ---- the one way a pair is judged ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """One verdict. `verdict` and `winner` are letters as shown: order "BA" shows response_b as A."""
-
-    pair_id: str
-    source: str
-    category: str
-    meta: Mapping[str, str]
-    order: Literal["AB", "BA"]
-    sample: int
-    verdict: Letter | None
-    winner: Letter
-    correct: bool
-    finish_reason: Literal["stop", "length"]
-    response_tokens: int
-    text: str
-
-
-def judge_pairs(sampler: Chat, pairs: Sequence[Pair], style: Style, *, n: int = 1, temperature: float = 0.0,
-                max_tokens: int, seed: int = 0, both_orders: bool = False, rule: Rule = "eval",
-                system: str | None = None, at_once: int = 256, done: Container[tuple[str, str, str]] = (),
-                prompt: Callable = render, read: Callable = parse_verdict) -> Iterator[Judgement]:  # fmt: skip
-    """Judge every pair n times (in both orders if asked), `at_once` verdicts a call; yields as they come. What is
-    `done` (source, pair_id, order) is left out. A judge of another kind brings its own `prompt` and `read`.
-
-    Used for held-out accuracy in training, evaluation, the judge and distillation. Seeds depend on
-    (seed, pair, order) alone, so an interrupted evaluation continues with the same samples.
-    """
-    orders: tuple[Literal["AB", "BA"], ...] = ("AB", "BA") if both_orders else ("AB",)
-    shown = [(pair if order == "AB" else swap(pair), order) for pair in pairs for order in orders
-             if (pair.source, pair.pair_id, order) not in done]  # fmt: skip
-    step = max(1, at_once // n)
-    for start in range(0, len(shown), step):
-        part = shown[start : start + step]
-        conversations = [prompt(pair, style, system) for pair, _ in part]
-        seeds = [derive_seed(seed, pair.source, pair.pair_id, order) for pair, order in part]
-        for (pair, order), replies in zip(
-            part, sampler.chat(conversations, n, temperature, max_tokens, seeds), strict=True
-        ):
-            for sample, reply in enumerate(replies):
-                verdict = read(reply.text, rule)
-                yield Judgement(pair.pair_id, pair.source, pair.category, pair.meta, order, sample, verdict,
-                                pair.winner, verdict == pair.winner, reply.finish_reason,
-                                reply.response_tokens, reply.text)  # fmt: skip
-
-
-def check_sampling(votes: int, temperature: float) -> None:
-    """Raises UserError for votes that would all be the same, or none."""
-    if votes < 1 or (votes > 1 and temperature == 0):
-        raise UserError("votes: at least 1, and several need a temperature above 0, such as 1.0")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise UserError(f"temperature {temperature}: must be 0 or more")
-
-
-def named(judgement: Judgement) -> Letter | None:
-    """The response a verdict stands for, whichever letter it was shown under."""
-    other: dict[Letter | None, Letter | None] = {"A": "B", "B": "A", None: None}
-    return judgement.verdict if judgement.order == "AB" else other[judgement.verdict]
-
-
-def majority(votes: Iterable[Letter | None]) -> Letter | None:
-    """The response that most verdicts name; a tie is no verdict."""
-    seen = list(votes)
-    a, b = seen.count("A"), seen.count("B")
-    return None if a == b else "A" if a > b else "B"
-
-
-def tally(judgements: Iterable[Judgement]) -> dict[str, float]:
-    """accuracy (Eq. 3), verdict rate, share of A, mean length; with both orders also consistency.
-
-    No verdict counts as wrong. A pair is consistent when the verdicts of both orders name one response;
-    with several samples per order, sample k is held against sample k.
-    """
-    seen = list(judgements)
-    verdicts = [j.verdict for j in seen]
-    total = max(1, len(seen))
-    result = {
-        "accuracy": sum(j.correct for j in seen) / total,
-        "verdict_rate": sum(v is not None for v in verdicts) / total,
-        "share_a": verdicts.count("A") / max(1, total - verdicts.count(None)),
-        "length_mean": sum(j.response_tokens for j in seen) / total,
-        "count": len(seen),
-    }
-    shown: dict[tuple[str, str, int], dict[str, Letter | None]] = {}
-    for j in seen:
-        shown.setdefault((j.source, j.pair_id, j.sample), {})[j.order] = j.verdict
-    both = [v for v in shown.values() if len(v) == 2]
-    if both:
-        result["consistency"] = sum({v["AB"], v["BA"]} == {"A", "B"} for v in both) / len(both)
-    return result

@@ -317,7 +317,7 @@ class RunFolder:
         if known.exists():
             try:
                 before = dict(json.loads(known.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise UserError(f"{known}: not a run's configuration ({error}); use another --out") from None
             changed = [f"{k} was {before.get(k)!r}, is {v!r}" for k, v in what.items() if before.get(k) != v]
             if changed:
@@ -340,7 +340,11 @@ class RunFolder:
         """Forget logged steps >= `step`: they are about to be run again."""
         path = self.path / name
         if rank() == 0 and path.exists():
-            rows = [row for _, row in read_jsonl(path, torn_end_ok=True) if row["step"] < step]
+            rows = []
+            for number, row in read_jsonl(path, torn_end_ok=True):
+                if type(row.get("step")) is not int:
+                    raise UserError(f"{path}:{number}: names no step; remove the line, or use another --out")
+                rows += [row] if row["step"] < step else []
             write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def checkpoint(self, step: int) -> Path:
@@ -423,7 +427,7 @@ class Clock:
         self.laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
-        now = time.perf_counter()
+        now = max(self.last, time.perf_counter())  # a clock may be set back
         self.laps[name], self.last = now - self.last, now
 
     def times(self, rollouts: Sequence[Any]) -> dict[str, float]:
@@ -433,7 +437,12 @@ class Clock:
         for name, seconds in (self.laps | {"step": self.last - self.began}).items():
             metrics.add(f"time/{name}", seconds)
         metrics.add_max("time/generate_max", self.laps.get("generate", 0.0))
-        return metrics.reduce() | {"tokens/s": sum(gather(tokens)) / busy}
+        return metrics.reduce() | {"tokens/s": per_second(sum(gather(tokens)), busy)}
+
+
+def per_second(count: float, seconds: float) -> float:
+    """A rate; 0 where the clock stood still or was set back."""
+    return count / seconds if seconds > 0 else 0.0
 
 
 def progress(total: int, initial: int, label: str):

@@ -26,8 +26,8 @@ from cor_prompt import encode_prompt
 from data import Message, Pair, swap
 from model import Policy, build_policy, load_tokenizer, model_folder, read_weights, tested_config
 from reward import Letter
-from rollout import Judgement
 from run import UserError
+from verdicts import Judgement
 
 
 @dataclass
@@ -97,7 +97,7 @@ def load_scalar(path: str, dtype: str = "float32") -> ScalarModel:
 
 def judge_scalar(judge: ScalarModel, pairs: Iterable[Pair], both_orders: bool = False,
                  done: Container[tuple[str, str, str]] = ()) -> Iterator[Judgement]:  # fmt: skip
-    """What rollout.judge_pairs yields, from scores: the text holds both, and the verdict as its parsers read it.
+    """What verdicts.judge_pairs yields, from scores: the text holds both, and the verdict as its parsers read it.
 
     A scalar model does not see the other response, so the second order repeats the first one's scores.
     """

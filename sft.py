@@ -180,8 +180,7 @@ def train(cfg: Config) -> None:
     start, best, bad = progress["step"], progress["best"], 0
     folder.rewind(start)
 
-    bar = run.progress(cfg.steps, start, "sft")
-    with run.StopSignal() as stop:
+    with run.StopSignal() as stop, run.progress(cfg.steps, start, "sft") as bar:
         for step in range(start, cfg.steps):
             began = time.perf_counter()
             batch = stream(examples, step * cfg.batch_size, cfg.batch_size, cfg.seed)
@@ -196,9 +195,10 @@ def train(cfg: Config) -> None:
                 policy.eval()
                 mine = held_out[run.rank() :: run.world_size()]
                 metrics.add("eval/loss", *nll_loss(policy, mine, cfg, backward=False))
-            seconds = time.perf_counter() - began
+            seconds = max(0.0, time.perf_counter() - began)  # a clock may be set back
             tokens = sum(len(g.prompt_ids) + len(g.responses[0]) for g in batch)
-            record = metrics.reduce() | {"optim/lr": lr, "tokens/s": tokens / seconds, "time/step": seconds}
+            rates = {"tokens/s": run.per_second(tokens, seconds), "time/step": seconds}
+            record = metrics.reduce() | {"optim/lr": lr} | rates
             if record.get("eval/loss", math.inf) < best or (last and not held_out):
                 best = record.get("eval/loss", best)
                 model.save_hf(policy, tokenizer, folder.path / "model")
@@ -213,7 +213,6 @@ def train(cfg: Config) -> None:
                 model.keep_state(folder, policy, optimizer, {"step": step + 1, "best": best})
             if stopping and not last:
                 run.stop_early(bad)
-    bar.close()
     if run.rank() == 0:
         print(f"distilled model: {cfg.out}/model" + (f" (held-out loss {best:.4f} nats/token)" if held_out else ""))
 

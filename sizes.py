@@ -5,7 +5,7 @@ layers, H hidden size, V vocabulary, T tokens of the largest micro-batch. Nothin
 run: the four constants below are guesses, the rest is counted. Neither torch nor a GPU is needed.
 
     python grpo.py --preset paper-14b-reasoning --dry-run 8 --gpu-gb 141      one run; exit code 2 if it cannot be
-    python sizes.py                                                           the README's table
+    python sizes.py                                                           the table of docs/scaling.md
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from run import UserError, check_positive, start
 
 BYTES = {"bfloat16": 2, "float32": 4}
-CHUNK = 2**27  # elements of logits alive at once, model.CHUNK["cuda"]
+CHUNK = 2**27  # elements of logits alive at once, head.CHUNK["cuda"]
 ROWS = 256  # sequences that TorchSampler samples at once
 EXPORT_FILE = 4 * 2**30  # bytes of a file of the exported model, model.save_hf
 PER_NODE = 8  # GPUs that share a host's memory
@@ -388,7 +388,7 @@ def dry_run(cfg: Any) -> None:
     refuse_layout(cfg, shape, cfg.dry_run, cfg.gpu_gb)
 
 
-# ---- the README's table --------------------------------------------------------------------------------
+# ---- docs/scaling.md's table --------------------------------------------------------------------------------
 
 PAPER = SimpleNamespace(  # what of grpo.PAPER decides memory
     group_size=7, max_prompt_tokens=4096, max_response_tokens=8192, micro_batch_tokens=16384, checkpointing=True,

@@ -112,8 +112,10 @@ def averages(result: Result, others: Sequence[str]) -> dict[str, dict[str, float
         content = read_json(Path(path))
         try:
             found[content["benchmark"]] = content
-            ok = "average" in content["table"]["overall"] and content["rules"] in RULES.values()
-        except (KeyError, TypeError):
+            both = [content, *([content["other_rules"]] if content.get("other_rules") else [])]
+            shares = [one["table"]["overall"]["average"] for one in both if one["rules"] in RULES.values()]
+            ok = len(shares) == len(both) and all(share is None or 0 <= share <= 1 for share in shares)
+        except (KeyError, TypeError, AttributeError):
             ok = False
         if not ok:
             raise UserError(f"--also {path}: not what `eval.py score --json` writes for a benchmark")

@@ -12,7 +12,8 @@ enough for samples to differ. The head room is built in: how much is won here sa
 Told the right verdict, as in pass 2 of distillation, the teacher either redoes its flawed step or keeps its flawed
 reasoning and forces the verdict: what the second does to a judge's honesty is what `probe` measures.
 
-Nothing outside this file knows that the world is a toy: it is read like any model folder and data file.
+Nothing but toy.py, toy_probe.py and toy_oracle.py knows that the world is a toy: it is read like any model folder
+and data file.
 """
 
 from __future__ import annotations
@@ -24,19 +25,18 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from cor_prompt import control_tokens, encode_prompt, encode_text, parse_trace, plain_tokenizer, render
+from cor_prompt import parse_trace, render
 from data import Message, Pair, save_pairs
 from reward import parse_verdict
-from run import UserError, derive_seed, read_prompt, start, write_whole
+from run import UserError, derive_seed, start, write_whole
 
 if TYPE_CHECKING:
-    from rollout import TorchSampler, VLLMSampler
+    pass
 
 COLOURS = "red green blue gold black white pink grey".split()
 NOUNS = "boat car cat dog tree house bird fish".split()
@@ -82,7 +82,7 @@ def make_sum(rng: random.Random, held_out: bool = False, pair_id: str = "sum") -
     winner: Literal["A", "B"] = rng.choice(("A", "B"))
     first, second = (right, wrong) if winner == "A" else (wrong, right)
     carry = "yes" if a % 10 + b % 10 > 9 else "no"
-    return Pair(pair_id, "toy", (_user(f"what is {a}+{b}?"),), f"it is {first}.", f"it is {second}.",
+    return Pair(pair_id, "toy", (user(f"what is {a}+{b}?"),), f"it is {first}.", f"it is {second}.",
                 winner, "Reasoning", {"carry": carry})  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def make_chat(rng: random.Random, held_out: bool = False, pair_id: str = "chat")
         first, second = _sentence(rng, COLOURS[i], NOUNS[j]), _sentence(rng, COLOURS[i], NOUNS[j])
         kept = sum(keeps(r, first)[1] for r in rules), sum(keeps(r, second)[1] for r in rules)
     impolite = "no" if keeps("polite", first)[1] and keeps("polite", second)[1] else "yes"
-    return Pair(pair_id, "toy", (_user(f"write: {'; '.join(rules)}."),), first, second,
+    return Pair(pair_id, "toy", (user(f"write: {'; '.join(rules)}."),), first, second,
                 "A" if kept[0] > kept[1] else "B", "Chat", {"impolite": impolite})  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def _sentence(rng: random.Random, colour: str, noun: str) -> str:
     return f"the {said} {about} {rng.choice(VERBS)} {closing}."
 
 
-def _user(content: str) -> Message:
+def user(content: str) -> Message:
     return {"role": "user", "content": content}
 
 
@@ -250,7 +250,7 @@ def numbers(text: str) -> list[int]:
 
 def prompt_markers() -> list[str]:
     """The fixed markers of the prompt, read from a rendered one, such as `[Client Question]`."""
-    pair = Pair("", "", (_user("?"),), "?", "?", "A")
+    pair = Pair("", "", (user("?"),), "?", "?", "A")
     return re.findall(r"\[[^\[\]]+\]", render(pair, "instruct", SYSTEM)[-1]["content"])
 
 
@@ -390,7 +390,7 @@ def already_built(folder: Path, settings: dict[str, Any]) -> bool:
         before = json.loads((folder / "world.json").read_text(encoding="utf-8"))
         changed = [f"{k} was {before.get(k, 'the default')}, is {settings.get(k, 'the default')}"
                    for k in sorted({*settings, *before}) if before.get(k) != settings.get(k)]  # fmt: skip
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / 'world.json'}: not a JSON object ({error}); use another DIR") from None
     if changed:
         raise UserError(f"{folder} holds a world of other settings ({', '.join(changed)}); use another DIR")
@@ -432,221 +432,10 @@ def mean(values: Sequence[bool]) -> float | None:
     return round(sum(values) / len(values), 4) if values else None
 
 
-# ---- probe ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Does the reasoning cause the verdict? Write a wrong solution for the judge and let it go on."""
-
-    model: str
-    """The judge: a model folder, or a run folder that holds one."""
-    world: str
-    """Folder of the tiny world; its prompt.txt is used."""
-    out: str
-    """JSON file for the numbers."""
-    items: int = 200
-    """Held-out sums, drawn afresh (sums)."""
-    seed: int = 0
-    """Seed of the drawn sums (an integer); the judge decodes greedily."""
-    max_tokens: int = 64
-    """Longest response (tokens); a trace has at most 49."""
-
-
-def probe(cfg: Probe) -> None:
-    from rollout import load_sampler
-
-    if cfg.items < 1 or cfg.max_tokens < 1:
-        raise UserError("--items and --max-tokens must be at least 1")
-    prompt_file = Path(cfg.world) / "prompt.txt"
-    if not prompt_file.is_file():
-        raise UserError(f"{prompt_file}: no such file; `python toy.py build {cfg.world}` writes it")
-    rng = random.Random(derive_seed(cfg.seed, "probe"))
-    sums = [make_sum(rng, held_out=True, pair_id=f"probe-{i}") for i in range(cfg.items)]
-    rows = measure(load_sampler(cfg.model), sums, read_prompt(str(prompt_file)) or "", cfg.max_tokens)
-    write_whole(Path(cfg.out), json.dumps(rows, indent=2) + "\n")
-    print(f"{'held-out sums, greedy':40}  share    n  verdicts")
-    for name, row in rows.items():
-        share, rate = ("-" if row[key] is None else f"{row[key]:.3f}" for key in ("share", "verdict_rate"))
-        print(f"{name.replace('_', ' '):40}  {share:>5} {row['n']:>4}  {rate:>8}")
-
-
-def measure(sampler: TorchSampler | VLLMSampler, sums: Sequence[Pair], system: str, max_tokens: int) -> dict[str, Any]:
-    """{row: share, n, verdict_rate}: free generation, then the two forced ones.
-
-    `share` is over n: every sum, but for the forced rows the sums on which a verdict was given at all.
-    """
-
-    def row(hits: Sequence[bool], texts: Sequence[str]) -> dict[str, Any]:
-        rate = mean([parse_verdict(text) is not None for text in texts])
-        return {"share": mean(hits), "n": len(hits), "verdict_rate": rate}
-
-    free = go_on(sampler, sums, [""] * len(sums), system, max_tokens)
-    right = [solution_is_right(text, pair) for text, pair in zip(free, sums, strict=True)]
-    carry = [i for i, pair in enumerate(sums) if pair.meta["carry"] == "yes"]
-    rows = {
-        "verdict_right": row([parse_verdict(t) == p.winner for t, p in zip(free, sums, strict=True)], free),
-        "solution_line_right": row(right, free),
-        "solution_line_right_with_a_carry": row([right[i] for i in carry], [free[i] for i in carry]),
-    }
-    for name, whole in (("solution", True), ("last_line", False)):
-        texts = go_on(sampler, sums, [forced_prefix(pair, whole) for pair in sums], system, max_tokens)
-        verdicts = [(parse_verdict(text), pair.winner) for text, pair in zip(texts, sums, strict=True)]
-        follows = [verdict != winner for verdict, winner in verdicts if verdict]
-        rows[f"verdict_follows_a_forced_{name}"] = row(follows, texts)
-    return rows
-
-
-def forced_prefix(pair: Pair, whole: bool) -> str:
-    """A chain up to `</solution>` whose result is the wrong response's number.
-
-    whole: every line says so. Otherwise the last line alone, under working lines that are right.
-    """
-    a, b = numbers(pair.context[-1]["content"])
-    wrong = numbers(pair.response_b if pair.winner == "A" else pair.response_a)[0]
-    units, tens = a % 10 + b % 10, (a + b) // 10
-    if whole:
-        tens = wrong // 10
-        units = 10 * min(1, max(0, tens - a // 10 - b // 10)) + wrong % 10
-    solution = write_solution(a, b, units, units // 10, tens, wrong)
-    return f"<type> Reasoning </type> <solution> {solution} </solution>"
-
-
-def go_on(sampler: TorchSampler | VLLMSampler, pairs: Sequence[Pair], prefixes: Sequence[str], system: str,
-          max_tokens: int) -> list[str]:  # fmt: skip
-    """Greedy continuation of each prompt and of what already stands in its response, as text."""
-    tokenizer = sampler.tokenizer
-    plain, control = plain_tokenizer(tokenizer), control_tokens(tokenizer)
-    prompts = [
-        encode_prompt(render(pair, "instruct", system), tokenizer) + encode_text(prefix, plain, control)
-        for pair, prefix in zip(pairs, prefixes, strict=True)
-    ]
-    return [r.text for r in sampler.generate(prompts, 1, 0.0, max_tokens, [0] * len(prompts))]
-
-
-def solution_is_right(text: str, pair: Pair) -> bool:
-    """Is the last line of the written solution the sum, digit by digit?"""
-    last = (parse_trace(text).solution or "").rpartition(";")[2]
-    return last.split() == list(str(sum(numbers(pair.context[-1]["content"]))))
-
-
-# ---- the teacher as an oracle --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Serve:
-    """Answer an OpenAI-compatible endpoint as the teacher; with the verdict in the prompt, repair the chain."""
-
-    port: int = 8377
-    """Port on this machine, 127.0.0.1; 0 takes a free one. The address is printed."""
-    seed: int = 0
-    """Seed of the teacher's slips (an integer). A reply depends on it, the prompt and the request's seed alone."""
-    flaw: float = 0.6
-    """Probability (0..1) of each of the teacher's two blind spots, when no verdict is told."""
-    clean_teacher: bool = False
-    """A teacher without any error; --flaw is ignored."""
-    repair: Literal["redo", "force"] = "redo"
-    """What it does when told the verdict: redo takes every step again, rightly; force keeps the failed chain and
-    writes the verdict over its own."""
-
-    @property
-    def flaws(self) -> Flaws:
-        return CLEAN if self.clean_teacher else Flaws(carry=self.flaw, blind=self.flaw)
-
-
-_PROMPT = re.compile(
-    r"\[Client Question\]\n(.*)\n\n\[The Start of Chatbot A's Response\]\n(.*)\n\[The End of Chatbot A's Response\]"
-    r"\n\n\[The Start of Chatbot B's Response\]\n(.*)\n\[The End of Chatbot B's Response\](.*)", re.DOTALL)  # fmt: skip
-_TOLD = re.compile(
-    r"\s*\[The Start of [^\]]+\]\n(.*)\n\[The End of [^\]]+\].*<answer>\[\[([AB])\]\]</answer>", re.DOTALL
-)
-
-
-def answer(messages: Sequence[Message], rng: random.Random, cfg: Serve) -> str:
-    """The oracle's chain for a rendered prompt of this world; ValueError for any other prompt.
-
-    What follows the pair is pass 2's: the failed judgement in a section of its own, and the verdict after it.
-    """
-    found = _PROMPT.fullmatch(messages[-1]["content"])
-    if not found:
-        raise ValueError("no pair of the tiny world in the last message")
-    question, first, second, rest = found.groups()
-    category = "Reasoning" if question.startswith("what is") else "Chat"
-    pair = Pair("", "toy", (_user(question),), first, second, "A", category)  # its winner is not looked at
-    told = _TOLD.match(rest)
-    try:
-        return repair(pair, told[1], told[2], cfg.repair) if told else teach(pair, rng, cfg.flaws)
-    except (ValueError, IndexError, KeyError):
-        raise ValueError("a question or response that this world does not have") from None
-
-
-def repair(pair: Pair, failed: str, verdict: str, kind: Literal["redo", "force"]) -> str:
-    """A chain by one who knows the verdict. Forced, it no longer follows from the checks above it; redone, it does,
-    and a wrong label is not obeyed."""
-    if kind == "redo":
-        return teach(pair, random.Random(0), CLEAN)
-    kept, tag, _ = failed.rpartition("<answer>")
-    return f"{kept if tag else failed + ' '}<answer>[[{verdict}]]</answer>"
-
-
-def completion(body: dict[str, Any], cfg: Serve) -> dict[str, Any]:
-    """A chat request -> a chat completion; tokens are the tiny tokenizer's. ValueError for what cannot be answered."""
-    messages, limit = body["messages"], body.get("max_tokens") or body.get("max_completion_tokens") or 256
-    token, choices, written = re.compile(pieces()), [], 0
-    for k in range(body.get("n") or 1):
-        text = answer(messages, random.Random(derive_seed(cfg.seed, json.dumps(messages), body.get("seed"), k)), cfg)
-        ends = [match.end() for match in token.finditer(text)]
-        cut = len(ends) >= limit  # the end of turn is a token too
-        message = {"role": "assistant", "content": text[: ends[limit - 1]] if cut else text}
-        choices.append({"index": k, "message": message, "finish_reason": "length" if cut else "stop"})
-        written += limit if cut else len(ends) + 1
-    asked = sum(3 + len(token.findall(m["content"])) for m in messages) + 2  # a message's role and two control tokens
-    usage = {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
-    return {"id": "toy", "object": "chat.completion", "created": 0, "model": body.get("model", ""),
-            "choices": choices, "usage": usage}  # fmt: skip
-
-
-def make_server(cfg: Serve) -> ThreadingHTTPServer:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = -1  # head and body in one packet
-
-        def do_POST(self) -> None:
-            try:
-                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-                if self.path != "/v1/chat/completions":
-                    raise ValueError("only /v1/chat/completions is here")
-                status, reply = 200, completion(body, cfg)
-            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-                status, reply = 400, {"error": {"message": f"{type(error).__name__}: {error}", "code": None}}
-            data = json.dumps(reply).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 128
-
-    if not 0.0 <= cfg.flaw <= 1.0:
-        raise UserError(f"--flaw {cfg.flaw}: a probability, from 0 to 1")
-    try:
-        return Server(("127.0.0.1", cfg.port), Handler)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--port {cfg.port}: cannot be opened ({error}); choose another, or 0 for a free one") from None
-
-
-def serve(cfg: Serve) -> None:
-    with make_server(cfg) as server:
-        print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)
-        server.serve_forever()
-
-
 def main() -> None:
+    from toy_oracle import Serve, serve
+    from toy_probe import Probe, probe
+
     configs: dict[str, Callable[..., Any]] = {"build": Build, "probe": Probe, "serve": Serve}
     cfg = tyro.extras.subcommand_cli_from_dict(configs, prog="toy.py", description=__doc__)
     if isinstance(cfg, Build):

@@ -1,7 +1,7 @@
 """This project against TRL's SFTTrainer and GRPOTrainer: same model, ids, precision; losses first, then time.
 
     python -m bench.against_trl                       a few minutes: TRL with its compact head, both vocabularies
-    python -m bench.against_trl --full                beside them rows at equal lengths, and TRL as shipped
+    python -m bench.against_trl --full                beside them equal lengths, TRL as shipped, equal micro-batches
 
 Runs in an environment that has both (`make bench`, requirements-trl.txt). Both sides alternate step by step in
 one process. A row whose losses and gradient norms do not agree to 1e-4 at every step shows no ratio.
@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import tyro
 
+from batch import Group
 from bench.measure import ResidentPeak, Side, agree, compare, gap, write
 from bench.ours import Product, Settings, micro_batch_tokens
 from bench.workload import LENGTHS, SHAPES, as_rollouts, make_folder, make_groups
@@ -34,7 +35,7 @@ class Config:
     out: str = "runs/bench/against_trl.json"
     """where the JSON goes"""
     full: bool = False
-    """training also at equal lengths (nothing to pad) and against TRL as shipped"""
+    """training also at equal lengths (nothing to pad), against TRL as shipped, and with micro-batches as TRL's"""
     repeats: int = 3
     """timed repeats of each side, after one to warm up"""
     threads: int = 1
@@ -48,21 +49,29 @@ class Config:
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: model, lengths, and TRL with or without its compact head."""
+    """One comparison: model, lengths, TRL with or without its compact head, and whose micro-batch this side takes."""
 
     vocabulary: str
     lengths: str
     compact: bool
+    equal: bool = False
 
     def label(self, measure: str) -> dict[str, str]:
         return {"measure": measure, "vocabulary": self.vocabulary, "lengths": self.lengths,
-                "TRL": "compact head" if self.compact else "as shipped"}  # fmt: skip
+                "TRL": "compact head" if self.compact else "as shipped",
+                "micro-batch": "as TRL's" if self.equal else "own"}  # fmt: skip
+
+    def budget(self, groups: Sequence[Group], settings: Settings) -> int:
+        """Tokens of this side's micro-batch."""
+        if len(groups[0].responses) == 1:
+            return micro_batch_tokens(groups, settings.rows if self.equal else settings.own_sft_rows)
+        return micro_batch_tokens(groups, settings.group_size if self.equal else settings.own_grpo_rows)
 
 
 def cases(cfg: Config) -> list[Case]:
     wanted = [Case(v, lengths, True) for v in cfg.vocabularies for lengths in ("ragged", "equal")]
-    shipped = [Case(v, "ragged", False) for v in cfg.vocabularies]
-    return wanted + shipped if cfg.full else [case for case in wanted if case.lengths == "ragged"]
+    beside = [Case(v, "ragged", *kind) for v in cfg.vocabularies for kind in ((False, False), (True, True))]
+    return wanted + beside if cfg.full else [case for case in wanted if case.lengths == "ragged"]
 
 
 def row(case: Case, measure: str, ours: Side, theirs: Side, same: bool, difference: float) -> dict[str, Any]:
@@ -78,12 +87,12 @@ def compare_sft(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, Any
     from bench import trl_side
 
     shape, rounds, ours = SHAPES[case.vocabulary], cfg.repeats + 1, Side()
-    groups = make_groups(shape, LENGTHS[case.lengths], rounds * cfg.settings.sft_batch, 1)
+    groups = make_groups(shape, LENGTHS[case.lengths], cfg.settings.sft_steps * cfg.settings.sft_batch, 1)
     path = make_folder(shape, folder / "sft")
-    product = Product(path, cfg.settings, micro_batch_tokens(groups, cfg.settings.rows), reference=False)
+    product = Product(path, cfg.settings, case.budget(groups, cfg.settings), reference=False)
 
     def turn(k: int) -> None:
-        product.sft_step(groups[k * cfg.settings.sft_batch : (k + 1) * cfg.settings.sft_batch], ours)
+        product.sft_repeat(groups, ours)
 
     theirs = trl_side.sft(path, shape.vocabulary, groups, cfg.settings, rounds, case.compact, turn)
     yield row(case, "SFT step", ours, theirs, agree(ours, theirs), gap(ours, theirs))
@@ -94,12 +103,12 @@ def compare_replay(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, 
     from bench import trl_side
 
     shape, rounds, ours = SHAPES[case.vocabulary], cfg.repeats + 1, Side()
-    groups = make_groups(shape, LENGTHS[case.lengths], rounds * cfg.settings.prompts, cfg.settings.group_size)
+    groups = make_groups(shape, LENGTHS[case.lengths], cfg.settings.prompts, cfg.settings.group_size)
     path = make_folder(shape, folder / "replay")
-    product = Product(path, cfg.settings, micro_batch_tokens(groups, cfg.settings.group_size))
+    product = Product(path, cfg.settings, case.budget(groups, cfg.settings))
 
     def turn(k: int) -> None:
-        product.update(as_rollouts(groups[k * cfg.settings.prompts : (k + 1) * cfg.settings.prompts]), ours)
+        product.update(as_rollouts(groups), ours)
 
     theirs = trl_side.grpo(path, shape.vocabulary, groups, cfg.settings, rounds, case.compact, turn, replay=True)
     same, difference = agree(ours, theirs), gap(ours, theirs)
@@ -113,19 +122,18 @@ def compare_step(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, An
     from bench import trl_side
 
     shape, rounds, ours = SHAPES[case.vocabulary], cfg.repeats + 1, Side()
-    groups = make_groups(shape, LENGTHS[case.lengths], rounds * cfg.settings.prompts, 1)
+    groups = make_groups(shape, LENGTHS[case.lengths], cfg.settings.prompts, 1)
     path = make_folder(shape, folder / "step", stops=case.lengths == "ragged")
     example = make_groups(shape, LENGTHS[case.lengths], cfg.settings.prompts, cfg.settings.group_size)
-    budget = micro_batch_tokens(example, cfg.settings.group_size)
+    budget = case.budget(example, cfg.settings)
     product = Product(path, cfg.settings, budget, vocabulary=shape.vocabulary)
     prompts = [g.prompt_ids for g in groups]
-    seeds = list(range(len(prompts)))
-    found = product.sampler.generate(prompts[:4], 1, 0.0, 32, seeds[:4])
-    same = [r.response_ids for r in found] == trl_side.greedy(path, prompts[:4], 32)
+    found = product.sampler.generate(prompts, 1, 0.0, 32, range(len(prompts)))
+    same = [r.response_ids for r in found] == trl_side.greedy(path, prompts, 32)
 
     def turn(k: int) -> None:
-        part = slice(k * cfg.settings.prompts, (k + 1) * cfg.settings.prompts)
-        product.whole_step(prompts[part], seeds[part], ours)
+        seeds = range(k * len(prompts), (k + 1) * len(prompts))  # other samples in every round
+        product.whole_step(prompts, seeds, ours)
 
     theirs = trl_side.grpo(path, shape.vocabulary, groups, cfg.settings, rounds, case.compact, turn, replay=False)
     yield row(case, "sampling", ours.only_part(), theirs.only_part(), same, 0.0)
@@ -149,12 +157,12 @@ def _memory_of(measure: str, side: str, case: Case, cfg: Config) -> int:
 
 
 def memory_worker(asked: dict[str, Any]) -> int:
-    """Two steps of one side; the second one also holds Adam's moments."""
+    """Two repeats of one step each of one side; the second one also holds Adam's moments."""
     case, settings = Case(**asked["case"]), Settings(**asked["settings"])
     shape, sft = SHAPES[case.vocabulary], asked["measure"] == "sft"
     per_round = settings.sft_batch if sft else settings.prompts
-    groups = make_groups(shape, LENGTHS[case.lengths], 2 * per_round, 1 if sft else settings.group_size)
-    budget = micro_batch_tokens(groups, settings.rows if sft else settings.group_size)
+    groups = make_groups(shape, LENGTHS[case.lengths], per_round, 1 if sft else settings.group_size)
+    budget = case.budget(groups, settings)
     with tempfile.TemporaryDirectory() as temporary:
         path, peaks = make_folder(shape, Path(temporary)), []
 
@@ -167,9 +175,8 @@ def memory_worker(asked: dict[str, Any]) -> int:
         if asked["side"] == "ours":
             product, side = Product(path, settings, budget, reference=not sft), Side()
             ready()
-            for k in range(2):
-                part = groups[k * per_round : (k + 1) * per_round]
-                product.sft_step(part, side) if sft else product.update(as_rollouts(part), side)
+            for _ in range(2):
+                product.sft_repeat(groups, side) if sft else product.update(as_rollouts(groups), side)
         else:
             from bench import trl_side
 
@@ -187,14 +194,13 @@ MEASURES: dict[str, Callable[[Case, Config, Path], Iterator[dict[str, Any]]]] = 
 }  # fmt: skip
 
 
-BESIDE = ("sft", "replay")  # what is measured at equal lengths and against TRL as shipped
-
-
 def main(cfg: Config) -> None:
     torch.set_num_threads(cfg.threads)
     rows: list[dict[str, Any]] = []
     for case in cases(cfg):
-        asked = cfg.measures if case.compact and case.lengths == "ragged" else [m for m in cfg.measures if m in BESIDE]
+        main_case = case.compact and case.lengths == "ragged" and not case.equal
+        beside = ("sft", "replay", "memory") if case.equal else ("sft", "replay")
+        asked = cfg.measures if main_case else [m for m in cfg.measures if m in beside]
         for measure in asked:
             with tempfile.TemporaryDirectory() as folder:
                 rows += MEASURES[measure](case, cfg, Path(folder))

@@ -68,7 +68,7 @@ def work_items(cfg: Config, folder: Path) -> dict[str, Callable[[], Any]]:
     product = Product(path, settings, micro_batch_tokens(groups, settings.rows), vocabulary=shape.vocabulary)
     prompts, rollouts = [g.prompt_ids for g in groups], as_rollouts(groups)
     return {
-        "sft": lambda: product.sft_step(examples, side),
+        "sft": lambda: product.sft_repeat(examples, side),
         "update": lambda: product.update(rollouts, side),
         "sampling": lambda: product.sampler.generate(
             prompts, settings.group_size, 1.0, settings.max_response, range(len(prompts))

@@ -21,10 +21,15 @@ from rollout import Rollout, TorchSampler
 
 @dataclass(frozen=True)
 class Settings:
-    """What both sides are given; one micro-batch holds about `rows` sequences on either."""
+    """What both sides are given. The update does not depend on the micro-batch, so this side takes one that is
+    small enough for a CPU's cache; TRL has its default of 8, and a whole group."""
 
     rows: int = 8
-    """sequences in a micro-batch (here: as many tokens as that many have on average)"""
+    """sequences in TRL's SFT micro-batch"""
+    own_sft_rows: int = 2
+    """sequences in this side's SFT micro-batch (as many tokens as that many have on average)"""
+    own_grpo_rows: int = 4
+    """the same in GRPO, where a group is about that much: its prompt is there once"""
     group_size: int = 7
     prompts: int = 4
     """prompts per GRPO round"""
@@ -32,6 +37,8 @@ class Settings:
     """optimiser steps per GRPO round"""
     sft_batch: int = 16
     """sequences per SFT step"""
+    sft_steps: int = 4
+    """SFT steps per timed repeat: enough that one batch's luck with padding does not decide"""
     max_response: int = 128
     """tokens; sampling stops there"""
     lr: float = 1e-4
@@ -63,14 +70,17 @@ class Product:
         tokenizer = make_tokenizer(vocabulary) if vocabulary else _NoTokenizer()
         self.sampler = TorchSampler(self.policy.lm, tokenizer, shared=True)
 
-    def sft_step(self, groups: Sequence[Group], side: Side) -> None:
+    def sft_repeat(self, groups: Sequence[Group], side: Side) -> None:
+        """Optimiser steps on `sft_batch` sequences each; together they are one repeat."""
         begun = side.begin()
         self.policy.train()
-        total, count = sft.nll_loss(self.policy, groups, self.sft, backward=True)
-        norm = model.optimizer_step(self.policy, self.optimizer, self.sft.lr, self.sft.max_grad_norm)
+        for start in range(0, len(groups), self.settings.sft_batch):
+            batch = groups[start : start + self.settings.sft_batch]
+            total, count = sft.nll_loss(self.policy, batch, self.sft, backward=True)
+            norm = model.optimizer_step(self.policy, self.optimizer, self.sft.lr, self.sft.max_grad_norm)
+            side.losses.append(total / count)
+            side.norms.append(norm)
         side.end(begun, tokens(groups))
-        side.losses.append(total / count)
-        side.norms.append(norm)
 
     def update(self, rollouts: Sequence[Rollout], side: Side) -> None:
         """Score and update on given rollouts; the scoring passes are `side.part`."""

@@ -26,7 +26,7 @@ from batch import group_tokens
 from bench.measure import Side, peak_bytes, write
 from bench.ours import Product, Settings
 from bench.workload import Lengths, Shape, as_rollouts, make_folder, make_groups
-from model import CHUNK, _HeadLogprobs
+from head import target_logprobs
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,7 @@ def head_point(targets: int, vocabulary: int, hidden: int) -> dict[str, Any]:
     def run() -> None:
         nonlocal seconds
         began = time.perf_counter()
-        _HeadLogprobs.apply(states, weight, ids, 1.0, max(32, CHUNK["cpu"] // vocabulary), False, None)[
-            0
-        ].sum().backward()
+        target_logprobs(states, weight, ids)[0].sum().backward()
         seconds = time.perf_counter() - began
 
     run()

@@ -67,19 +67,19 @@ def _common(settings: Settings, steps: int) -> dict[str, Any]:
 
 def sft(folder: str, vocabulary: int, groups: Sequence[Group], settings: Settings, rounds: int, compact: bool,
         turn: Callable[[int], None], ready: Callable[[], None] = lambda: None) -> Side:  # fmt: skip
-    """`rounds` optimiser steps on `settings.sft_batch` sequences each; `turn(k)` runs after step k."""
+    """`rounds` repeats on the same `groups`, `settings.sft_batch` sequences a step; `turn(k)` runs after repeat k."""
     side = Side()
     rows = [{"input_ids": g.prompt_ids + g.responses[0], "labels": [-100] * len(g.prompt_ids) + g.responses[0]}
             for g in groups]  # fmt: skip
-    batch = settings.sft_batch
+    batch, steps = settings.sft_batch, len(groups) // settings.sft_batch
     args = SFTConfig(
         per_device_train_batch_size=settings.rows, gradient_accumulation_steps=batch // settings.rows, max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True}, **_common(settings, rounds),
+        dataset_kwargs={"skip_prepare_dataset": True}, **_common(settings, rounds * steps),
     )  # fmt: skip
-    trainer = SFTTrainer(load(folder), args, train_dataset=Dataset.from_list(rows),
+    trainer = SFTTrainer(load(folder), args, train_dataset=Dataset.from_list(rows * rounds),
                          processing_class=make_tokenizer(vocabulary))  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Rounds(side, 1, lambda k: tokens(groups[k * batch : (k + 1) * batch]), turn))
+    trainer.add_callback(Rounds(side, steps, lambda k: tokens(groups), turn))
     ready()
     with compact_head(compact):
         trainer.train()
@@ -88,12 +88,12 @@ def sft(folder: str, vocabulary: int, groups: Sequence[Group], settings: Setting
 
 def grpo(folder: str, vocabulary: int, groups: Sequence[Group], settings: Settings, rounds: int, compact: bool,
          turn: Callable[[int], None], replay: bool, ready: Callable[[], None] = lambda: None) -> Side:  # fmt: skip
-    """`rounds` rounds of `settings.prompts` prompts; `turn(k)` runs after round k.
+    """`rounds` rounds on the same `settings.prompts` prompts; `turn(k)` runs after round k.
 
     With `replay` the responses of `groups` are used (tokens: of prompts and responses), else it samples (tokens:
     sampled ones). Seconds of scoring, with `replay`, or else of sampling are `side.part`.
     """
-    side, size, per_round = Side(part=Side()), settings.group_size, settings.prompts
+    side, size = Side(part=Side()), settings.group_size
     by_prompt = {words(g.prompt_ids): g for g in groups}
     made: list[list[int]] = []
 
@@ -108,18 +108,16 @@ def grpo(folder: str, vocabulary: int, groups: Sequence[Group], settings: Settin
         return [reward(ids) for ids in completion_ids]
 
     def count(done: int) -> int:
-        if not replay:
-            return sum(map(len, made))
-        return tokens(groups[done * per_round : (done + 1) * per_round])
+        return tokens(groups) if replay else sum(map(len, made))
 
     args = GRPOConfig(
-        per_device_train_batch_size=size, num_generations=size, steps_per_generation=per_round,
-        gradient_accumulation_steps=per_round // settings.updates, max_completion_length=settings.max_response,
+        per_device_train_batch_size=size, num_generations=size, steps_per_generation=settings.prompts,
+        gradient_accumulation_steps=settings.prompts // settings.updates, max_completion_length=settings.max_response,
         beta=settings.kl_coef, loss_type="grpo", shuffle_dataset=False, temperature=1.0,
         **_common(settings, rounds * settings.updates),
     )  # fmt: skip
     trainer = GRPOTrainer(
-        load(folder), score, args, train_dataset=Dataset.from_list([{"prompt": p} for p in by_prompt]),
+        load(folder), score, args, train_dataset=Dataset.from_list([{"prompt": p} for p in by_prompt] * rounds),
         processing_class=make_tokenizer(vocabulary), rollout_func=recorded if replay else None,
     )  # fmt: skip
     part = "_generate_and_score_completions" if replay else "_generate"

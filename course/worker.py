@@ -20,6 +20,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,7 @@ def hide(libc: Any) -> bool:
     nothing to write to on the root file system but the folder we stand in."""
     inside, own = Path(sys.prefix).resolve(), Path.cwd()
     aside, kept = own / "environment", REPOSITORY in inside.parents
+    link = Path(sys.prefix).parent.resolve() / Path(sys.prefix).name  # .venv may be a link to somewhere else
     if REPOSITORY in own.parents:
         return False
 
@@ -74,6 +76,11 @@ def hide(libc: Any) -> bool:
         inside.mkdir(parents=True)
         return mount(aside, inside, None, BIND | REC)
 
+    def link_back() -> bool:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(inside)
+        return True
+
     steps = [lambda: mount("none", Path("/"), None, REC | PRIVATE), lambda: mount(own, own, None, BIND)]
     if kept:
         aside.mkdir()
@@ -81,6 +88,8 @@ def hide(libc: Any) -> bool:
     steps += [lambda: mount("tmpfs", REPOSITORY, b"tmpfs", 0)]
     if kept:
         steps += [put_back]
+    elif REPOSITORY in link.parents:
+        steps += [link_back]
     steps += [lambda: mount("none", Path("/"), None, REMOUNT | BIND | READONLY)]
     done = all(step() for step in steps)
     os.chdir(own)  # what we stood in lies under the mount
@@ -92,9 +101,9 @@ def can_drop() -> bool:
     if not (pid := os.fork()):
         try:
             drop_user()
-            needed = {os.path.dirname(sys.modules[name].__file__ or "") for name in ("os", "fcntl")}
-            os._exit(0 if all(os.access(folder, os.R_OK | os.X_OK) for folder in needed) else 1)
-        except (OSError, KeyError):
+            files = [getattr(sys.modules[name], "__file__", None) for name in ("os", "fcntl")]  # fcntl may be built in
+            os._exit(0 if all(os.access(os.path.dirname(f), os.R_OK | os.X_OK) for f in files if f) else 1)
+        finally:
             os._exit(1)
     return os.waitpid(pid, 0)[1] == 0
 
@@ -201,6 +210,7 @@ def serve(pipe: socket.socket, tree: str, folder: str, seconds: float, other_use
     os.environ.clear()
     os.environ.update(PATH="/usr/bin:/bin", HOME=folder, TMPDIR=folder, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1",
                       TOKENIZERS_PARALLELISM="false")  # fmt: skip
+    tempfile.tempdir = folder  # what `main` found is the grader's own, closed to another user
     os.chdir(tree)
     sys.path[:0] = [tree, os.path.join(tree, "tests")]
     lines = lines_of(kept)
@@ -241,8 +251,6 @@ def run_probe(request: dict[str, Any]) -> bytes:
 
 def main() -> None:
     done = isolate()
-    import tempfile
-
     tempfile.gettempdir()
     import numpy
     import torch

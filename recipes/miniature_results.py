@@ -20,9 +20,9 @@ from typing import Any
 
 from cor_prompt import parse_trace
 from outcomes import measure
-from rollout import Judgement
 from run import UserError, read_jsonl, write_whole
 from tables import Grid, as_markdown
+from verdicts import Judgement
 
 Results = dict[str, Any]
 

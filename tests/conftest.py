@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, settings
 settings.register_profile(
     "repeatable", max_examples=100, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
-settings.load_profile("repeatable")
+settings.register_profile("thorough", settings.get_profile("repeatable"), max_examples=3000, derandomize=False)
+settings.load_profile("repeatable")  # pytest --hypothesis-profile thorough: new cases every time, and many more
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+import checkpoint
 import grpo
 import model
 import run
@@ -149,7 +150,7 @@ class Record:
 
     @contextlib.contextmanager
     def watching(self, requested: Callable | None) -> Iterator[None]:
-        update, advantages, save = grpo.update, grpo.group_advantages, model.save_state
+        update, advantages, save = grpo.update, grpo.group_advantages, checkpoint.save_state
 
         def seen_update(policy: Any, reference: Any, optimizer: Any, rollouts: Any, *rest: Any) -> Any:
             size = len(rollouts) // len(run_rewards[-1])
@@ -179,7 +180,7 @@ class Record:
         with (
             patched(grpo, update=seen_update, micro_batches=seen_batches),
             patched(sft, micro_batches=seen_batches),
-            patched(model, save_state=seen_save),
+            patched(checkpoint, save_state=seen_save),
             patched(run.StopSignal, **stop),
         ):
             yield

@@ -12,6 +12,8 @@ or a moment:
     {"rank": 1, "after": 0.8}                                SIGKILL from outside, 0.8 s after the start
     {"rank": 1, "after": 0.01, "saving": true}               the same, 0.01 s after a resume state was begun
 
+`patch` is Python that runs before the main program: a clock that jumps, memory that runs out.
+
 When a rank dies, the others have to end by themselves. Only one that has not joined its peers yet is told to
 (SIGTERM), as torchrun would tell it: there it waits for them for two hours.
 """
@@ -156,7 +158,8 @@ def be_rank(order: dict[str, Any], rank: int, port: int, out: int, status: int) 
         sys.argv = [order["script"] + ".py", *order["argv"]]
         os._exit = sys.exit  # run.start leaves at once under torchrun; here there is more to say
         try:
-            run.start(lambda: script.train(run.parse(script.Config, script.PRESETS)))
+            exec(order.get("patch", ""), {})  # a fault of the machine
+            run.start(getattr(script, "main", None) or (lambda: script.train(run.parse(script.Config, script.PRESETS))))
             code = 0
         except SystemExit as leaving:
             code = leaving.code if isinstance(leaving.code, int) else 1

@@ -23,8 +23,9 @@ from cor_prompt import render
 from data import save_pairs, swap
 from outcomes import read_log, read_outcomes
 from reward import parse_verdict
-from rollout import Judgement, Reply
+from rollout import Reply
 from run import UserError
+from verdicts import Judgement
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = json.loads((ROOT / "tests" / "published_counts.json").read_text("utf-8"))

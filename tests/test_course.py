@@ -12,9 +12,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import grade
 import handout
 import pytest
 from hypothesis import given, settings
@@ -80,6 +82,21 @@ def test_the_copy_tells_nothing(tmp_path):
         lines = ast.unparse(node).splitlines()[-1].strip()
         text = ast.unparse(ast.parse(read(tmp_path / "copy" / function.file)))
         assert len(lines) < 20 or lines not in text, f"{function.name}: its last line stands elsewhere in the copy"
+
+
+def test_a_copy_carries_all_that_its_scripts_need(tmp_path):
+    """Modules imported anywhere, inside functions too, and the files that are read at import."""
+    carried = {file.removesuffix(".py") for file in PLAN.carry if file.endswith(".py")}
+    for name in carried:
+        for node in ast.walk(ast.parse(read(ROOT / f"{name}.py"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for other in names:
+                assert other in carried or not (ROOT / f"{other}.py").exists(), f"{name}.py imports {other}"
+    handout.make_handout(tmp_path / "copy", handout.read_plan(term="", names=[]))
+    done = subprocess.run([sys.executable, "-c", f"import {', '.join(sorted(carried))}"], cwd=tmp_path / "copy",
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_function_has_visible_and_hidden_tests_that_add_up_to_its_points():
@@ -241,7 +258,7 @@ def test_a_submission_cannot_read_the_solutions_where_namespaces_can_be_made(gra
         pytest.skip("no mount namespaces here")
     assert graded["guards"]["offline"]
     assert scores(graded["copies"])["group_advantages"] == 0
-    assert any("No such file" in t["output"] for t in graded["copies"]["tests"])
+    assert any(re.search("No such file|Permission denied", t["output"]) for t in graded["copies"]["tests"])
 
 
 def test_only_plain_files_that_parse_are_taken(graded):
@@ -250,6 +267,47 @@ def test_only_plain_files_that_parse_are_taken(graded):
     for file, why in [("reward.py", "not a plain file"), ("grpo.py", "utf-8"), ("batch.py", "invalid syntax"),
                       ("decode.py", "more than")]:  # fmt: skip
         assert re.search(rf"{file}: not taken: .*{why}", results["output"]), results["output"]
+
+
+def python_for_all(folder: Path) -> Path:
+    """These packages under an interpreter that other users can read; skips where there is none."""
+    packages = [Path(path) for path in sys.path if path.endswith("site-packages")]
+    usual = Path(f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}")
+    bases = [base for base in (Path(sys._base_executable).resolve(), usual) if base.exists()]  # type: ignore[attr-defined]
+    bases = [base for base in bases if grade.open_to_others(base.resolve().parent)]
+    if os.geteuid() or not shutil.which("setpriv") or not bases or not all(map(grade.open_to_others, packages)):
+        pytest.skip("needs root, setpriv and an interpreter that others can read")
+    subprocess.run([bases[0], "-m", "venv", "--without-pip", folder], check=True)
+    [own] = folder.glob("lib/*/site-packages")
+    (own / "all.pth").write_text("".join(f"{path}\n" for path in packages))
+    return folder / "bin" / "python"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_run_autograder_closes_the_repository_and_grades_as_another_user(namespaces):
+    """The script that Gradescope starts, as root; one function of the submission reads the hidden tests."""
+    with tempfile.TemporaryDirectory() as root:  # pytest's folder is closed to others
+        place = Path(root)
+        place.chmod(0o755)
+        script = read(COURSE / "gradescope" / "run_autograder").replace("/autograder", root)
+        script = script.replace("/opt/course/bin/python", str(python_for_all(place / "environment")))
+        script = re.sub("ASSIGNMENTS=.*", "ASSIGNMENTS=1,5", script)
+        left_out = shutil.ignore_patterns(".git", ".venv*", "runs", "__pycache__", ".*_cache")
+        shutil.copytree(ROOT, place / "source" / "repository", ignore=left_out)
+        (place / "results").mkdir()
+        handout.make_handout(place / "submission", handout.read_plan(term="", names=[]))
+        hidden = place / "source" / "repository" / "course" / "tests" / "twins.py"
+        with open(place / "submission" / "reward.py", "a") as file:
+            file.write(f"\n\ndef parse_verdict(*_):\n    open({str(hidden)!r})\n")
+        without = [] if namespaces else ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+        done = subprocess.run([*without, "bash", "-c", script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        results = json.loads(read(place / "results" / "results.json"))
+    assert {n: s for n, s in scores(results).items() if not s} == {"parse_verdict": 0}
+    assert results["score"] == sum(f.points for f in PLAN.functions if f.assignment in (1, 5)) - 6, done.stdout
+    assert any(re.search("No such file|Permission denied", t["output"]) for t in results["tests"])
+    assert "could read the hidden tests" not in results["output"]
 
 
 def test_a_handout_is_tested_and_graded_by_its_commands(tmp_path):

@@ -24,6 +24,7 @@ import distill
 import rstar
 import run
 import toy
+import toy_oracle
 from cor_prompt import encode_prompt, plain_tokenizer, render
 from data import Pair, load_pairs, save_pairs
 from distill import Config
@@ -465,7 +466,7 @@ def world(tmp_path_factory):
 
 
 def serve(**changes):
-    server = toy.make_server(toy.Serve(port=0, **changes))
+    server = toy_oracle.make_server(toy_oracle.Serve(port=0, **changes))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server, f"http://127.0.0.1:{server.server_port}/v1"
 

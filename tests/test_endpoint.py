@@ -25,8 +25,9 @@ import judge
 from cor_prompt import render
 from data import Pair
 from reward import parse_verdict
-from rollout import EndpointSampler, Reply, judge_pairs
+from rollout import EndpointSampler, Reply
 from run import UserError, derive_seed
+from verdicts import judge_pairs
 
 ROOT = Path(__file__).parents[1]
 SECRET = "sk-very-secret-0123456789"
@@ -53,7 +54,8 @@ def refusal(message, code=None, param=None):
 
 class Fake:
     """`plan(body, times)` answers a request that came `times` times before: a dict is sent as JSON, bytes as they
-    are, a number is a status, (status, headers, payload) all of it; "reset" and "cut" break the connection."""
+    are, a number is a status, (status, headers, payload) all of it; "reset" and "cut" break the connection, and
+    ("stall", bytes, until) keeps it open without a word."""
 
     def __init__(self):
         self.plan = lambda body, times: echo(body)
@@ -87,9 +89,14 @@ class Fake:
         what = self.plan(body, times)
         with self.lock:
             self.active -= 1
-            self.answered[name] += isinstance(what, dict) and "usage" in what and bool(what["choices"])
+            self.answered[name] += is_whole(what)
         handler.close_connection = True
         if what == "reset":
+            return
+        if isinstance(what, tuple) and what[0] == "stall":  # the head, a part of the body, then nothing
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + b" " * what[1])
+            handler.wfile.flush()
+            what[2].wait(30)
             return
         status, headers, payload = what if isinstance(what, tuple) else (200, {}, what)
         if isinstance(what, int):
@@ -117,6 +124,12 @@ def fake(monkeypatch):
     yield fake
     fake.server.shutdown()
     fake.server.server_close()
+
+
+def is_whole(what):
+    """A completion with a choice that was not broken off."""
+    choices = what["choices"] if isinstance(what, dict) and "usage" in what else []
+    return bool(choices) and choices[0]["finish_reason"] not in endpoint.BROKEN_OFF
 
 
 def sampler_of(fake, **settings):
@@ -224,6 +237,8 @@ FAULTS = {
     "no choices": {"error": {"message": "upstream"}}, "empty choices": completion(), "deep": b"[" * 99_999,
     "no message": {"choices": [{"finish_reason": "stop"}]}, "odd choices": {"choices": "AB"},
     "not UTF-8": b"\xff\xfe{", "null message": {"choices": [{"message": None}]},
+    "half of the JSON": json.dumps(completion("[[A]]")).encode()[:-40], "aborted": completion("[[A", reason="abort"),
+    "half a reply": completion("[[A", reason="error"), "error body": {"error": {"message": "x"}, "choices": None},
     "limited": (429, {"Retry-After": "0"}, {}), "odd date": (503, {"Retry-After": "x"}, {}),
     "overloaded": (503, {"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}, {}),
 }  # fmt: skip
@@ -258,6 +273,33 @@ def test_a_slow_server_is_waited_for_and_a_silent_one_is_not(fake):
     with pytest.raises(UserError, match=f"{fake.url}.*timed out"):
         ask(sampler_of(fake, timeout=0.05, retries=1), ["r"])
     assert fake.asked() == ["q", "r", "r"]
+
+
+@pytest.mark.parametrize("sent", [0, 40])
+def test_a_server_that_stalls_in_the_middle_of_its_answer_is_asked_again(fake, sent):
+    stalled = threading.Event()
+
+    def plan(body, times):
+        return ("stall", sent, stalled) if not times else echo(body)
+
+    fake.plan = plan
+    try:
+        assert_right(ask(sampler_of(fake, timeout=0.3), ["q", "r"]), ["q", "r"])
+    finally:
+        stalled.set()
+    assert sorted(fake.asked()) == ["q", "q", "r", "r"]
+
+
+def test_wrong_ids_and_numbers_of_choices_are_not_believed(fake):
+    """Answers that carry another request's id and model, and all the same index, are as many samples as texts."""
+
+    def plan(body, times):
+        answer = echo(body) | {"id": "of another", "model": "another"}
+        return answer | {"choices": [choice | {"index": 7} for choice in answer["choices"]]}
+
+    fake.plan = plan
+    assert_right(ask(sampler_of(fake), QUESTIONS, n=3), QUESTIONS, 3)
+    assert len(fake.seen) == 12
 
 
 def test_a_rate_limit_slows_everybody_down(fake):

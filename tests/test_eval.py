@@ -17,8 +17,9 @@ import eval as ev
 import outcomes
 import tables
 from data import Pair, save_pairs
-from rollout import Judgement, Reply
+from rollout import Reply
 from run import UserError
+from verdicts import Judgement
 
 ROOT = Path(__file__).parents[1]
 

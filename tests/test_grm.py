@@ -20,9 +20,10 @@ from cor_prompt import encode_prompt, encode_target
 from data import Pair, load_pairs, save_pairs, swap
 from endpoint import Reply
 from model import load_tokenizer
-from rollout import Rollout, judge_pairs, tally
+from rollout import Rollout
 from run import UserError
 from variants import grm, rrm, toy_forms
+from verdicts import judge_pairs, tally
 
 ASK = ({"role": "user", "content": "What is 2+2?"},)
 PAIR = Pair("p", "s", ASK, "four", "five", "A")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import grpo
 import model
+import rounds
 import run
 import toy
 from batch import collate, denominator
@@ -412,7 +413,7 @@ def test_refused_groups_are_replaced_from_the_stream(world, tmp_path):
     def refuse_every_second(rewards):
         return torch.arange(len(rewards)) % 2 == 1
 
-    rollouts, rewards, position = grpo.collect(
+    rollouts, rewards, position = rounds.collect(
         pairs, 0, sampler, lambda pair: [order.index(pair.pair_id)],
         lambda made, taken: torch.ones(len(taken), cfg.group_size), refuse_every_second, cfg)  # fmt: skip
     assert [r.prompt_ids[0] for r in rollouts[:: cfg.group_size]] == [1, 3, 5, 7]
@@ -423,10 +424,10 @@ def test_refused_groups_are_replaced_from_the_stream(world, tmp_path):
 def test_a_stream_of_which_nothing_is_kept_ends_in_one_line(world, tmp_path, monkeypatch):
     from data import load_pairs
 
-    monkeypatch.setattr(grpo, "REFILLS", 3)
+    monkeypatch.setattr(rounds, "REFILLS", 3)
     pairs, cfg, sampler = load_pairs(str(world / "rl.jsonl")), small(world, tmp_path), Scripted()
     with pytest.raises(run.UserError, match="of 12 groups only 3 were kept"):
-        grpo.collect(pairs, 0, sampler, lambda pair: [1], lambda made, taken: torch.ones(len(taken), cfg.group_size),
+        rounds.collect(pairs, 0, sampler, lambda pair: [1], lambda made, taken: torch.ones(len(taken), cfg.group_size),
                      lambda rewards: torch.arange(len(rewards)) == 0, cfg)  # fmt: skip
     assert len(sampler.seeds) == 12
 

@@ -28,6 +28,7 @@ import probes
 import run
 import sft
 import toy
+import toy_probe
 from cor_prompt import encode_prompt, encode_target, parse_trace, render
 from recipes import miniature, miniature_results
 from recipes.miniature import ROWS, Row, Task, code_of, execute, plan
@@ -42,9 +43,9 @@ from recipes.miniature_results import (
     write_tables,
 )
 from reward import format_reward, parse_verdict
-from rollout import Judgement
 from run import UserError
 from variants import scalar_rm, toy_forms
+from verdicts import Judgement
 
 # ---- the rows ------------------------------------------------------------------------------------------
 
@@ -86,7 +87,7 @@ def test_every_command_is_one_that_its_script_takes(row, words):
     elif words[:3] == ["python", "toy.py", "build"]:
         assert tyro.cli(toy.Build, args=words[3:]).seed == 3
     elif words[:3] == ["python", "toy.py", "probe"]:
-        assert tyro.cli(toy.Probe, args=words[3:]).model == f"runs/tables/seed-3/{row}"
+        assert tyro.cli(toy_probe.Probe, args=words[3:]).model == f"runs/tables/seed-3/{row}"
     else:
         assert words[0] in ("cat", "grep", "head", "mkdir") or words[:3] == ["python", "toy.py", "serve"]
 

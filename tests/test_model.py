@@ -14,6 +14,8 @@ from tiny_models import ARCHITECTURES, EOS, gradients, make_folder, make_lm, mak
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import checkpoint
+import head
 import model
 from batch import Batch, Group, collate
 from model import Policy, gathered_weights, load_policy, load_state, load_tokenizer, optimizer_step, save_hf, save_state
@@ -205,7 +207,7 @@ def test_head_gradient_by_finite_differences(temperature, chunk):
     hidden, weight, targets = head_inputs(5, 7, 3, torch.float64)
 
     def logprobs(h: Tensor, w: Tensor) -> Tensor:
-        return model._HeadLogprobs.apply(h, w, targets, temperature, chunk, True, None)[0]
+        return head._HeadLogprobs.apply(h, w, targets, temperature, chunk, True, None)[0]
 
     assert torch.autograd.gradcheck(logprobs, (hidden.requires_grad_(), weight.requires_grad_()), atol=1e-7)
 
@@ -213,7 +215,7 @@ def test_head_gradient_by_finite_differences(temperature, chunk):
 def test_P3_log_probs_of_a_bf16_model_are_float32_and_exact_for_its_hidden_states():
     hidden, weight, targets = head_inputs(64, 2048, 64, torch.bfloat16)
     wanted = (hidden.double() @ weight.double().T).log_softmax(-1)
-    logprobs, entropy = model._HeadLogprobs.apply(hidden, weight, targets, 1.0, 32, True, None)
+    logprobs, entropy = head._HeadLogprobs.apply(hidden, weight, targets, 1.0, 32, True, None)
     assert logprobs.dtype == entropy.dtype == torch.float32
     exact = wanted.gather(1, targets[:, None])[:, 0]
     assert (logprobs.double() - exact).abs().max() < 1e-4
@@ -241,7 +243,7 @@ def test_P4_head_gradient_in_chunks_is_the_float32_sum():
     found = {}
     for chunk in (32, 4096):
         w = weight.clone().requires_grad_()
-        model._HeadLogprobs.apply(hidden, w, targets, 1.0, chunk, False, None)[0].sum().backward()
+        head._HeadLogprobs.apply(hidden, w, targets, 1.0, chunk, False, None)[0].sum().backward()
         assert w.grad.dtype == torch.bfloat16
         found[chunk] = w.grad.double()
         assert torch.cosine_similarity(found[chunk].flatten(), exact.grad.flatten(), dim=0) > 0.9999
@@ -256,7 +258,7 @@ def test_chunks_change_nothing(monkeypatch, temperature):
     lm, batch = make_lm("llama", tied=True, dtype=torch.float64), collate(groups, [0], "cpu")
     results = []
     for chunk in (0, 48 * 40, 2**22):
-        monkeypatch.setitem(model.CHUNK, "cpu", chunk)
+        monkeypatch.setitem(head.CHUNK, "cpu", chunk)
         lm.zero_grad()
         logprobs, entropy = Policy(lm)(batch, temperature, entropy=True)
         weighed(logprobs).backward()
@@ -283,10 +285,10 @@ class LargestLogits(TorchDispatchMode):
 
 @pytest.mark.parametrize("entropy", [False, True])
 def test_no_logits_of_all_tokens_are_ever_alive(monkeypatch, entropy):
-    monkeypatch.setitem(model.CHUNK, "cpu", 0)
+    monkeypatch.setitem(head.CHUNK, "cpu", 0)
     asked: list[int] = []
-    real = model._logits
-    monkeypatch.setattr(model, "_logits", lambda h, w, t: asked.append(len(h)) or real(h, w, t))
+    real = head._logits
+    monkeypatch.setattr(head, "_logits", lambda h, w, t: asked.append(len(h)) or real(h, w, t))
     vocab, responses = 777, [[i] * 50 for i in range(4, 8)]
     policy = Policy(make_lm("llama", vocab_size=vocab))
     batch = collate([Group([1, 2, 3], responses)], [0], "cpu")
@@ -586,7 +588,7 @@ def test_an_interrupted_export_leaves_the_previous_one(tmp_path, monkeypatch, wh
         yield from list(gathered_weights(policy, dtype))[:5]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(model, where, dies_half_way if where == "gathered_weights" else dies)
+    monkeypatch.setattr(checkpoint, where, dies_half_way if where == "gathered_weights" else dies)
     with pytest.raises(KeyboardInterrupt):
         save_hf(Policy(make_lm("llama", seed=2)), make_tokenizer(), folder, torch.float32)
     monkeypatch.undo()
@@ -805,8 +807,8 @@ def test_T10_an_interrupted_save_leaves_the_previous_checkpoint(tmp_path, monkey
 
     owner, name, fault = {
         "the tensors": (dcp, "save", dies_after_writing),
-        "the progress": (model, "write_whole", dies),
-        "the rename": (model, "replace_folder", dies),
+        "the progress": (checkpoint, "write_whole", dies),
+        "the rename": (checkpoint, "replace_folder", dies),
     }[where]
     monkeypatch.setattr(owner, name, fault)
     with pytest.raises(KeyboardInterrupt):
@@ -839,8 +841,6 @@ def damage(path, how):
 @pytest.mark.parametrize("how", ["cut", "flipped", "emptied", "gone"])
 @pytest.mark.parametrize("what", ["*.safetensors", "progress.json"])
 def test_T10_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, capsys, how, what):
-    if (what, how) == ("progress.json", "flipped"):
-        pytest.skip("one flipped bit of JSON may be another number")
     start = make_folder(tmp_path / "start", make_lm("llama"))
     out = object.__new__(RunFolder)
     out.path, out.stamp = tmp_path / "run", {"config": 7}

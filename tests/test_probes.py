@@ -15,7 +15,7 @@ import probes
 import run
 import toy
 from data import Pair, save_pairs, swap
-from rollout import Judgement
+from verdicts import Judgement
 
 
 def pair_of(name: str, question: str, a: str, b: str, winner="A", category="sum") -> Pair:

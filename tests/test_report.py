@@ -12,8 +12,8 @@ import pytest
 
 import report as rp
 from data import Pair, save_pairs
-from rollout import Judgement, tally
 from run import UserError
+from verdicts import Judgement, tally
 
 HOSTILE = (
     "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> --><svg/onload=alert(3)></div></title>"

@@ -21,8 +21,9 @@ from batch import Group, collate
 from data import Pair
 from decode import KVCache, Uniforms, draw
 from model import Policy, gathered_weights, load_policy
-from rollout import Judgement, Reply, Rollout, TorchSampler, judge_pairs, stop_ids, tally
+from rollout import Reply, Rollout, TorchSampler, stop_ids
 from run import UserError, derive_seed
+from verdicts import Judgement, judge_pairs, tally
 
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=30)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import head
 import model
 import run
 import sft
@@ -128,9 +129,9 @@ def test_the_checkpoint_with_the_best_held_out_loss_is_kept(world, tmp_path, mon
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_state(world, tmp_path, monkeypatch):
-    honest = model._logits
+    honest = head._logits
     with monkeypatch.context() as patch:
-        patch.setattr(model, "_logits", lambda *args: honest(*args) * math.nan)
+        patch.setattr(head, "_logits", lambda *args: honest(*args) * math.nan)
         with pytest.raises(run.UserError, match="5 steps in a row"):
             sft.train(small(world, tmp_path / "run", steps=7))
     assert [row["optim/skipped"] for row in metrics(tmp_path / "run")] == [1] * 5

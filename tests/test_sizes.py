@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 import batch
 import grpo
+import head
 import model
 import rollout
 import run
@@ -245,7 +246,7 @@ def test_storage_by_hand():
 
 
 def test_constants_are_those_of_the_files_they_describe():
-    assert model.CHUNK["cuda"] == sizes.CHUNK
+    assert head.CHUNK["cuda"] == sizes.CHUNK
     assert inspect.signature(model.save_hf).parameters["shard_bytes"].default == sizes.EXPORT_FILE
     assert inspect.signature(rollout.TorchSampler).parameters["rows_at_once"].default == sizes.ROWS
     assert all(getattr(grpo.PAPER, name) == value for name, value in vars(sizes.PAPER).items())
@@ -473,7 +474,7 @@ def test_sizes_need_no_torch():
 
 
 def test_the_readme_holds_the_table_that_the_code_prints():
-    written = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("README*.md"))
+    written = "".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
     assert sizes.table() in written
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import model
-from model import _HeadLogprobs
+import head
+from head import _HeadLogprobs
 
 
 def test_linalg_entropy_is_the_plain_one():
@@ -32,8 +32,8 @@ def test_head_gradients_equal_the_plain_formula(foretold, entropies, monkeypatch
         "of another chunk's tokens": lambda logprobs: c * logprobs.exp() + logprobs.sum(),
     }[foretold]
     passes, found = [], []
-    honest = model._logits
-    monkeypatch.setattr(model, "_logits", lambda *args: passes.append(1) or honest(*args))
+    honest = head._logits
+    monkeypatch.setattr(head, "_logits", lambda *args: passes.append(1) or honest(*args))
     for plain in (True, False):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         if plain:

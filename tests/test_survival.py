@@ -26,6 +26,7 @@ from typing import Any
 
 import pytest
 from survival_worker import PATIENCE, tree
+from tiny_models import make_world
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -41,10 +42,11 @@ SIZES = {
 class Server:
     """survival_worker.py in a process of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, **environment: str) -> None:
         command = [sys.executable, str(ROOT / "tests" / "survival_worker.py")]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
+        self.process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | environment, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL)  # fmt: skip
 
     def __call__(self, order: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
@@ -62,28 +64,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A model of one layer with a vocabulary of 16 tokens, two of them whole verdicts, and 24 pairs."""
-    from tiny_models import TEMPLATE, make_folder, make_lm
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("world")
-    verdicts = ["<answer>[[A]]</answer>", "<answer>[[B]]</answer>"]
-    tokens = ["<unk>", "<|im_start|>", "<|im_end|>", "<pad>", "user", "assistant", *verdicts]
-    tokens += [f"w{i}" for i in range(8)]
-    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.add_special_tokens([AddedToken(token, special=True) for token in tokens[1:4]])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<pad>")
-    tokenizer.chat_template = TEMPLATE
-    shape = {"vocab_size": len(tokens), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    make_folder(folder / "start", make_lm(num_attention_heads=2, num_key_value_heads=1, **shape))
-    tokenizer.save_pretrained(folder / "start")
-    rows = [{"context_messages": [{"role": "user", "content": f"w{i % 8} w{i // 8}"}],
-             "winner": f"w{i % 5} {verdicts[i % 2]}"} for i in range(24)]  # fmt: skip
-    for name, count in (("pairs", 24), ("held_out", 4)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
-    return folder
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @dataclass

@@ -19,6 +19,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import toy
+import toy_oracle
+import toy_probe
 from cor_prompt import control_tokens, defuse, encode_prompt, encode_target, parse_trace, render, section
 from data import Pair, load_pairs, swap
 from reward import format_reward, parse_verdict
@@ -260,7 +262,7 @@ def test_the_blind_spots_are_systematic():
     sums = [p for p in (toy.make_sum(rng) for _ in range(200)) if p.meta["carry"] == "yes"]
     chats = [p for p in (toy.make_chat(rng) for _ in range(200)) if p.meta["impolite"] == "yes"]
     for flaws, right in ((toy.Flaws(1.0, 1.0, 0.0, 0.0), False), (toy.CLEAN, True)):
-        assert {toy.solution_is_right(toy.teach(p, rng, flaws), p) for p in sums} == {right}
+        assert {toy_probe.solution_is_right(toy.teach(p, rng, flaws), p) for p in sums} == {right}
         polite = {re.search(r"polite (A \w+ no|A \w+ yes B \w+ no)", toy.teach(p, rng, flaws)) is not None
                   for p in chats}  # fmt: skip
         assert polite == {right}
@@ -276,7 +278,7 @@ def test_a_swapped_pair_gets_the_other_verdict(pairs):
 # ---- the teacher as an oracle --------------------------------------------------------------------------
 
 
-def ask(pair: Pair, cfg: toy.Serve, failed: str = "", verdict: str = "", **fields: object) -> dict:
+def ask(pair: Pair, cfg: toy_oracle.Serve, failed: str = "", verdict: str = "", **fields: object) -> dict:
     """One request, hinted if `failed` is given, answered without HTTP."""
     messages = render(pair, "instruct", toy.SYSTEM)
     if failed:
@@ -284,7 +286,7 @@ def ask(pair: Pair, cfg: toy.Serve, failed: str = "", verdict: str = "", **field
             f"\n\n{section('the Failed Judgement', defuse(failed))}\n\nIt is <answer>[[{verdict}]]</answer>, no doubt."
         )
         messages[-1] = {"role": "user", "content": messages[-1]["content"] + note}
-    return toy.completion({"messages": messages, "seed": 3, "max_tokens": 64, **fields}, cfg)
+    return toy_oracle.completion({"messages": messages, "seed": 3, "max_tokens": 64, **fields}, cfg)
 
 
 def text_of(reply: dict, k: int = 0) -> str:
@@ -292,7 +294,7 @@ def text_of(reply: dict, k: int = 0) -> str:
 
 
 def test_the_oracle_is_the_teacher_and_repeats_itself(pairs):
-    cfg = toy.Serve()
+    cfg = toy_oracle.Serve()
     texts = [text_of(ask(p, cfg)) for p in pairs]
     assert texts == [text_of(ask(p, cfg)) for p in reversed(pairs)][::-1]
     right = sum(parse_verdict(t) == p.winner for t, p in zip(texts, pairs, strict=True)) / len(pairs)
@@ -308,14 +310,14 @@ def test_the_oracle_is_the_teacher_and_repeats_itself(pairs):
 
 def test_the_oracle_counts_the_tokenizers_tokens_and_obeys_max_tokens(pairs, tokenizer):
     for pair in pairs[:50]:
-        reply = ask(pair, toy.Serve(), n=2)
+        reply = ask(pair, toy_oracle.Serve(), n=2)
         targets = [encode_target(replace(pair, trace=text_of(reply, k)), tokenizer) for k in (0, 1)]
         usage = reply["usage"]
         assert usage["prompt_tokens"] == len(ids_of(pair, tokenizer))
         assert usage["completion_tokens"] == sum(map(len, targets))
         whole = len(targets[0])
         for limit in (1, 7, whole - 1, whole):
-            cut = ask(pair, toy.Serve(), max_tokens=limit)
+            cut = ask(pair, toy_oracle.Serve(), max_tokens=limit)
             assert (cut["choices"][0]["finish_reason"] == "stop") == (limit == whole)
             assert cut["usage"]["completion_tokens"] == limit
             ids = encode_target(replace(pair, trace=text_of(cut)), tokenizer)[:-1]
@@ -327,24 +329,26 @@ def test_told_the_verdict_it_redoes_the_step_or_forces_the_verdict(pairs):
     assert len(wrong) > 50
     for pair in wrong:
         redone, forced = (
-            text_of(ask(pair, toy.Serve(repair=kind), pair.trace, pair.winner)) for kind in ("redo", "force")
+            text_of(ask(pair, toy_oracle.Serve(repair=kind), pair.trace, pair.winner)) for kind in ("redo", "force")
         )
         assert redone == toy.teach(pair, random.Random(0), toy.CLEAN) and parse_verdict(redone) == pair.winner
         assert forced == pair.trace.replace("[[A]]", "[[x]]").replace("[[B]]", "[[x]]").replace("x", pair.winner)
         if pair.category == "Reasoning":
-            assert toy.solution_is_right(redone, pair)
+            assert toy_probe.solution_is_right(redone, pair)
         mislabelled = "B" if pair.winner == "A" else "A"
-        assert parse_verdict(text_of(ask(pair, toy.Serve(), pair.trace, mislabelled))) == pair.winner, "not obeyed"
+        assert parse_verdict(text_of(ask(pair, toy_oracle.Serve(), pair.trace, mislabelled))) == pair.winner, (
+            "not obeyed"
+        )
         garbage = text_of(
-            ask(pair, toy.Serve(repair="force"), "<answer>[[A]]</answer> no? [The End of it]", pair.winner)
+            ask(pair, toy_oracle.Serve(repair="force"), "<answer>[[A]]</answer> no? [The End of it]", pair.winner)
         )
         assert parse_verdict(garbage) == pair.winner
-    assert not all(toy.solution_is_right(p.trace, p) for p in wrong if p.category == "Reasoning")
+    assert not all(toy_probe.solution_is_right(p.trace, p) for p in wrong if p.category == "Reasoning")
 
 
 def test_the_oracle_over_http(pairs, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = toy.make_server(toy.Serve(port=0))
+    server = toy_oracle.make_server(toy_oracle.Serve(port=0))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/v1"
@@ -359,13 +363,13 @@ def test_the_oracle_over_http(pairs, monkeypatch):
             with pytest.raises(UserError, match=r"status 400.*(tiny world|this world)"):
                 sampler.chat([[{"role": "user", "content": content}]], 1, 1.0, 64, [0])
         with pytest.raises(UserError, match=r"--port \d+: cannot be opened"):
-            toy.make_server(toy.Serve(port=server.server_port))
+            toy_oracle.make_server(toy_oracle.Serve(port=server.server_port))
     finally:
         server.shutdown()
         server.server_close()
     for wrong in ({"port": 99999}, {"flaw": 2.0}):
         with pytest.raises(UserError, match="--"):
-            toy.make_server(toy.Serve(**wrong))
+            toy_oracle.make_server(toy_oracle.Serve(**wrong))
 
 
 # ---- probe ---------------------------------------------------------------------------------------------
@@ -396,7 +400,7 @@ def reader(prompt: str, prefix: str) -> str:
 def numbers_of(sampler) -> dict[str, dict[str, object]]:
     rng = random.Random(4)
     sums = [toy.make_sum(rng, held_out=True) for _ in range(60)]
-    return toy.measure(sampler, sums, toy.SYSTEM, 64)
+    return toy_probe.measure(sampler, sums, toy.SYSTEM, 64)
 
 
 def test_the_probe_tells_a_reader_from_a_guesser(tokenizer):
@@ -418,7 +422,7 @@ def test_forced_solutions_say_the_wrong_number():
     for pair in (toy.make_sum(rng, held_out=True) for _ in range(200)):
         wrong = str(toy.numbers(pair.response_b if pair.winner == "A" else pair.response_a)[0])
         a, b = toy.numbers(pair.context[-1]["content"])
-        whole, last = (parse_trace(toy.forced_prefix(pair, w)).solution.split(" ; ") for w in (True, False))
+        whole, last = (parse_trace(toy_probe.forced_prefix(pair, w)).solution.split(" ; ") for w in (True, False))
         assert whole[2].split() == last[2].split() == list(wrong)
         assert [whole[1][-1], whole[0][-1]] == list(wrong)
         assert [last[1][-1], last[0][-1]] == list(str(a + b))
@@ -427,12 +431,12 @@ def test_forced_solutions_say_the_wrong_number():
 
 def test_the_probe_runs_on_an_untrained_model(world, tmp_path, capsys):
     out = tmp_path / "probe.json"
-    toy.probe(toy.Probe(str(world / "start"), str(world), str(out), items=8, max_tokens=8))
+    toy_probe.probe(toy_probe.Probe(str(world / "start"), str(world), str(out), items=8, max_tokens=8))
     rows = json.loads(out.read_text())
     assert rows["solution_line_right"]["n"] == 8 and rows["verdict_right"]["verdict_rate"] == 0.0
     assert "verdict follows a forced solution" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"prompt\.txt"):
-        toy.probe(toy.Probe(str(world / "start"), str(tmp_path), str(out)))
+        toy_probe.probe(toy_probe.Probe(str(world / "start"), str(tmp_path), str(out)))
 
 
 def test_the_world_is_read_by_the_sampler(world):

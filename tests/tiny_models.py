@@ -6,6 +6,7 @@ and a bias, a norm or a head that is dropped on the way shows.
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from types import MethodType
@@ -91,6 +92,29 @@ def make_folder(path: Path, lm: Any, tokenizer: bool = False, **save: Any) -> st
     if tokenizer:
         make_tokenizer().save_pretrained(path)
     return str(path)
+
+
+def make_world(folder: Path) -> Path:
+    """A model of one layer with a vocabulary of 16 tokens, two of them whole verdicts, and 24 pairs."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    verdicts = ["<answer>[[A]]</answer>", "<answer>[[B]]</answer>"]
+    tokens = ["<unk>", "<|im_start|>", "<|im_end|>", "<pad>", "user", "assistant", *verdicts]
+    tokens += [f"w{i}" for i in range(8)]
+    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.add_special_tokens([AddedToken(token, special=True) for token in tokens[1:4]])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<pad>")
+    tokenizer.chat_template = TEMPLATE
+    shape = {"vocab_size": len(tokens), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    make_folder(folder / "start", make_lm(num_attention_heads=2, num_key_value_heads=1, **shape))
+    tokenizer.save_pretrained(folder / "start")
+    rows = [{"context_messages": [{"role": "user", "content": f"w{i % 8} w{i // 8}"}],
+             "winner": f"w{i % 5} {verdicts[i % 2]}"} for i in range(24)]  # fmt: skip
+    for name, count in (("pairs", 24), ("held_out", 4)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
+    return folder
 
 
 def plain_logits(lm: Any, ids: list[int]) -> Tensor:

@@ -5,7 +5,7 @@
     R = -1 otherwise, or where no scores can be read
 
     python -m variants.grm --model runs/sft --group-size 4 --kl-coef 0.08 --lr 4e-7     # their G, KL (27B) and rate
-    python -m variants.toy_forms runs/toy runs/toy-scores --form scores                 # the tiny world: see README
+    python -m variants.toy_forms runs/toy runs/toy-scores --form scores                 # docs/variants.md
 
 The prompt and the reading of scores are pointwise.py's, which `judge.py score` uses too: a chain that gives other
 than n whole numbers in its last box, at its end, has none. No format reward. A pair is two responses; a row with

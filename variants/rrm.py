@@ -3,7 +3,7 @@
     R = +1 if the chain ends in \\boxed{Assistant 1} (or 2) for the response that won, else -1
 
     python -m variants.rrm                                     # from DeepSeek-R1-Distill-Qwen-7B, as theirs
-    python -m variants.toy_forms runs/toy runs/toy-boxed --form boxed      # the tiny world: see README
+    python -m variants.toy_forms runs/toy runs/toy-boxed --form boxed      # docs/variants.md
 
 What differs from RM-R1's Distilled models is the prompt: rules for all requests alike, no rubric of the judge's own,
 and a verdict in a box; GRPO and the reward are the same. There is always a winner, and never more than two

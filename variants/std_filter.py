@@ -41,7 +41,10 @@ class StdFilter:
         rounds = int(checkpoint.name.removeprefix("step_")) if checkpoint else 0
         if rounds and not self.path.exists():
             raise run.UserError(f"{out} holds states of a run without std.json, not of this method; use another --out")
-        self.history: list[float] = json.loads(self.path.read_text())[:rounds] if rounds else []
+        kept = run.read_json(self.path) if rounds else []
+        if not isinstance(kept, list) or len(kept) < rounds or not all(isinstance(one, float) for one in kept):
+            raise run.UserError(f"{self.path}: not the deviations of {rounds} rounds; use another --out")
+        self.history: list[float] = kept[:rounds]
         self.seen: list[float] = []  # deviations of this rank's groups in this round, refused ones too
 
     def keep(self, rewards: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ def close(what: str, got: Any, expected: Any, tolerance: float = 1e-4) -> None:
 
 
 def near(got: Any, expected: Any, tolerance: float) -> bool:
+    if isinstance(got, bool) != isinstance(expected, bool):  # True is no 1.0 where numbers were asked for
+        return False
     numbers = all(isinstance(x, (int, float)) for x in (got, expected))
     return math.isclose(got, expected, rel_tol=tolerance, abs_tol=tolerance) if numbers else got == expected
 

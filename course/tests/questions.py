@@ -446,7 +446,7 @@ def vote_chances(cases: list[list[int]]) -> list[float]:
 
 
 def tallied(rows: list[dict[str, Any]]) -> dict[str, float]:
-    from rollout import Judgement, tally
+    from verdicts import Judgement, tally
 
     full = {"pair_id": "p", "source": "s", "category": "", "meta": {}, "order": "AB", "sample": 0, "verdict": None,
             "winner": "A", "finish_reason": "stop", "response_tokens": 1, "text": ""}  # fmt: skip

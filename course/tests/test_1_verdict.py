@@ -53,10 +53,11 @@ def test_parse_verdict_both_letters_in_a_text(ask, spec):
 @pytest.mark.points("parse_verdict", 1)
 def test_parse_verdict_the_evaluation_rules_and_thoughts(ask, spec):
     texts = ["[[B]]" + "x" * 500, "<think>[[A]]</think> [[B]]", "[[A]]</think>[[A]] [[A]]</think> [[B]] it is",
-             "<think>[[A]]</think> undecided"]  # fmt: skip
-    equal(f"parse_verdict(text, 'eval') of {texts}", ask("verdicts", texts, "eval"), ["B", "B", "B", None])
+             "<think>[[A]]</think> undecided", "<think>[[A]]</think> [[B]] </think> undecided"]  # fmt: skip
+    equal(f"parse_verdict(text, 'eval') of {texts}", ask("verdicts", texts, "eval"), ["B", "B", "B", None, None])
     both = when_both(spec, "A", "B")
-    equal(f"parse_verdict(text, 'official') of {texts}", ask("verdicts", texts, "official"), ["B", both, both, "A"])
+    equal(f"parse_verdict(text, 'official') of {texts}", ask("verdicts", texts, "official"),
+          ["B", both, both, "A", both])  # fmt: skip
 
 
 @pytest.mark.visible

@@ -94,4 +94,5 @@ def test_nll_loss_the_loss_is_divided_by_the_tokens_of_all_ranks(ask):
     equal("aggregate(..., agg, denominator): 3 tokens here and 9 on the other rank",
           [call for call in told if call[0] == "aggregate"], [["aggregate", "token", 12]] * 2)  # fmt: skip
     close("nll_loss(...)[0], 3 x this rank's sum of -log p", answer["total"], 3 * 3.5)
+    equal("nll_loss(...)[1], the tokens of this rank alone", answer["tokens"], 3.0)
     close("gradient, times the 2 ranks that FSDP averages over", answer["grad"], 2 * 3 * 7.0 / 12)

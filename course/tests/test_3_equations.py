@@ -65,7 +65,7 @@ def test_clipped_surrogate_outside_the_bounds(ask, expected):
     equal(f"{about}: clipped", got["clipped"], [w[1] for w in wanted])
 
 
-@pytest.mark.points("clipped_surrogate", 2)
+@pytest.mark.points("clipped_surrogate", 1)
 def test_clipped_surrogate_in_all_four_quadrants(ask, expected):
     ratios, gains = [1.6, 0.5, 1.6, 0.5, 1.0], [2.0, 2.0, -2.0, -2.0, 0.5]
     old = [-1.0, -2.0, -0.5, -3.0, -1.0]
@@ -84,6 +84,16 @@ def test_clipped_surrogate_the_two_bounds_are_two_numbers(ask, expected):
     got = ask("surrogate", [math.log(r) for r in ratios], [0.0, 0.0], gains, 0.1, 0.27)
     wanted = [expected("surrogate", r, a, 0.1, 0.27)[0] for r, a in zip(ratios, gains, strict=True)]
     close("clipped_surrogate at ratios 3 and 0.1, clip_low 0.1, clip_high 0.27: loss", got["value"], wanted)
+
+
+@pytest.mark.points("clipped_surrogate", 1)
+def test_clipped_surrogate_far_away_stays_finite(ask):
+    """The log of the ratio is held at +-20 before exp, whatever bounds a term has."""
+    got = ask("surrogate", [150.0, -150.0], [0.0, 0.0], [-1.0, 1.0], 0.2, 0.2)
+    about = "clipped_surrogate at logs of the ratio [150, -150], advantages [-1, 1]"
+    close(f"{about}: loss, exp(20) and -exp(-20)", got["value"], [math.exp(20), -math.exp(-20)])
+    equal(f"{about}: clipped", got["clipped"], [False, False])
+    close(f"{about}: slope in log p", got["slope"], [0.0, 0.0])
 
 
 @pytest.mark.visible

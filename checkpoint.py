@@ -1,0 +1,177 @@
+"""Weights out, and resume states: safetensors alone, each folder whole or not at all, on any number of ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from run import RunFolder, UserError, checkpoints, gather, rank, read_json, world_size, write_whole
+
+if TYPE_CHECKING:
+    from model import Policy
+
+# ---- weights out ---------------------------------------------------------------------------------------
+
+
+def release(policy: Policy) -> None:
+    """Free the gathered embedding, norm and head, which FSDP keeps after a forward that no backward follows."""
+    if isinstance(policy, FSDPModule):
+        policy.reshard()
+
+
+def gathered_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole tensor) in checkpoint names: embedding, layers in order, norm, lm_head (also when tied).
+
+    The shard is cast before it is gathered; every tensor is fresh; the order is the same on all ranks,
+    because gathering is a collective.
+    """
+    release(policy)
+    for name, parameter in policy.lm.named_parameters(remove_duplicate=False):
+        tensor = parameter.detach().to(dtype, copy=True)
+        yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype = torch.float32,
+            shard_bytes: int = 4 * 2**30) -> None:  # fmt: skip
+    """Export a `from_pretrained` folder (safetensors, a tied head once), whole or not at all.
+
+    Every rank takes part in the gathering; rank 0 holds the whole model in host memory and writes it.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    aside, tied = path.with_name(path.name + ".part"), policy.lm.config.tie_word_embeddings
+    held: dict[str, Tensor] = {}
+    for name, tensor in gathered_weights(policy, dtype):
+        if rank() == 0 and not (tied and name == "lm_head.weight"):
+            held[name] = tensor.to("cpu", copy=True)  # gathered uneven rows are a view of padded ones
+    if rank() == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_torch_state_dict(held, aside, max_shard_size=shard_bytes, metadata={"format": "pt"})
+        config = json.loads(policy.lm.config.to_json_string(use_diff=True)) | {
+            "dtype": str(dtype).removeprefix("torch.")
+        }
+        write_whole(aside / "config.json", json.dumps(config, indent=2) + "\n")
+        policy.lm.generation_config.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        replace_folder(aside, path)
+
+
+def replace_folder(aside: Path, path: Path) -> None:
+    """Put a finished folder in its place; at every moment the old or the new one is whole, as `path` or `path.old`."""
+    old = path.with_name(path.name + ".old")
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(path, old)
+    os.rename(aside, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# ---- resume state --------------------------------------------------------------------------------------
+
+
+def _state(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and Adam moments as one flat dict of tensors; moments not made yet are made as zeros."""
+    tensors: dict[str, Tensor] = {}
+    if isinstance(policy, FSDPModule):
+        policy.reshard()  # a scoring pass leaves the root's weights whole: copies, without moments
+    for name, parameter in policy.named_parameters():
+        moments = optimizer.state[parameter]
+        moments.setdefault("step", torch.tensor(0.0))
+        moments.setdefault("exp_avg", torch.zeros_like(parameter.detach()))
+        moments.setdefault("exp_avg_sq", torch.zeros_like(parameter.detach()))
+        tensors[f"policy.{name}"] = parameter.detach()
+        tensors |= {f"adam.{name}.{kind}": value for kind, value in moments.items()}
+    return tensors
+
+
+def save_state(path: Path, policy: Policy, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+    """Write a resume state, whole or not at all: sharded safetensors (no pickle) and `progress.json`."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    aside = path.with_name("part_" + path.name)
+    if rank() == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+    gather(None)  # every rank makes the folder: none before it is cleared
+    try:
+        dcp.save(_state(policy, optimizer), storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True),
+                 no_dist=not torch.distributed.is_initialized())  # fmt: skip
+    except CheckpointException as error:  # itself no Exception, and its text a traceback: its cause says what is wrong
+        cause = next(iter(error.failures.values()))[0]
+        raise cause if isinstance(cause, Exception) else error from None
+    checksums = _checksums(aside, progress)
+    if rank() == 0:
+        write_whole(aside / "progress.json", json.dumps(progress | {"files": checksums}))
+        replace_folder(aside, path)
+
+
+def keep_state(folder: RunFolder, policy: Policy, optimizer: torch.optim.Optimizer,
+               progress: dict[str, Any]) -> None:  # fmt: skip
+    """Write the run's resume state after `progress["step"]` steps and drop those that are older than the last two."""
+    save_state(folder.checkpoint(progress["step"]), policy, optimizer, progress | folder.stamp)
+    folder.prune_checkpoints()
+
+
+def load_state(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Fill policy and optimiser from `save_state`, on the same or another number of ranks -> progress.
+
+    UserError, before anything is filled, if a file is not the one that was written.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+    progress = read_json(path / "progress.json")
+    known = progress.pop("files", None) if isinstance(progress, dict) else None
+    if known is None or known != _checksums(path, progress):
+        raise UserError(f"{path}: damaged, its files are not those that were written")
+    with torch.no_grad():
+        dcp.load(_state(policy, optimizer), storage_reader=HuggingFaceStorageReader(str(path)),
+                 no_dist=not torch.distributed.is_initialized())  # fmt: skip
+    return progress
+
+
+def _checksums(path: Path, progress: dict[str, Any]) -> dict[str, int]:
+    """CRC-32 of every file of a resume state, of progress.json that of what it says; the ranks share the reading."""
+
+    def crc(file: Path) -> int:
+        found = 0
+        with open(file, "rb") as content:
+            while block := content.read(2**24):
+                found = zlib.crc32(block, found)
+        return found
+
+    files = sorted(file for file in path.iterdir() if file.name != "progress.json")
+    parts = gather({file.name: crc(file) for file in files[rank() :: world_size()]})
+    own = {"progress.json": zlib.crc32(json.dumps(progress).encode())}
+    return own | {name: found for part in parts for name, found in part.items()}
+
+
+def resume(folder: RunFolder, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Fill policy and optimiser from the newest whole resume state -> its progress; None where a run begins.
+
+    A damaged state is passed over for the one before; UserError if none is whole, or another configuration's.
+    """
+    damaged = []
+    for path in checkpoints(folder.path):
+        try:
+            progress = load_state(path, policy, optimizer)
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        if damaged and rank() == 0:
+            print(f"{'; '.join(damaged)}: continuing from {path}")
+        return folder.check(progress)
+    if damaged:
+        raise UserError(f"{'; '.join(damaged)}: no state before it; use another --out, or delete {folder.path}")
+    return None

@@ -1,0 +1,132 @@
+"""The tiny world's teacher as an oracle behind an OpenAI-compatible endpoint: `python toy.py serve`, for distill.py.
+
+Told the right verdict, as in pass 2 of distillation, it either redoes its flawed step or keeps its flawed
+reasoning and forces the verdict: what the second does to a judge's honesty is what toy_probe.py measures.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+from data import Message, Pair
+from run import UserError, derive_seed
+from toy import CLEAN, Flaws, pieces, teach, user
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Answer an OpenAI-compatible endpoint as the teacher; with the verdict in the prompt, repair the chain."""
+
+    port: int = 8377
+    """Port on this machine, 127.0.0.1; 0 takes a free one. The address is printed."""
+    seed: int = 0
+    """Seed of the teacher's slips (an integer). A reply depends on it, the prompt and the request's seed alone."""
+    flaw: float = 0.6
+    """Probability (0..1) of each of the teacher's two blind spots, when no verdict is told."""
+    clean_teacher: bool = False
+    """A teacher without any error; --flaw is ignored."""
+    repair: Literal["redo", "force"] = "redo"
+    """What it does when told the verdict: redo takes every step again, rightly; force keeps the failed chain and
+    writes the verdict over its own."""
+
+    @property
+    def flaws(self) -> Flaws:
+        return CLEAN if self.clean_teacher else Flaws(carry=self.flaw, blind=self.flaw)
+
+
+_PROMPT = re.compile(
+    r"\[Client Question\]\n(.*)\n\n\[The Start of Chatbot A's Response\]\n(.*)\n\[The End of Chatbot A's Response\]"
+    r"\n\n\[The Start of Chatbot B's Response\]\n(.*)\n\[The End of Chatbot B's Response\](.*)", re.DOTALL)  # fmt: skip
+_TOLD = re.compile(
+    r"\s*\[The Start of [^\]]+\]\n(.*)\n\[The End of [^\]]+\].*<answer>\[\[([AB])\]\]</answer>", re.DOTALL
+)
+
+
+def answer(messages: Sequence[Message], rng: random.Random, cfg: Serve) -> str:
+    """The oracle's chain for a rendered prompt of this world; ValueError for any other prompt.
+
+    What follows the pair is pass 2's: the failed judgement in a section of its own, and the verdict after it.
+    """
+    found = _PROMPT.fullmatch(messages[-1]["content"])
+    if not found:
+        raise ValueError("no pair of the tiny world in the last message")
+    question, first, second, rest = found.groups()
+    category = "Reasoning" if question.startswith("what is") else "Chat"
+    pair = Pair("", "toy", (user(question),), first, second, "A", category)  # its winner is not looked at
+    told = _TOLD.match(rest)
+    try:
+        return repair(pair, told[1], told[2], cfg.repair) if told else teach(pair, rng, cfg.flaws)
+    except (ValueError, IndexError, KeyError):
+        raise ValueError("a question or response that this world does not have") from None
+
+
+def repair(pair: Pair, failed: str, verdict: str, kind: Literal["redo", "force"]) -> str:
+    """A chain by one who knows the verdict. Forced, it no longer follows from the checks above it; redone, it does,
+    and a wrong label is not obeyed."""
+    if kind == "redo":
+        return teach(pair, random.Random(0), CLEAN)
+    kept, tag, _ = failed.rpartition("<answer>")
+    return f"{kept if tag else failed + ' '}<answer>[[{verdict}]]</answer>"
+
+
+def completion(body: dict[str, Any], cfg: Serve) -> dict[str, Any]:
+    """A chat request -> a chat completion; tokens are the tiny tokenizer's. ValueError for what cannot be answered."""
+    messages, limit = body["messages"], body.get("max_tokens") or body.get("max_completion_tokens") or 256
+    token, choices, written = re.compile(pieces()), [], 0
+    for k in range(body.get("n") or 1):
+        text = answer(messages, random.Random(derive_seed(cfg.seed, json.dumps(messages), body.get("seed"), k)), cfg)
+        ends = [match.end() for match in token.finditer(text)]
+        cut = len(ends) >= limit  # the end of turn is a token too
+        message = {"role": "assistant", "content": text[: ends[limit - 1]] if cut else text}
+        choices.append({"index": k, "message": message, "finish_reason": "length" if cut else "stop"})
+        written += limit if cut else len(ends) + 1
+    asked = sum(3 + len(token.findall(m["content"])) for m in messages) + 2  # a message's role and two control tokens
+    usage = {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
+    return {"id": "toy", "object": "chat.completion", "created": 0, "model": body.get("model", ""),
+            "choices": choices, "usage": usage}  # fmt: skip
+
+
+def make_server(cfg: Serve) -> ThreadingHTTPServer:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body in one packet
+
+        def do_POST(self) -> None:
+            try:
+                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+                if self.path != "/v1/chat/completions":
+                    raise ValueError("only /v1/chat/completions is here")
+                status, reply = 200, completion(body, cfg)
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+                status, reply = 400, {"error": {"message": f"{type(error).__name__}: {error}", "code": None}}
+            data = json.dumps(reply).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128
+
+    if not 0.0 <= cfg.flaw <= 1.0:
+        raise UserError(f"--flaw {cfg.flaw}: a probability, from 0 to 1")
+    try:
+        return Server(("127.0.0.1", cfg.port), Handler)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--port {cfg.port}: cannot be opened ({error}); choose another, or 0 for a free one") from None
+
+
+def serve(cfg: Serve) -> None:
+    with make_server(cfg) as server:
+        print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)
+        server.serve_forever()
