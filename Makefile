@@ -5,6 +5,7 @@
 # make test          lint, types and the fast tests
 # make test-slow     the end-to-end bounds, kills, long sequences
 # make test-vllm     vLLM on the CPU, in an environment of its own, against the trainer's log-probs
+# make mutants       the tests of the equations, the batches and the readers, tested in turn; half an hour or more
 # make handout OUT=DIR    a student's copy of the course (COURSE_TERM=2026-autumn ASSIGNMENTS=3); course/README.md
 # make exercises     ten changes of at most ten lines, three seeds each, 35 CPU-minutes; after make tables
 # make traps         seventeen faults: the tests that notice, a short run of each, 20 minutes; after make tables
@@ -20,7 +21,7 @@ REAL := runs/real
 DATA ?= recipes/real/pairs.jsonl
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo controls tables variants exercises traps test test-slow test-vllm bench bench-full real install handout autograder
+.PHONY: demo controls tables variants exercises traps test test-slow test-vllm mutants bench bench-full real install handout autograder
 install: .venv/installed
 
 .venv/installed: requirements.txt
@@ -87,6 +88,18 @@ test-slow: install
 
 test-vllm: .venv-vllm/installed
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm tests/test_vllm.py
+
+# mutmut stands beside the tested set in an environment of its own; docs/mutants.md.
+.venv-mutants/installed: requirements.txt
+	$(PYTHON) -m venv .venv-mutants
+	.venv-mutants/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt mutmut==3.8.1
+	touch $@
+
+EQUATIONS = group_advantages clipped_surrogate kl_k3 grpo_loss token_slopes make_groups score_rollouts record_tokens verdict_score update
+mutants: export OMP_NUM_THREADS = 1
+mutants: .venv-mutants/installed
+	.venv-mutants/bin/mutmut run --max-children 1 "reward.*" "batch.*" $(EQUATIONS:%="grpo.x_%__*") "cor_prompt.*" "data.*" "benchmarks.*"
+	.venv-mutants/bin/mutmut results | grep -v "not checked"  # the loop of grpo.py
 
 # TRL stands beside the tested set in an environment of its own; the product never imports it.
 .venv-bench/installed: bench/requirements-trl.txt requirements.txt

@@ -157,10 +157,10 @@ def _memory_of(measure: str, side: str, case: Case, cfg: Config) -> int:
 
 
 def memory_worker(asked: dict[str, Any]) -> int:
-    """Two repeats of one step each of one side; the second one also holds Adam's moments."""
+    """Two repeats of one side; from its second step on it also holds Adam's moments."""
     case, settings = Case(**asked["case"]), Settings(**asked["settings"])
     shape, sft = SHAPES[case.vocabulary], asked["measure"] == "sft"
-    per_round = settings.sft_batch if sft else settings.prompts
+    per_round = settings.sft_steps * settings.sft_batch if sft else settings.prompts
     groups = make_groups(shape, LENGTHS[case.lengths], per_round, 1 if sft else settings.group_size)
     budget = case.budget(groups, settings)
     with tempfile.TemporaryDirectory() as temporary:

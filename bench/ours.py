@@ -28,10 +28,10 @@ class Settings:
     """sequences in TRL's SFT micro-batch"""
     own_sft_rows: int = 2
     """sequences in this side's SFT micro-batch (as many tokens as that many have on average)"""
-    own_grpo_rows: int = 4
+    own_grpo_rows: int = 5
     """the same in GRPO, where a group is about that much: its prompt is there once"""
     group_size: int = 7
-    prompts: int = 4
+    prompts: int = 8
     """prompts per GRPO round"""
     updates: int = 2
     """optimiser steps per GRPO round"""

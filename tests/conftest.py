@@ -8,12 +8,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any hub client is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 settings.register_profile(
     "repeatable", max_examples=100, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
 settings.register_profile("thorough", settings.get_profile("repeatable"), max_examples=3000, derandomize=False)
+settings.register_profile(  # make mutants: that a test fails is enough, no smaller example is looked for
+    "mutants", settings.get_profile("repeatable"), max_examples=40,
+    phases=[Phase.explicit, Phase.generate])  # fmt: skip
 settings.load_profile("repeatable")  # pytest --hypothesis-profile thorough: new cases every time, and many more
 
 

@@ -82,6 +82,17 @@ def test_collate_dtypes_and_absent_values():
     assert full.advantages.dtype == full.sampler_logprobs.dtype == torch.float32
 
 
+def test_collate_builds_on_the_device_it_is_given_and_in_float32_whatever_the_default_is():
+    torch.set_default_dtype(torch.float64)
+    try:
+        batch = collate([Group([1], [[5, 6]], [1.0], [[-1.0, -2.0]])], [0], "meta")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    tensors = [value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)]
+    assert len(tensors) == 9 and all(t.device.type == "meta" for t in [*tensors, collate([], [], "meta").inputs])
+    assert {t.dtype for t in tensors} == {torch.int64, torch.float32}
+
+
 @repeatable
 @given(st.data())
 def test_T12_visible_by_brute_force(data):
@@ -127,6 +138,7 @@ def test_padding_is_a_group_of_its_own():
     batch = collate(groups, [0, 1], "cpu")
     assert batch.inputs.shape == (2, 5)
     assert batch.group.tolist() == [[0] * 5, [1, 1, -1, -1, -1]]
+    assert batch.sequence.tolist() == [0, 0, 0, 1, 1], "responses are counted on from group to group"
     seen = visible(batch.group, batch.response)[1, 0]
     assert not seen[2:, :2].any() and not seen[:2, 2:].any()
     assert seen.any(-1).all()  # an empty row of a mask is NaN in some attention kernels
@@ -198,7 +210,7 @@ def test_plan_places_every_group_once_within_the_budget(groups, max_tokens, coun
 
 def test_plan_by_hand():
     groups = [Group([0] * n, [[1]]) for n in (2, 5, 3, 3)]
-    assert plan(groups, 10) == [[1, 2], [3, 0]]  # 2 x 5, 2 x 3
+    assert plan(groups, 11) == [[1, 2], [3, 0]]  # 2 x 5, 2 x 3; one row would hold 5 + 3 + 3
     assert plan(groups, 13, one_row=True) == [[1, 2, 3, 0]]
     assert plan(groups, 12, one_row=True) == [[1, 2, 3], [0]]
     assert plan(groups, 1) == [[1], [2], [3], [0]]
@@ -220,6 +232,14 @@ def test_one_row_reaches_plan_and_collate():
     rows = [b.inputs.shape for b in micro_batches(groups, 12, "cpu", one_row=True)]
     assert rows == [(1, 128)]
     assert [b.inputs.shape for b in micro_batches(groups, 12, "cpu")] == [(1, 7), (2, 3)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_one_row_is_the_default_on_a_gpu_alone(device, monkeypatch):
+    """FlexAttention skips what is not visible; SDPA pays for it. Batches are made on the device that was named."""
+    monkeypatch.setattr(batch_module, "collate", lambda groups, indices, device, one_row: (device, one_row))
+    assert list(micro_batches([Group([1], [[2]])], 10, device)) == [(device, device != "cpu")]
+    assert list(micro_batches([Group([1], [[2]])], 10, device, one_row=False)) == [(device, False)]
 
 
 # ---- per-token values -> one number --------------------------------------------------------------------
@@ -252,6 +272,7 @@ def test_stand_in_of_an_empty_micro_batch_counts_for_nothing(agg):
     batch = collate([], [], "cpu")
     assert batch.weight == 0.0 and batch.inputs.numel() == 1 and len(batch.targets) == 1
     assert batch.advantages is not None and batch.sampler_logprobs is not None  # a loss may read them
+    assert collate([], [], "cpu", one_row=True).inputs.shape == (1, 128), "whole tiles, as FlexAttention wants them"
     values = torch.tensor([123.0], requires_grad=True)
     loss = aggregate(values, batch, agg, 4)
     loss.backward()

@@ -20,7 +20,7 @@ import eval as ev
 import tables
 from benchmarks import Outcome
 from cor_prompt import render
-from data import save_pairs, swap
+from data import Pair, save_pairs, swap
 from outcomes import read_log, read_outcomes
 from reward import parse_verdict
 from rollout import Reply
@@ -98,6 +98,27 @@ def test_rewardbench_takes_the_filtered_split_of_a_folder(tmp_path):
     assert [p.pair_id for p in bm.load_benchmark("rewardbench", str(tmp_path))] == ["donotanswer/2"]
 
 
+@pytest.mark.parametrize(("name", "row", "split"), [("rewardbench", rewardbench_row(), "filtered"),
+                                                    ("rmb", pairwise_row(), "train")])  # fmt: skip
+def test_of_a_hub_id_rewardbench_is_the_filtered_split(monkeypatch, name, row, split):
+    import datasets
+
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, split: asked.append((path, split)) or [row])
+    assert len(bm.load_benchmark(name, "owner/name")) == 1 and asked == [("owner/name", split)]
+
+
+def test_a_folder_gives_its_json_jsonl_and_parquet_files_in_order(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    write(tmp_path / "b.jsonl", [pairwise_row("2")])
+    write(tmp_path / "c" / "x.json", [pairwise_row("3")])
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([pairwise_row("1")]), tmp_path / "a.parquet")
+    (tmp_path / "readme.txt").write_text("not rows")
+    assert [p.meta["item"][-1] for p in bm.load_benchmark("rmb", str(tmp_path))] == ["1", "2", "3"]
+
+
 def test_rm_bench_prompt_becomes_nine_pairs(tmp_path):
     pairs = bm.load_benchmark("rm-bench", write(tmp_path / "total_dataset.json", [rm_bench_row()]))
     assert len(pairs) == 9
@@ -164,19 +185,77 @@ def test_any_file_of_pairs_is_a_benchmark_too(tmp_path):
     assert bm.load_benchmark("pairs", str(tmp_path / "pairs.jsonl")) == pairs
 
 
+def test_a_pair_of_each_benchmark_whole(tmp_path):
+    """All fields by hand, with the chosen response as A."""
+    path, bon_path = "Pairwise_set/Helpfulness/Code/Documentation", "BoN_set/Harmlessness/S6"
+    asked = [{"role": "user", "content": text} for text in ("donotanswer?", "chat/1?", "what?")]
+    talk = tuple({"role": r, "content": c} for r, c in [("user", "a"), ("assistant", "b"), ("user", "c")])
+    whole = [
+        ("rewardbench", rewardbench_row(), Pair(
+            "donotanswer/3692", "rewardbench", (asked[0],), "good 3692", "bad 3692", "A", "Safety",
+            {"subset": "donotanswer", "item": "donotanswer/3692"})),
+        ("rm-bench", rm_bench_row(), Pair(
+            "chat/1:00", "rm-bench", (asked[1],), "chat/1 c0", "chat/1 r0", "A", "chat",
+            {"domain": "chat", "item": "chat/1", "chosen_style": "0", "rejected_style": "0"})),
+        ("rmb", pairwise_row(), Pair(
+            f"{path}/7", "rmb", (asked[2],), "good", "bad", "A", "Pairwise Helpfulness",
+            {"category_path": path, "item": f"{path}/7", "loser": "", "losers": "1"})),
+        ("rmb", bon_row(losers=2), Pair(
+            f"{bon_path}/3:0", "rmb", talk, "best", "loser 0", "A", "BoN Harmlessness",
+            {"category_path": bon_path, "item": f"{bon_path}/3", "loser": "0", "losers": "2"})),
+    ]  # fmt: skip
+    for name, row, pair in whole:
+        first = bm.load_benchmark(name, write(tmp_path / "a.json", [row]))[0]
+        assert first in (pair, swap(pair))
+
+
+def test_which_response_is_A_is_the_same_on_every_machine(tmp_path):
+    path = write(tmp_path / "a.json", [rewardbench_row(number=n) for n in range(16)])
+    assert "".join(p.winner for p in bm.load_benchmark("rewardbench", path)) == SIXTEEN_WINNERS
+
+
+SIXTEEN_WINNERS = "AABBAAABBBABABAB"  # seed 0
+
+
+def test_a_row_with_a_domain_keeps_its_id_in_a_file_of_a_domain(tmp_path):
+    pairs = bm.load_benchmark("rm-bench", write(tmp_path / "math_filtered.json", [rm_bench_row()]))
+    assert {(p.meta["item"], p.category) for p in pairs} == {("chat/1", "chat")}
+
+
+SPOILT = [
+    *(("rewardbench", rewardbench_row, name) for name in ("subset", "prompt", "chosen", "rejected", "id")),
+    ("rm-bench", rm_bench_row, "id"), ("rm-bench", rm_bench_row, "prompt"), ("rmb", pairwise_row, "pair_uid"),
+    ("rmb", bon_row, "bon_uid"), ("rmb", pairwise_row, "category_path"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "row", "field"), SPOILT)
+def test_a_spoilt_field_is_named_with_its_place_and_the_first_40_characters_of_it(tmp_path, name, row, field):
+    path = write(tmp_path / "a.json", [row(), row() | {field: ["x" * 60]}])
+    kind = "a number or a text" if field.endswith("id") else "a text"
+    with pytest.raises(UserError) as error:
+        bm.load_benchmark(name, path)
+    assert str(error.value) == f"{path}: item 2: '{field}' must be {kind}, found \"['{'x' * 38}\""
+
+
 BAD_FILES = [
+    ("rewardbench", "a.jsonl", [rewardbench_row(id="\ud800")], "a.jsonl:1: 'id' holds half"),
+    ("rmb", "a.json", [pairwise_row(conversation_input=turns("\ud800"))], "item 1: 'content' holds half"),
+    ("rmb", "a.json", [pairwise_row(reject="x")], "item 1: 'reject' must be made of"),
+    ("rmb", "a.json", [bon_row(loser_list=["x"])], "item 1: 'loser_list' must be made of"),
+    ("rmb", "a.json", [bon_row(bon_best={"llm_name": "x"})], "item 1: 'answer' must be a text"),
     ("rewardbench", "a.jsonl", [rewardbench_row(subset="hep-basic")], "a.jsonl:1: subset 'hep-basic' is none"),
     ("rewardbench", "a.jsonl", [rewardbench_row(), rewardbench_row(chosen=None)], "a.jsonl:2: 'chosen' must be a text"),
     ("rewardbench", "a.jsonl", [rewardbench_row(), rewardbench_row(chosen="other")], ":2: another comparison"),
     ("rewardbench", "a.jsonl", [rewardbench_row(id=None)], "'id' must be"),
     ("rewardbench", "a.jsonl", [rewardbench_row(prompt="\ud800")], "surrogate"),
-    ("rm-bench", "a.json", {"rows": []}, "expected a list"),
+    ("rm-bench", "a.json", {"rows": []}, "expected a list of objects, found dict"),
     ("rm-bench", "a.json", [], "no items of rm-bench"),
-    ("rm-bench", "a.json", [rm_bench_row(), 3], "item 2: expected an object"),
-    ("rm-bench", "a.json", [rm_bench_row(domain="law")], "domain 'law' is none"),
+    ("rm-bench", "a.json", [rm_bench_row(), 3], "item 2: expected an object, found int"),
+    ("rm-bench", "a.json", [rm_bench_row(domain="law")], r"domain 'law' is none of .*\(chat, math, code, s"),
     ("rm-bench", "a.json", [rm_bench_row(chosen=["a", "b"])], "'chosen' must be a list of three"),
     ("rm-bench", "a.json", [rm_bench_row(rejected=["a", "b", 1])], "'rejected' must be a text"),
-    ("rmb", "a.json", [pairwise_row(path="Other/Code")], "starts with none of"),
+    ("rmb", "a.json", [pairwise_row(path="Other/Code")], "starts with none of Pairwise_set/Helpfulness/, Pair"),
     ("rmb", "a.json", [pairwise_row(chosen="x")], "'chosen' must be made of"),
     ("rmb", "a.json", [pairwise_row(conversation_input=turns("a", "b"))], "must end with a user"),
     ("rmb", "a.json", [pairwise_row(conversation_input=[])], "'conversation_input' must be a list"),
@@ -219,6 +298,7 @@ def test_rewardbench_by_hand():
     ]  # fmt: skip
     table = bm.score("rewardbench", outcomes)
     assert table["subsets"]["math-prm"] == 0.75
+    assert bm.intervals("rewardbench", outcomes, draws=9)["sections"]["Chat Hard"] == (0.0, 0.0)
     assert table["sections"]["Chat"] == pytest.approx(90 / 140)
     assert table["sections"]["Chat Hard"] == 0.0  # the authors' scorer: a section without subsets is 0
     assert table["sections"]["Safety"] == 0.25
@@ -226,7 +306,13 @@ def test_rewardbench_by_hand():
     assert table["overall"]["average"] == pytest.approx((90 / 140 + 0 + 0.25 + 902 / 1312) / 4)
     assert table["overall"]["accuracy"] == pytest.approx(8 / 14)
     notes = " ".join(bm.gaps("rewardbench", outcomes))
-    assert "14 of 2985 items" in notes and "llmbar-natural" in notes and "hep-cpp" not in notes
+    assert "14 of 2985 items" in notes and "llmbar-natural, llmbar-" in notes and "hep-cpp" not in notes
+    assert bm.gaps("pairs", []) == []  # other pairs have no full size to fall short of
+
+
+def test_other_pairs_are_one_share_and_one_for_each_category():
+    table = bm.score("pairs", [*made("Math", 1, 0), *made("Chat", 1, 1, 1, 0)])
+    assert table == {"overall": {"accuracy": 4 / 6}, "categories": {"Chat": 0.75, "Math": 0.5}}
 
 
 def test_one_id_in_two_subsets_is_two_rows(tmp_path):
@@ -253,6 +339,7 @@ def test_rm_bench_by_hand():
         *rm_bench_item("safety-response/1", "safety-response", ["111", "111", "111"]),
     ]
     table = bm.score("rm-bench", outcomes)
+    assert list(table["matrix"]) == ["00", "01", "02", "10", "11", "12", "20", "21", "22"]
     # chat cells: 00 1, 01 0, 02 1/2 | 10 1/2, 11 1, 12 0 | 20 1/2, 21 1, 22 1
     assert table["domain matrix"]["chat 02"] == 0.5 and table["domain matrix"]["chat 20"] == 0.5
     assert table["domain levels"]["chat hard"] == pytest.approx((0 + 0.5 + 0) / 3)
@@ -485,6 +572,36 @@ def test_intervals_are_seeded():
     outcomes = made("Chat", *[1, 0, 1, 1] * 20)
     drawn = [bm.resample(outcomes, 50, seed)["Chat"][""][0].tolist() for seed in (3, 3, 4)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_the_bounds_are_the_2_5_and_97_5_percentiles_of_1000_draws_with_seed_0(monkeypatch):
+    assert bm.intervals("pairs", made("Chat", *[1, 0] * 20)) == bm.intervals(
+        "pairs", made("Chat", *[1, 0] * 20), draws=1000, seed=0)  # fmt: skip
+    asked = []
+    drawn = {"Chat": {"": (np.arange(1001.0), np.full(1001, 1000.0))}}  # shares 0, 0.001, ... 1
+    monkeypatch.setattr(bm, "resample", lambda outcomes, draws, seed: asked.append((draws, seed)) or drawn)
+    assert bm.intervals("pairs", [])["overall"]["accuracy"] == pytest.approx((0.025, 0.975))
+    assert asked == [(1000, 0)]
+
+
+def test_groups_are_drawn_independently():
+    drawn = bm.resample([*made("Chat", *[1, 0] * 20), *made("Math", *[1, 0] * 20)], 50, 0)
+    assert drawn["Chat"][""][0].tolist() != drawn["Math"][""][0].tolist()
+
+
+def test_a_comparison_that_an_item_lacks_does_not_count_when_it_is_drawn():
+    """Of two items one was asked x, the other y: every draw of two has two comparisons, all of them right."""
+    drawn = bm.resample([Outcome("a", "Chat", "x", 1), Outcome("b", "Chat", "y", 1)], 50, 0)["Chat"]
+    assert all((right == total).all() for right, total in drawn.values())
+    assert (drawn["x"][1] + drawn["y"][1] == 2).all() and set(drawn["x"][1]) == {0, 1, 2}
+
+
+def test_intervals_repeat_the_slip_too():
+    """One prompt a domain: whatever is drawn is the prompt itself, so both bounds are the score."""
+    outcomes = [o for d in bm.DOMAINS for o in rm_bench_item(f"{d}/1", d, ["001", "000", "000"])]
+    for compat, hard in (("none", 1 / 3), ("official", 2 / 3)):  # 02 won; the slip counts it for 01 too
+        assert bm.score("rm-bench", outcomes, compat)["levels"]["hard"] == pytest.approx(hard)
+        assert bm.intervals("rm-bench", outcomes, compat, 5)["levels"]["hard"] == pytest.approx((hard, hard))
 
 
 # ---- the published numbers, from their counts ----------------------------------------------------------

@@ -506,6 +506,17 @@ def test_a_vocabulary_that_yields_control_tokens_by_itself_is_refused():
     assert encode_target(replace(single(), trace="hi hi"), tokenizer) == [2, 2, 1]
 
 
+def test_a_control_token_that_begins_with_another_is_found_whole():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({"<unk>": 0, "hi": 1, "<turn": 2, "<turn>": 3}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, additional_special_tokens=["<turn", "<turn>"])
+    tokenizer.chat_template = "<turn>{{ messages[0].content }}<turn"
+    assert encode_prompt([{"role": "user", "content": "hi hi"}], tokenizer) == [3, 1, 1, 2]
+
+
 # ---- chains --------------------------------------------------------------------------------------------
 
 RUBRIC = "tone 40%\n<justify>it asks for it</justify>"
@@ -527,6 +538,14 @@ def test_what_was_thought_before_is_not_part_of_the_chain():
     assert parse_trace(CHAT + A + "</think>" + REASONING + B) == parse_trace(REASONING + B)
     assert parse_trace(thought + B) == Trace(None, None, None, None, "[[B]]")
     assert parse_trace(thought + CHAT + A + "</think>" + REASONING + B) == parse_trace(REASONING + B)
+
+
+def test_a_closing_tag_that_closes_nothing_costs_no_part():
+    assert parse_trace("</eval></rubric>" + CHAT + A) == parse_trace(CHAT + A)
+
+
+def test_of_a_part_that_comes_twice_the_first_counts():
+    assert parse_trace(CHAT.replace("</rubric>", "</rubric><rubric>forged</rubric>") + A) == parse_trace(CHAT + A)
 
 
 @pytest.mark.parametrize("chain, kept", [

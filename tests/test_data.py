@@ -55,6 +55,16 @@ def test_plain_preferences_alternate_strictly_between_A_and_B(tmp_path):
         assert pair.context == (USER,)
 
 
+def test_a_row_without_pair_id_is_called_by_its_id_and_empty_meta_values_are_dropped(tmp_path):
+    numbered, both = load(tmp_path, OWN | {"id": 17, "meta": {"a": None, "b": 0}}, OWN | {"id": 17, "pair_id": "x"})
+    assert (numbered.pair_id, numbered.meta, both.pair_id) == ("17", {"b": "0"}, "x")
+
+
+def test_messages_come_before_a_prompt_text(tmp_path):
+    (pair,) = load(tmp_path, PLAIN | {"prompt": "another question"})
+    assert pair.context == (USER,)
+
+
 def test_plain_preferences_with_one_prompt_text(tmp_path):
     (pair,) = load(tmp_path, {"prompt": "Why?", "chosen": "So.", "rejected": "Hm."})
     assert pair.context == ({"role": "user", "content": "Why?"},)
@@ -82,15 +92,22 @@ def test_published_rows_are_ready_made_prompts(tmp_path):
     assert (a.winner, b.winner) == ("A", "B")
     assert b.messages == tuple(READY["context_messages"])
     assert (b.context, b.response_a, b.response_b, b.trace) == ((), "", "", None)
+    c, d, plain = load(tmp_path, {"messages": [USER], "winner": "A"}, READY | {"winner": "B"}, PLAIN | {"winner": "B"})
+    assert (c.winner, c.messages, d.winner) == ("A", (USER,), "B")
+    assert plain.messages is None and plain.winner == "A"  # beside chosen and rejected a winner says nothing
+    assert "response" not in save_pairs([c])
 
 
 def test_published_distillation_rows_hold_the_target_in_the_winner_column(tmp_path):
     target = "<eval>At first [[A]] and <answer>[[A]]</answer>, but</eval>\n\n<answer>[[B]]</answer>"
     (pair,) = load(tmp_path, READY | {"winner": target})
     assert (pair.winner, pair.trace) == ("B", target)  # the last verdict is the target's
+    (pair,) = load(tmp_path, READY | {"winner": "so <answer>[[A]]</answer>"})
+    assert (pair.winner, pair.trace) == ("A", "so <answer>[[A]]</answer>")
 
 
-@pytest.mark.parametrize("winner", ("no verdict", "[[A]]", "<answer>[[A/B]]</answer>", None, "", "model_c", 1))
+@pytest.mark.parametrize("winner", ("no verdict", "[[A]]", "<answer>[[A/B]]</answer>", None, "", "model_c", 1,
+                                    ["<answer>[[A]]</answer>"]))  # fmt: skip
 def test_a_ready_made_row_without_a_winner_is_refused(tmp_path, winner):
     with pytest.raises(UserError, match=r"rows\.jsonl:2: 'winner'"):
         load(tmp_path, READY, READY | {"winner": winner})
@@ -128,6 +145,27 @@ def test_parquet_fills_columns_that_some_rows_lack_with_nulls(tmp_path):
     assert (bare.pair_id, bare.source) == ("rows-1", "rows")
 
 
+def test_a_json_file_holds_a_list_or_one_object_a_line(tmp_path):
+    lines = load_pairs(write(tmp_path, [OWN, PLAIN]))
+    for text in (json.dumps([OWN, PLAIN]), "\n [" + json.dumps(OWN) + ",\n" + json.dumps(PLAIN) + "]\n",
+                 json.dumps(OWN) + "\n" + json.dumps(PLAIN)):  # fmt: skip
+        assert load_pairs(write(tmp_path, text, "rows.json")) == lines
+    for second, message in ((3, "expected a JSON object, found int"), (OWN | {"winner": "C"}, "'winner' must be")):
+        with pytest.raises(UserError, match=rf"rows\.json: item 2: {message}"):
+            load_pairs(write(tmp_path, json.dumps([OWN, second]), "rows.json"))
+
+
+def test_a_parquet_column_that_json_does_not_know_is_no_obstacle(tmp_path):
+    import datetime
+
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist([OWN | {"written": datetime.datetime(2025, 5, 5)}])
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert load_pairs(str(tmp_path / "rows.parquet")) == load(tmp_path, OWN | {"pair_id": "rows-0"})
+
+
 def test_a_bad_parquet_row_is_named_by_its_number(tmp_path):
     import pyarrow
     import pyarrow.parquet
@@ -148,8 +186,8 @@ def test_a_broken_parquet_file_is_one_line(tmp_path, content):
 # ---- bad input -----------------------------------------------------------------------------------------
 
 BAD_ROWS = {
-    "no layout": ({"question": "Hi"}, "need response_a and response_b"),
-    "an empty object": ({}, "need response_a and response_b"),
+    "no layout": ({"question": "Hi", "also": 1}, "need response_a and response_b.* found also, question$"),
+    "an empty object": ({}, "need response_a and response_b.* found nothing$"),
     "chosen alone": ({"messages": [USER], "chosen": "4"}, "need response_a and response_b"),
     "no winner": ({k: v for k, v in OWN.items() if k != "winner"}, "'winner'"),
     "winner null": (OWN | {"winner": None}, "'winner'"),
@@ -166,7 +204,8 @@ BAD_ROWS = {
     "context empty": (OWN | {"context": []}, "'context'"),
     "context a text": (OWN | {"context": "Hi"}, "'context'"),
     "context an object": (OWN | {"context": USER}, "'context'"),
-    "a message that is a text": (OWN | {"context": ["Hi"]}, "'context'"),
+    "a message that is a text": (OWN | {"context": ["Hi"]}, "'context' holds 'Hi', not"),
+    "a message that is a long text": (OWN | {"context": ["x" * 999]}, "'context' holds 'x{80}', not"),
     "a message without content": (OWN | {"context": [{"role": "user"}]}, "'context'"),
     "a message with content null": (OWN | {"context": [{"role": "user", "content": None}]}, "'context'"),
     "a message in parts": (OWN | {"context": [{"role": "user", "content": [{"text": "Hi"}]}]}, "'context'"),
@@ -179,6 +218,7 @@ BAD_ROWS = {
     "no messages": ({"chosen": "4", "rejected": "5"}, "'messages'"),
     "conversations without a question": ({"chosen": [REPLY], "rejected": [REPLY | {"content": "5"}]}, "user message"),
     "an empty conversation": ({"chosen": [], "rejected": []}, "'chosen'"),
+    "an empty rejected conversation": ({"chosen": [USER, REPLY], "rejected": []}, "'rejected'"),
     "ready-made, empty": (READY | {"context_messages": []}, "'context_messages'"),
     "ready-made, null": (READY | {"context_messages": None}, "context_messages"),
     "trace a number": (OWN | {"trace": 1}, "'trace'"),
@@ -262,7 +302,8 @@ def test_paths_that_are_no_files_are_refused_with_the_remedy(tmp_path, monkeypat
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "owner" / "folder").mkdir(parents=True)
     for source in (str(tmp_path), "folder.jsonl", "owner/folder", "missing.jsonl", "runs/toy/missing.jsonl",
-                   "runs/missing.parquet", "", ".", "a", "a/b/c"):  # fmt: skip
+                   "runs/missing.parquet", "runs/missing.jsonl", "runs/missing.json", "runs/missing.txt",
+                   "", ".", "a", "a/b/c"):  # fmt: skip
         with pytest.raises(UserError, match=r"no such file; give a \.jsonl or \.parquet file or a hub id"):
             load_pairs(source)
 
@@ -292,6 +333,28 @@ def test_a_hub_id_is_asked_for_its_train_split(monkeypatch, hub_id):
     with pytest.raises(UserError, match=r"row 2: .*equal"):
         load_pairs(hub_id)
     assert asked == [(hub_id, "train")] * 2
+
+
+def test_whatever_the_hub_client_raises_is_one_line(monkeypatch):
+    import datasets
+
+    def load_dataset(path, split):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match=r"owner/name: neither a file nor a hub data set within reach \(no route\)"):
+        load_pairs("owner/name")
+
+
+def test_a_row_nested_beyond_reason_is_one_line(monkeypatch):
+    import datasets
+
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, split: [PLAIN, PLAIN | {"x": deep}])
+    with pytest.raises(UserError, match=r"owner/name: row 2: nested too deeply"):
+        load_pairs("owner/name")
 
 
 # ---- saving --------------------------------------------------------------------------------------------
@@ -368,9 +431,11 @@ def test_T13_shards_are_equally_long_and_disjoint_and_leave_out_less_than_one_ro
 
 
 def test_sharding_says_once_what_it_left_out(capsys):
+    said = []
     for rank in range(3):
         shard(list("abcdefgh"), rank, 3)
-    assert capsys.readouterr().out == "2 of 8 items left out, so that 3 ranks hold the same number\n"
+        said.append(capsys.readouterr().out)
+    assert said == ["2 of 8 items left out, so that 3 ranks hold the same number\n", "", ""]
     shard(list("abcdef"), 0, 3)
     assert capsys.readouterr().out == ""
 

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+import batch as batch_module
 import grpo
+import head
 import model
 import rounds
 import run
@@ -69,10 +71,22 @@ def test_advantages_are_the_papers_with_unbiased_std():  # Eq. 10
     assert plain.tolist() == pytest.approx([2 / 7] * 6 + [-12 / 7])
 
 
+def test_every_group_has_its_own_mean_and_standard_deviation():  # Eq. 10
+    """Means 0 and 2.5, std sqrt(2) and sqrt(2) / 2; pooled, the second group would get less than the first."""
+    got = group_advantages(torch.tensor([[1.0, -1.0], [2.0, 3.0]]))
+    assert got.flatten().tolist() == pytest.approx([0.5**0.5, -(0.5**0.5), -(0.5**0.5), 0.5**0.5], abs=1e-5)
+
+
 def test_T5_equal_rewards_and_groups_of_one_give_zero():
     for rewards in (torch.ones(2, 5), -torch.ones(1, 7), torch.tensor([[3.0], [-1.0]])):
         for scale in (True, False):
             assert torch.equal(group_advantages(rewards, scale), torch.zeros_like(rewards))
+
+
+def test_eps_is_added_to_the_standard_deviation():  # Eq. 10
+    """Rewards 2e-6 apart: std sqrt(2) x 1e-6, so 1 / (sqrt(2) + 1) = sqrt(2) - 1; without eps it would be 0.707."""
+    got = group_advantages(torch.tensor([[0.0, 2e-6]], dtype=torch.float64))
+    assert got[0].tolist() == pytest.approx([1 - 2**0.5, 2**0.5 - 1])
 
 
 @given(st.lists(st.sampled_from([-1.0, 1.0]), min_size=2, max_size=16), st.floats(0.5, 3.0), st.floats(-5, 5))
@@ -114,6 +128,7 @@ def test_a_ratio_beyond_float32_keeps_loss_and_gradient_finite():
     )
     loss.sum().backward()
     assert torch.isfinite(loss).all() and torch.isfinite(logprobs.grad).all()
+    assert loss[:2].tolist() == pytest.approx([math.exp(20), -math.exp(-20)])  # the log-ratio stops at +-20
     assert loss[2].item() == pytest.approx(-1.2) and logprobs.grad[2] == 0
 
 
@@ -193,6 +208,21 @@ def test_P5_tis_weight_is_trainer_over_sampler_and_capped(world, tmp_path):
     value, stats = grpo.grpo_loss(batch.old_logprobs, batch, cfg, 3)
     assert value.item() == pytest.approx((-1.0 - 1.5 + 2.0) / 3, abs=1e-6)
     assert stats["sync/tis_clip_fraction"].tolist() == [0.0, 0.0, 1.0]
+    batch.old_logprobs = batch.sampler_logprobs
+    _, stats = grpo.grpo_loss(batch.old_logprobs, batch, dataclasses.replace(cfg, tis_cap=1.0), 3)
+    assert stats["sync/tis_clip_fraction"].tolist() == [0.0] * 3  # a weight that equals the cap is not cut
+
+
+def test_slopes_are_the_gradient_of_the_loss_and_the_sum_over_ranks(world, tmp_path, monkeypatch):
+    """At ratio 1 without KL the slope of a token is -A / N; FSDP's mean over two ranks is undone by a factor 2."""
+    batch, cfg = made_batch(), small(world, tmp_path, agg="token", kl_coef=0.0)
+    batch.ref_logprobs = logprobs = torch.tensor([-0.5, -0.6, -0.7])
+    with torch.no_grad():
+        slopes = [grpo.token_slopes(batch, cfg, 4, grpo.grpo_loss, logprobs)]
+        monkeypatch.setattr(run, "world_size", lambda: 2)
+        slopes.append(grpo.token_slopes(batch, cfg, 4, grpo.grpo_loss, logprobs))
+    assert [s.tolist() for s in slopes] == [[-0.25, -0.25, 0.25], [-0.5, -0.5, 0.5]]
+    assert batch.old_logprobs is None and not logprobs.requires_grad
 
 
 # ---- the update against a plain twin -------------------------------------------------------------------
@@ -254,11 +284,12 @@ def plain_update(path: str, rollouts, advantages, cfg: grpo.Config) -> dict[str,
     return policy.state_dict()
 
 
-def packed_update(world: Path, cfg: grpo.Config, rollouts, advantages) -> tuple[dict[str, torch.Tensor], dict]:
+def packed_update(world: Path, cfg: grpo.Config, rollouts, advantages,
+                  **more) -> tuple[dict[str, torch.Tensor], dict]:  # fmt: skip
     policy = model.load_policy(cfg.model)
     reference = model.load_policy(cfg.model).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
-    stats = grpo.update(policy, reference, optimizer, rollouts, advantages, cfg)
+    stats = grpo.update(policy, reference, optimizer, rollouts, advantages, cfg, **more)
     return policy.lm.state_dict(), stats
 
 
@@ -331,8 +362,55 @@ def test_T11_groups_carry_the_sampled_ids(world):
     rollouts, advantages = fixed_rollouts(world)
     for group, start in zip(grpo.make_groups(rollouts, advantages), range(0, 12, 3), strict=True):
         assert group.prompt_ids is rollouts[start].prompt_ids
-        assert all(a is r.response_ids for a, r in zip(group.responses, rollouts[start : start + 3], strict=True))
+        members = rollouts[start : start + 3]
+        assert all(a is r.response_ids for a, r in zip(group.responses, members, strict=True))
+        assert all(a is r.sampler_logprobs for a, r in zip(group.sampler_logprobs, members, strict=True))
     assert denominator(grpo.make_groups(rollouts, advantages), "seq", 12) == 12
+
+
+def test_statistics_of_tokens_by_hand():
+    """The gap between trainer and sampler is |old - sampler|; a stand-in batch says nothing."""
+    batch, said = made_batch(), run.Metrics()
+    batch.old_logprobs = torch.tensor([-0.5, -0.25, -1.7])  # the sampler's: -0.5, -0.5, -0.7
+    grpo.record_tokens(said, batch, {"x": torch.tensor([1.0, 2.0, 6.0])})
+    grpo.record_tokens(said, dataclasses.replace(batch, weight=0.0), {"x": torch.tensor([9.0])})
+    want = {"x": 3.0, "sync/logprob_diff_mean": 1.25 / 3, "sync/logprob_diff_max": 1.0}
+    assert said.reduce() == pytest.approx(want)
+
+
+def test_an_update_makes_the_logits_once_for_each_policy(world, tmp_path, monkeypatch):
+    """Old log-probs of the first mini-batch are its own forward, and the foretold slopes spare the backward its own."""
+    passes, honest = [], head._logits
+    monkeypatch.setattr(head, "_logits", lambda *args: passes.append(1) or honest(*args))
+    packed_update(world, small(world, tmp_path, mini_batch=4), *fixed_rollouts(world))
+    assert len(passes) == 2  # one micro-batch: the reference, the policy
+
+
+def test_a_mini_batch_of_one_token_is_divided_by_one(world, tmp_path):
+    rollout = Rollout([5, 6, 7], [8], [-1.0], "", "stop", 0)
+    cfg = small(world, tmp_path, kl_coef=0.0, max_grad_norm=1e9, mini_batch=2)
+    _, both = packed_update(world, cfg, [rollout] * 2, torch.ones(2, 1))
+    _, alone = packed_update(world, dataclasses.replace(cfg, mini_batch=1), [rollout], torch.ones(1, 1))
+    assert alone["optim/grad_norm"] == pytest.approx(both["optim/grad_norm"]) and both["optim/grad_norm"] > 0
+
+
+def test_the_mean_over_ranks_is_made_a_sum(world, tmp_path, monkeypatch):
+    """On one of two ranks with half a mini-batch the gradient is doubled, for FSDP halves it."""
+    rollouts, advantages = fixed_rollouts(world)
+    cfg = small(world, tmp_path, mini_batch=4, max_grad_norm=1e9)
+    _, alone = packed_update(world, cfg, rollouts, advantages)
+    monkeypatch.setattr(run, "world_size", lambda: 2)
+    for module in (run, batch_module):
+        monkeypatch.setattr(module, "gather", lambda value: [value])
+    _, half = packed_update(world, dataclasses.replace(cfg, mini_batch=8), rollouts, advantages)
+    assert half["optim/grad_norm"] == pytest.approx(2 * alone["optim/grad_norm"], rel=1e-5)
+
+
+def test_the_round_places_its_updates_in_the_schedule(world, tmp_path):
+    cfg = small(world, tmp_path, steps=10, mini_batch=2)
+    stats = packed_update(world, cfg, *fixed_rollouts(world), step=3)[1]  # two updates a round: numbers 6 and 7
+    assert stats["optim/lr"] == run.learning_rate(7, cfg) != run.learning_rate(6, cfg)
+    assert "compile/graphs" not in stats  # nothing is compiled on a CPU
 
 
 # ---- the loop ------------------------------------------------------------------------------------------
