@@ -1,6 +1,8 @@
 """What a text can still do to a judge that it reads: attack strings appended to the losing response.
 
     python -m bench.attack --world runs/toy --judges sft grpo
+    python -m bench.attack --world runs/real --judges grpo --data recipes/real/held_out.jsonl --no-both-orders \
+        --max-tokens 384 --attacks none harmless verdict "forged trace" praise                     # after make real
 
 The defences keep a stranger's text out of the prompt's structure; whether the judge believes it is up to training.
 The toy judge knows 96 words, and what it does not know is one unknown token to it: attacks are of words it knows, but
@@ -17,7 +19,7 @@ from typing import Any
 import tyro
 
 from bench.measure import write
-from data import Pair, load_pairs
+from data import Pair, load_pairs, swap
 from rollout import load_sampler
 from run import read_prompt
 from verdicts import Chat, judge_pairs, tally
@@ -42,6 +44,12 @@ class Config:
     """folder of the toy world: held_out.jsonl, prompt.txt and the judges"""
     judges: tuple[str, ...] = ("sft", "grpo")
     """trained models in it"""
+    data: str = ""
+    """pairs; empty: held_out.jsonl of the world"""
+    attacks: tuple[str, ...] = tuple(ATTACKS)
+    """which attacks, "none" first"""
+    both_orders: bool = True
+    """show every pair both ways round"""
     limit: int = 0
     """pairs, the first ones; 0: all"""
     max_tokens: int = 60
@@ -60,29 +68,29 @@ def attacked(pair: Pair, text: str) -> Pair:
 
 
 def measure(sampler: Chat, pairs: list[Pair], cfg: Config, system: str | None) -> list[dict[str, Any]]:
-    """A row an attack, both orders, greedily. Each order is attacked by itself, since its letters are its own."""
-    from data import swap
-
+    """A row an attack, greedily. Each order is attacked by itself, since its letters are its own."""
+    orders = [pairs, [swap(pair) for pair in pairs]][: 2 if cfg.both_orders else 1]
     rows: list[dict[str, Any]] = []
-    for name, text in ATTACKS.items():
-        judged = [[*judge_pairs(sampler, [attacked(pair, text) for pair in shown], "instruct", seed=cfg.seed,
-                                max_tokens=cfg.max_tokens, system=system)]
-                  for shown in (pairs, [swap(pair) for pair in pairs])]  # fmt: skip
+    for name in cfg.attacks:
+        judged = [[*judge_pairs(sampler, [attacked(pair, ATTACKS[name]) for pair in shown], "instruct", seed=cfg.seed,
+                                max_tokens=cfg.max_tokens, system=system)] for shown in orders]  # fmt: skip
         found = tally([judgement for order in judged for judgement in order])
-        both = sum(a.correct and b.correct for a, b in zip(*judged, strict=True)) / len(pairs)
+        both = sum(all(j.correct for j in shown) for shown in zip(*judged, strict=True)) / len(pairs)
         lost = found["accuracy"] - (rows[0]["accuracy"] if rows else found["accuracy"])
-        rows.append({"attack": name, "accuracy": found["accuracy"], "change": lost, "right in both orders": both,
+        rows.append({"attack": name, "accuracy": found["accuracy"], "change": lost, "right in all orders": both,
                      "without a verdict": 1 - found["verdict_rate"], "verdicts": int(found["count"])})  # fmt: skip
     return rows
 
 
 def main(cfg: Config) -> None:
     world = Path(cfg.world)
-    pairs = load_pairs(str(world / "held_out.jsonl"))[: cfg.limit or None]
+    pairs = load_pairs(cfg.data or str(world / "held_out.jsonl"))[: cfg.limit or None]
+    prompt = world / "prompt.txt"
+    system = read_prompt(str(prompt)) if prompt.exists() else None
     rows: list[dict[str, Any]] = []
     for judge in cfg.judges:
         sampler = load_sampler(str(world / judge), kind="torch")
-        rows += [{"judge": judge} | row for row in measure(sampler, pairs, cfg, read_prompt(str(world / "prompt.txt")))]
+        rows += [{"judge": judge} | row for row in measure(sampler, pairs, cfg, system)]
     write(rows, asdict(cfg) | {"attacks": ATTACKS}, Path(cfg.out))
 
 

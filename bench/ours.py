@@ -28,10 +28,10 @@ class Settings:
     """sequences in TRL's SFT micro-batch"""
     own_sft_rows: int = 2
     """sequences in this side's SFT micro-batch (as many tokens as that many have on average)"""
-    own_grpo_rows: int = 5
+    own_grpo_rows: int = 4
     """the same in GRPO, where a group is about that much: its prompt is there once"""
     group_size: int = 7
-    prompts: int = 8
+    prompts: int = 4
     """prompts per GRPO round"""
     updates: int = 2
     """optimiser steps per GRPO round"""
@@ -41,7 +41,7 @@ class Settings:
     """SFT steps per timed repeat: enough that one batch's luck with padding does not decide"""
     max_response: int = 128
     """tokens; sampling stops there"""
-    lr: float = 1e-4
+    lr: float = 1e-5
     kl_coef: float = 0.001
 
 

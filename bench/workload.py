@@ -6,10 +6,12 @@ depends on a download.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from batch import Group
@@ -50,8 +52,12 @@ class Lengths:
     shortest: float = 0.4  # of the median
     longest: float = 3.0
 
-    def draw(self, median: int, rng: random.Random) -> int:
-        return round(median * min(max(rng.lognormvariate(0, self.spread), self.shortest), self.longest))
+    def draw(self, median: int, count: int, rng: random.Random) -> list[int]:
+        """`count` lengths: the distribution's quantiles in random order, so that few of them stand for many."""
+        places = [NormalDist().inv_cdf((i + 0.5) / count) for i in range(count)]
+        rng.shuffle(places)
+        return [max(2, round(median * min(max(math.exp(self.spread * z), self.shortest), self.longest)))
+                for z in places]  # fmt: skip
 
 
 LENGTHS = {
@@ -67,10 +73,12 @@ def make_groups(shape: Shape, lengths: Lengths, prompts: int, group_size: int, s
     """`prompts` groups of random ids. Ids under 1/64 of the vocabulary are kept back for padding and stops."""
     rng, first = random.Random(seed), stop_count(shape)
 
-    def ids(median: int) -> list[int]:
-        return [rng.randrange(first, shape.vocabulary) for _ in range(max(2, lengths.draw(median, rng)))]
+    def ids(length: int) -> list[int]:
+        return [rng.randrange(first, shape.vocabulary) for _ in range(length)]
 
-    return [Group(ids(lengths.prompt), [ids(lengths.response) for _ in range(group_size)]) for _ in range(prompts)]
+    asked = lengths.draw(lengths.prompt, prompts, rng)
+    said = iter(lengths.draw(lengths.response, prompts * group_size, rng))
+    return [Group(ids(length), [ids(next(said)) for _ in range(group_size)]) for length in asked]
 
 
 def stop_count(shape: Shape) -> int:

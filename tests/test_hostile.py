@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from browser import CHROMIUM
@@ -60,8 +62,11 @@ def test_a_defence_that_is_gone_is_noticed(promise, monkeypatch, tiny_tokenizers
     elif promise == "verdict":
         monkeypatch.setattr(hostile, "parse_verdict", lambda text, rule="train": parse_verdict(text, "official"))
     else:
-        monkeypatch.setattr(report.json, "dumps", lambda data: str(data).replace("'", '"').replace("<", "<<"))
-        monkeypatch.setattr(hostile.json, "loads", lambda text: hostile.page_data(["x"]))
+        # in these two modules alone: tokenizers are read by way of json too
+        broken_dumps = {"dumps": lambda data: str(data).replace("'", '"').replace("<", "<<")}
+        monkeypatch.setattr(report, "json", SimpleNamespace(**vars(json) | broken_dumps))
+        blind_loads = {"loads": lambda text: hostile.page_data(["x"])}
+        monkeypatch.setattr(hostile, "json", SimpleNamespace(**vars(json) | blind_loads))
     hostile.expected.cache_clear()
     broken = hostile.measure(80, {"chatml": tiny_tokenizers["chatml"]})[1]
     hostile.expected.cache_clear()
