@@ -37,7 +37,7 @@ def compact_head(wanted: bool) -> Any:
 class Rounds(TrainerCallback):
     """Times every `updates` optimiser steps as one repeat, then gives the other side its turn."""
 
-    def __init__(self, side: Side, updates: int, count: Callable[[int], int], turn: Callable[[int], None]):
+    def __init__(self, side: Side, updates: int, count: Callable[[], int], turn: Callable[[int], None]):
         self.side, self.updates, self.count, self.turn = side, updates, count, turn
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -47,7 +47,7 @@ class Rounds(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % self.updates == 0:
             done = state.global_step // self.updates - 1
-            self.side.end(self.begun, self.count(done))
+            self.side.end(self.begun, self.count())
             self.turn(done)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
@@ -79,7 +79,7 @@ def sft(folder: str, vocabulary: int, groups: Sequence[Group], settings: Setting
     trainer = SFTTrainer(load(folder), args, train_dataset=Dataset.from_list(rows * rounds),
                          processing_class=make_tokenizer(vocabulary))  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Rounds(side, steps, lambda k: tokens(groups), turn))
+    trainer.add_callback(Rounds(side, steps, lambda: tokens(groups), turn))
     ready()
     with compact_head(compact):
         trainer.train()
@@ -107,7 +107,7 @@ def grpo(folder: str, vocabulary: int, groups: Sequence[Group], settings: Settin
         made[:] = completion_ids
         return [reward(ids) for ids in completion_ids]
 
-    def count(done: int) -> int:
+    def count() -> int:
         return tokens(groups) if replay else sum(map(len, made))
 
     args = GRPOConfig(
