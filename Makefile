@@ -9,7 +9,7 @@
 # make handout OUT=DIR    a student's copy of the course (COURSE_TERM=2026-autumn ASSIGNMENTS=3); course/README.md
 # make exercises     ten changes of at most ten lines, three seeds each, 35 CPU-minutes; after make tables
 # make traps         seventeen faults: the tests that notice, a short run of each, 20 minutes; after make tables
-# make bench         speed and memory against TRL and against the machine, a quarter of an hour
+# make bench         speed and memory against TRL, a few minutes; make bench-full has the rest, an hour and more
 # make real          a real 135M chat model on real text, on the CPU, under 40 minutes
 
 PYTHON ?= python3.11
@@ -110,8 +110,7 @@ mutants: .venv-mutants/installed
 bench bench-full: export OMP_NUM_THREADS = 1
 BENCH = .venv-bench/bin/python -m
 bench: .venv-bench/installed
-	$(BENCH) bench.against_trl
-	$(BENCH) bench.flops --shapes 24m
+	$(BENCH) bench.against_trl --vocabularies 2k --out runs/bench/small.json
 
 bench-full: .venv-bench/installed
 	$(BENCH) bench.against_trl --full

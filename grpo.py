@@ -13,10 +13,10 @@ Deleted from PPO: the critic, the value loss, GAE, the entropy bonus, the KL in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +25,16 @@ import model
 import run
 import sizes
 from attention import compiled_graphs
-from batch import Agg, Batch, Group, aggregate, denominator, micro_batches
-from cor_prompt import Style, render
+from batch import Batch, Group, aggregate, denominator, micro_batches
+from cor_prompt import render
 from data import Pair, load_pairs
+from metrics import Clock, Metrics
 from model import Policy
 from reward import parse_verdict, verdict_reward
-from rollout import Rollout, Sampler, SamplerKind
+from rollout import Rollout, Sampler
 from rounds import collect, evaluate, load_prompts, make_engine, rollout_metrics, torch_sampler
+from settings import GRPO_PRESETS as PRESETS
+from settings import GRPOConfig as Config
 
 # ---- the equations: pure tensor functions --------------------------------------------------------------
 
@@ -87,151 +90,6 @@ def grpo_loss(logprobs: Tensor, batch: Batch, cfg: Config, denominator: float) -
     return aggregate(surrogate + cfg.kl_coef * kl, batch, cfg.agg, denominator), stats
 
 
-# ---- configuration -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Config:
-    preset: str = "paper-7b-reasoning"
-    """named set of defaults: paper-{7b,14b,32b}-{reasoning,instruct}, one-gpu, small, tiny"""
-    model: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
-    """start and reference checkpoint: a folder with safetensors, a run folder, or a hub id"""
-    data: str = "gaotang/RM-R1-Reasoning-RLVR"
-    """pairs to train on: .jsonl, .parquet or a hub id"""
-    held_out: str = ""
-    """pairs judged greedily in both orders every eval_every steps; empty: none"""
-    out: str = "runs/grpo"
-    """run folder to write; an interrupted run in it is continued"""
-    style: Style = "reasoning"
-    """which prompt the judge sees (cor_prompt.py)"""
-    prompt_file: str = ""
-    """text file that replaces the style's fixed wording; empty: the built-in wording"""
-    steps: int = 71
-    """rollout rounds"""
-    prompts_per_step: int = 1024
-    """pairs per round, over all ranks (P)"""
-    group_size: int = 7
-    """responses sampled per pair (G)"""
-    mini_batch: int = 128
-    """pairs per optimiser step, over all ranks; prompts_per_step / mini_batch steps a round"""
-    temperature: float = 1.0
-    """softmax temperature of sampling and of every log-prob"""
-    max_prompt_tokens: int = 4096
-    """tokens; a longer prompt is left out and counted"""
-    max_response_tokens: int = 8192
-    """tokens; sampling stops there, and a cut response has no verdict"""
-    micro_batch_tokens: int = 16384
-    """tokens per forward and backward on one rank, padding included"""
-    lr: float = 1e-6
-    """peak learning rate"""
-    lr_schedule: Literal["cosine", "linear", "constant"] = "constant"
-    """shape after the warm-up, per optimiser step"""
-    lr_floor: float = 0.1
-    """last learning rate as a share of the peak (not for constant)"""
-    warmup_updates: int = 0
-    """optimiser steps of linear warm-up"""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates"""
-    weight_decay: float = 0.01
-    """AdamW's decoupled weight decay"""
-    max_grad_norm: float = 1.0
-    """gradient norm above which gradients are scaled down"""
-    agg: Agg = "seq"
-    """loss average: seq (per response, Eq. 9), token (DAPO), const (Dr. GRPO)"""
-    scale_by_std: bool = True
-    """divide advantages by the group's standard deviation"""
-    clip_low: float = 0.2
-    """the ratio is clipped at 1 - clip_low"""
-    clip_high: float = 0.2
-    """the ratio is clipped at 1 + clip_high"""
-    kl_coef: float = 0.001
-    """weight of the KL to the start checkpoint in the loss"""
-    tis_cap: float = 0.0
-    """cap of the trainer/sampler importance weight; 0: no correction"""
-    compat: Literal["none", "official"] = "none"
-    """official: the whole first round trains with learning rate 0, as the authors' schedule did"""
-    sampler: SamplerKind = "auto"
-    """engine of the rollouts; auto: vllm where it is installed and suits the device, else torch"""
-    sampler_dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
-    """weights of the sampler's own copy"""
-    tp: int = 1
-    """neighbouring ranks that share one vLLM engine (tensor parallel)"""
-    engine_memory: float = 0.5
-    """share of a GPU's memory that vLLM may fill while the trainer waits (--dry-run prints the largest that fits)"""
-    compute_dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
-    """arithmetic of forward and backward; stored weights, log-probs and Adam are float32 or better"""
-    offload_optimizer: bool = False
-    """keep Adam's moments in host memory while the engine samples"""
-    shard_ranks: int = 0
-    """neighbouring ranks that hold one copy of the weights (hybrid sharding); 0: all ranks hold one"""
-    checkpointing: bool = True
-    """recompute each layer in the backward pass: less memory, about a third more time"""
-    eval_every: int = 10
-    """rounds between evaluations on held_out (and once at the end)"""
-    save_every: int = 10
-    """rounds between resume states"""
-    seed: int = 0
-    """seed of data order and sampling"""
-    dry_run: int = 0
-    """print what a run on this many GPUs needs, then stop; 0: train"""
-    gpu_gb: float = 80.0
-    """memory of one card for --dry-run, in GB (1e9 bytes)"""
-
-    @property
-    def updates_per_step(self) -> int:
-        if self.prompts_per_step % self.mini_batch or self.mini_batch % run.world_size():
-            raise run.UserError(
-                f"--prompts-per-step {self.prompts_per_step}, --mini-batch {self.mini_batch} and "
-                f"{run.world_size()} ranks: each must divide the one before"
-            )
-        return self.prompts_per_step // self.mini_batch
-
-    @property
-    def total_updates(self) -> int:
-        return self.steps * self.updates_per_step
-
-
-PAPER = Config()
-
-
-def _paper(size: str, family: str, lr: float) -> Config:
-    """Appendix G; Instruct models start from their own stage 1 and leave its rows out."""
-    name = f"paper-{size}-{family}"
-    if family == "reasoning":
-        return replace(PAPER, preset=name, model=f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{size.upper()}", lr=lr)
-    return replace(PAPER, preset=name, model="runs/sft", data="gaotang/RM-R1-after-Distill-RLVR",
-                   style="instruct", steps=62, lr=lr)  # fmt: skip
-
-
-PRESETS = {
-    "paper-7b-reasoning": PAPER,
-    "paper-14b-reasoning": _paper("14b", "reasoning", 1e-6),
-    "paper-32b-reasoning": _paper("32b", "reasoning", 8e-7),
-    "paper-7b-instruct": _paper("7b", "instruct", 1e-6),
-    "paper-14b-instruct": _paper("14b", "instruct", 7e-7),
-    "paper-32b-instruct": _paper("32b", "instruct", 5e-7),
-    "one-gpu": replace(
-        PAPER, preset="one-gpu", model="runs/one-gpu/sft", data="gaotang/RM-R1-after-Distill-RLVR",
-        out="runs/one-gpu/grpo", style="instruct", steps=200, prompts_per_step=64, mini_batch=16,
-        max_response_tokens=2048, micro_batch_tokens=8192, engine_memory=0.4,
-    ),
-    "small": replace(
-        PAPER, preset="small", model="runs/real/sft", data="recipes/real/pairs.jsonl", out="runs/real/grpo",
-        style="instruct", steps=3, prompts_per_step=4, group_size=4,
-        mini_batch=2, max_prompt_tokens=2048, max_response_tokens=384, micro_batch_tokens=4096, lr=2e-6,
-        sampler_dtype="float32", checkpointing=False, save_every=1,
-    ),
-    "tiny": replace(
-        PAPER, preset="tiny", model="runs/toy/sft", data="runs/toy/rl.jsonl", held_out="runs/toy/held_out.jsonl",
-        prompt_file="runs/toy/prompt.txt", out="runs/grpo-tiny", style="instruct", steps=120,
-        prompts_per_step=16, group_size=8, mini_batch=8, max_prompt_tokens=64, max_response_tokens=60,
-        micro_batch_tokens=4096, lr=3e-4, lr_schedule="linear", warmup_updates=5, betas=(0.9, 0.99),
-        weight_decay=0.0, kl_coef=0.005, compute_dtype="float32", sampler="torch", sampler_dtype="float32",
-        checkpointing=False, eval_every=20, save_every=20,
-    ),
-}  # fmt: skip
-
-
 # ---- one round's update --------------------------------------------------------------------------------
 
 
@@ -246,7 +104,7 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
     mini_batches = [groups[i : i + size] for i in range(0, len(groups), size)]
     device = next(policy.parameters()).device
     packed = [list(micro_batches(mini, cfg.micro_batch_tokens, device)) for mini in mini_batches]
-    metrics = run.Metrics()
+    metrics = Metrics()
     score_rollouts(policy, reference, packed, cfg)  # (3)
     policy.train()
     for m, (mini, batches) in enumerate(zip(mini_batches, packed, strict=True)):
@@ -296,7 +154,7 @@ def score_rollouts(policy: Policy, reference: Policy, packed: Sequence[Sequence[
     model.release(reference)
 
 
-def record_tokens(metrics: run.Metrics, batch: Batch, stats: dict[str, Tensor]) -> None:
+def record_tokens(metrics: Metrics, batch: Batch, stats: dict[str, Tensor]) -> None:
     """Add per-token statistics as sums and counts; a stand-in batch (weight 0) adds nothing."""
     if not batch.weight:
         return
@@ -319,6 +177,9 @@ def verdict_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Po
 
 # ---- the loop ------------------------------------------------------------------------------------------
 
+POSITIVE = ("steps", "prompts_per_step", "group_size", "mini_batch", "temperature", "micro_batch_tokens",
+            "max_response_tokens", "max_grad_norm", "eval_every", "save_every")  # fmt: skip
+
 
 def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_score, keep: Callable | None = None,
           advantage: Callable = group_advantages, loss: Callable = grpo_loss,
@@ -329,9 +190,7 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
     keep(rewards) -> (P,) bool, groups kept, the rest refilled from the stream (None: all are kept);
     verdict(text, rule) -> A, B or None, for held-out accuracy and metrics.
     """
-    run.check_positive(cfg, "steps", "prompts_per_step", "group_size", "mini_batch", "temperature",
-                       "micro_batch_tokens", "max_response_tokens", "max_grad_norm", "eval_every",
-                       "save_every")  # fmt: skip
+    run.check_positive(cfg, *POSITIVE)
     if cfg.dry_run:
         return sizes.dry_run(cfg)
     join(cfg)
@@ -350,13 +209,10 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
     state, bad = model.resume(folder, policy, optimizer) or {"step": 0, "position": 0}, 0
     folder.rewind(state["step"])
     moments = model.HostMoments(optimizer, cfg.offload_optimizer)
-
-    def judge(step: int) -> dict[str, float]:
-        return evaluate(sampler, held_out, step, cfg, system, prompt, verdict)
-
+    judge = partial(evaluate, sampler, held_out, cfg=cfg, system=system, prompt=prompt, verdict=verdict)
     with run.StopSignal() as stop, run.progress(cfg.steps, state["step"], "grpo") as bar:
         for step in range(state["step"], cfg.steps):
-            clock = run.Clock()
+            clock = Clock()
             moments.to_host()
             sampler.sync(model.gathered_weights(policy, getattr(torch, cfg.sampler_dtype)))
             clock.lap("sync")

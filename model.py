@@ -145,15 +145,20 @@ def load_policy(path: str, dtype: torch.dtype = torch.float32, mesh: Any = None,
     return policy
 
 
-def tested_config(folder: Path, **changes: Any) -> Any:
-    """The folder's config; UserError for an architecture that the tests do not know, or windowed attention."""
+def read_config(folder: Path, **changes: Any) -> Any:
+    """The folder's config as transformers reads it; UserError where that fails, or would run the folder's code."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **changes)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, **changes)
     except Exception as error:  # a broken config.json raises many kinds; code of its own is among them, and never run
-        raise UserError(f"{folder / 'config.json'}: no configuration of an architecture of transformers "
+        raise UserError(f"{folder / 'config.json'}: not an architecture of transformers "
                         f"({(str(error) or type(error).__name__).splitlines()[0]})") from None  # fmt: skip
+
+
+def tested_config(folder: Path, **changes: Any) -> Any:
+    """`read_config`; UserError for an architecture that the tests do not know, or windowed attention."""
+    config = read_config(folder, **changes)
     windowed = [t for t in getattr(config, "layer_types", None) or [] if t != "full_attention"]
     if config.model_type not in TESTED or windowed:
         raise UserError(f"{folder}: {config.model_type}{' with windowed layers' if windowed else ''} is not "

@@ -17,8 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -28,13 +27,12 @@ from typing import Annotated, Any
 import tyro
 
 import run
-from data import Pair, load_pairs
-from outcomes import read_judgement
-from run import UserError, visible
+from data import Pair
+from run import visible
+from stages import Key, Stage, find_curves, find_stages, is_number, load_texts
 from tables import as_text, curve_grid, drawn
-from verdicts import Judgement, named, tally
+from verdicts import Judgement
 
-ORDER = ("start", "sft", "grpo")  # stages of other names come after these
 PANELS = (
     ("loss", "nats per token", ("train/loss", "eval/loss")),
     ("reward", "mean, from -1 to 1", ("reward/mean",)),
@@ -46,7 +44,6 @@ PANELS = (
     ("no verdict", "share of rollouts", ("rollout/frac_no_verdict",)),
 )
 AXES = (0.14, 0.16, 0.83, 0.8)  # of a panel: left, bottom, width, height as shares of the picture
-Key = tuple[str, str]  # source, pair_id
 Panel = tuple[str, str, bytes, tuple[float, float] | None]  # title, remark, PNG, first and last x
 Table = list[list[str]]  # the first row is the header
 
@@ -61,142 +58,6 @@ class Config:
     """Held-out pairs in the page's browser, first those that the last stage changed (pairs)."""
     megabytes: float = 3.0
     """Size at which the browser takes no further pair (MB of traces)."""
-
-
-@dataclass
-class Stage:
-    """All that is known of one stage, or of one round of its training (`step`); `verdicts` holds one sample of each
-    pair and order, `votes` counts all: for response A, for B, for neither. What is not `listed` is in the browser only.
-    """
-
-    name: str
-    step: int | None = None
-    listed: bool = True
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    summary: dict[str, Any] = field(default_factory=dict)
-    verdicts: dict[Key, dict[str, Judgement]] = field(default_factory=dict)
-    votes: dict[Key, list[int]] = field(default_factory=dict)
-    probe: dict[str, Any] = field(default_factory=dict)
-    data: str = ""
-
-    @property
-    def run(self) -> str:
-        return self.name.removesuffix(f" step {self.step}")
-
-    def judge(self, judgements: Sequence[Judgement]) -> None:
-        for j in judgements:
-            key = (j.source, j.pair_id)
-            self.verdicts.setdefault(key, {}).setdefault(j.order, j)
-            self.votes.setdefault(key, [0, 0, 0])[("A", "B", None).index(named(j))] += 1
-
-
-# ---- what is there -------------------------------------------------------------------------------------
-
-
-def find_stages(folder: Path) -> list[Stage]:
-    """Stages in order. Raises UserError if there is nothing to report on."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    stages: dict[str, Stage] = {}
-
-    def stage(path: Path) -> Stage:
-        parts = [part for part in path.relative_to(folder).parts if part not in ("eval", "probe")]
-        name = "/".join(parts) or folder.resolve().name
-        return stages.setdefault(name, Stage(name))
-
-    for path in below(folder, "metrics.jsonl"):
-        stage(path.parent).metrics = [row for _, row in run.read_jsonl(path, torn_end_ok=True)]
-    for path in below(folder, "summary.json"):
-        logs = sorted(path.parent.glob("judgements*.jsonl"))  # several processes leave a log each
-        judged = [judgement for log in logs for judgement in read_log(log)]
-        curve = "curve" in path.relative_to(folder).parts
-        if logs and (not curve or any(j.sample for j in judged)):
-            one = stage(path.parent)
-            one.summary, one.listed = read_summary(path), not curve
-            one.judge(judged)
-            one.data = str(read_object(path.parent / "config.json").get("data", ""))
-    for path in below(folder, "probe/*.json"):
-        stage(path.with_suffix("")).probe = read_object(path)
-    if not stages:
-        raise UserError(f"{folder}: no metrics.jsonl, summary.json or probe/*.json in it or three levels below")
-    evaluated = any(one.verdicts and one.listed for one in stages.values())
-    for path in below(folder, "rollouts"):
-        steps = sorted(path.glob("step_*.jsonl"))
-        for step in steps:  # the tables of a run without evaluations have its first and last
-            one = step_stage(stage(path.parent).name, step, not evaluated and step in (steps[0], steps[-1]))
-            stages[one.name] = one
-    rank = {name: i for i, name in enumerate(ORDER)}
-    order = {one.name: (rank.get(one.run, len(rank)), one.run) for one in stages.values()}  # an evaluation ends its run
-    return sorted(stages.values(), key=lambda s: (*order[s.name], s.step is None and s.verdicts != {}, s.step or 0))
-
-
-def below(folder: Path, name: str) -> Iterator[Path]:
-    for depth in range(4):
-        yield from sorted(folder.glob("*/" * depth + name))
-
-
-def step_stage(name: str, path: Path, listed: bool) -> Stage:
-    """The held-out verdicts of one training step as a stage of their own."""
-    judged, step = read_log(path), int(re.sub(r"\D", "", path.stem) or 0)
-    groups = {c: tally([j for j in judged if j.category == c]) for c in sorted({j.category for j in judged})}
-    data = str(read_object(path.parent.parent / "config.json").get("held_out", ""))
-    found = Stage(f"{name} step {step}", step, listed, data=data,
-                  summary={"overall": tally(judged), "by_category": groups})  # fmt: skip
-    found.judge(judged)
-    return found
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, {} if there is no such file."""
-    if not path.is_file():
-        return {}
-    value = run.read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    value = read_object(path)
-    groups = value.get("by_category", {})
-    parts = [value.get("overall", {}), groups, *(groups.values() if isinstance(groups, dict) else [])]
-    if not all(isinstance(part, dict) for part in parts):
-        raise UserError(f"{path}: not a summary as eval.py writes it")
-    return value
-
-
-def find_curves(folder: Path) -> dict[str, dict[str, Any]]:
-    """{evaluation: its curve}, as eval.py writes it."""
-    found = {}
-    for path in below(folder, "summary.json"):
-        if curve := read_object(path).get("curve"):
-            try:
-                texts = [curve[name] for name in ("title", "xlabel", "remark", "note")]
-                points = drawn(curve)
-                good = all(is_number(value) for point in points for value in point) and all(e >= 0 for *_, e in points)
-                if not points or not good or not all(isinstance(text, str) for text in texts):
-                    raise TypeError("a text or a number is none")
-                curve_grid(curve)
-            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-                raise UserError(f"{path}: its curve is not as eval.py writes it ({error})") from None
-            name = "/".join(part for part in path.parent.relative_to(folder).parts if part not in ("eval", "curve"))
-            found[name or folder.resolve().name] = curve
-    return found
-
-
-def read_log(path: Path) -> list[Judgement]:
-    return [read_judgement(row, f"{path}:{number}") for number, row in run.read_jsonl(path, torn_end_ok=True)]
-
-
-def load_texts(stages: Sequence[Stage]) -> dict[Key, Pair]:
-    """The pairs that were judged, where their file is still there. `id#7` is eval.py's name for row 7 of
-    several with one id."""
-    found: dict[Key, Pair] = {}
-    for data in sorted({stage.data for stage in stages}):
-        with suppress(UserError, OSError):  # the file is another one by now, or this never was a file's name
-            for index, pair in enumerate(load_pairs(data) if Path(data).is_file() else ()):
-                found[pair.source, f"{pair.pair_id}#{index}"] = found[pair.source, pair.pair_id] = pair
-    return found
 
 
 # ---- tables --------------------------------------------------------------------------------------------
@@ -236,11 +97,6 @@ def cell(value: Any, digits: int = 3) -> str:
     if not is_number(value):
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
-
-
-def is_number(value: Any) -> bool:
-    """A number that a table and a plot can show."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e99 < value < 1e99
 
 
 # ---- the terminal --------------------------------------------------------------------------------------

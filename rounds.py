@@ -7,7 +7,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +16,12 @@ import model
 import run
 from cor_prompt import encode_prompt, render
 from data import Message, Pair, load_pairs, stream
+from metrics import Metrics
 from model import Policy
 from reward import parse_verdict
 from rollout import Rollout, Sampler, TorchSampler, VLLMSampler, which_sampler
+from settings import GRPOConfig as Config
 from verdicts import judge_pairs, tally
-
-if TYPE_CHECKING:
-    from grpo import Config
 
 REFILLS = 100  # passes over P prompts that may go by before a round is full
 
@@ -77,7 +76,7 @@ def evaluate(sampler: Sampler, held_out: Sequence[Pair], step: int, cfg: Config,
 def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor,
                     verdict: Callable = parse_verdict) -> dict[str, float]:  # fmt: skip
     """What rollouts and rewards look like, over all ranks; the standard error takes a group as one observation."""
-    metrics, count = run.Metrics(), len(rollouts)
+    metrics, count = Metrics(), len(rollouts)
     verdicts = [verdict(r.text, "train") for r in rollouts]
     metrics.add("reward/mean", rewards.sum().item(), rewards.numel())
     metrics.add("reward/frac_constant_groups", (rewards == rewards[:, :1]).all(1).sum().item(), len(rewards))

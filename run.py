@@ -1,4 +1,4 @@
-"""What every script shares: configuration, ranks, the run folder, metrics and one-line errors.
+"""What every script shares: configuration, ranks, the run folder, stopping and one-line errors.
 
 A run folder holds `config.json`, `metrics.jsonl`, `rollouts/`, `checkpoints/`, `model/` (the exported
 checkpoint) and `report.html`. Every file but the growing logs appears whole or not at all: it is written
@@ -21,7 +21,7 @@ import sys
 import time
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -365,84 +365,7 @@ class RunFolder:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-# ---- metrics, progress, stopping -----------------------------------------------------------------------
-
-
-class Metrics:
-    """Sums and counts from all ranks, divided once; `not_finite` counts the means that are not, and are left out."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, tuple[float, float]] = {}
-        self.maxima: dict[str, float] = {}
-
-    def add(self, name: str, total: float, count: float = 1.0) -> None:
-        s, n = self.sums.get(name, (0.0, 0.0))
-        self.sums[name] = (s + float(total), n + float(count))
-
-    def add_max(self, name: str, value: float) -> None:
-        value = float(value) if math.isfinite(value) else math.inf  # comparisons with NaN would lose it
-        self.maxima[name] = max(value, self.maxima.get(name, -math.inf))
-
-    def add_norm(self, norm: float) -> None:
-        """A step's gradient norm, and whether the step was left out for it (model.optimizer_step)."""
-        self.add("optim/grad_norm", norm)
-        self.add("optim/skipped", not math.isfinite(norm))
-
-    def reduce(self) -> dict[str, float]:
-        """{name: sum / count or maximum} over all ranks; a mean over nothing is left out."""
-        merged = Metrics()
-        for sums, maxima in gather((self.sums, self.maxima)):
-            for name, (total, count) in sums.items():
-                merged.add(name, total, count)
-            for name, value in maxima.items():
-                merged.add_max(name, value)
-        found = {name: total / count for name, (total, count) in merged.sums.items() if count} | merged.maxima
-        finite = {name: value for name, value in found.items() if math.isfinite(value)}
-        return finite | ({"not_finite": len(found) - len(finite)} if len(finite) < len(found) else {})
-
-
-BAD_STEPS = 5  # as many in a row end a run
-
-
-def count_bad(record: Mapping[str, float], before: int) -> int:
-    """Steps (rounds of GRPO) in a row, this one included, in which a gradient was not finite and was not used."""
-    return before + 1 if record["optim/skipped"] else 0
-
-
-def stop_early(bad: int) -> None:
-    """End a run whose resume state is written: KeyboardInterrupt, or UserError if it was gradients that ended it."""
-    if bad < BAD_STEPS:
-        raise KeyboardInterrupt
-    raise UserError(
-        f"{bad} steps in a row met a gradient that is not finite, and left the weights as they were: "
-        "lower --lr, look at metrics.jsonl from where optim/skipped begins; the same command continues"
-    )
-
-
-class Clock:
-    """Seconds between laps of one step."""
-
-    def __init__(self) -> None:
-        self.began = self.last = time.perf_counter()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = max(self.last, time.perf_counter())  # a clock may be set back
-        self.laps[name], self.last = now - self.last, now
-
-    def times(self, rollouts: Sequence[Any]) -> dict[str, float]:
-        """time/* in seconds (means over ranks; generate_max: the slowest) and sampled tokens/s, evaluation apart."""
-        metrics, tokens = Metrics(), sum(len(r.response_ids) for r in rollouts)
-        busy = self.last - self.began - self.laps.get("eval", 0.0)
-        for name, seconds in (self.laps | {"step": self.last - self.began}).items():
-            metrics.add(f"time/{name}", seconds)
-        metrics.add_max("time/generate_max", self.laps.get("generate", 0.0))
-        return metrics.reduce() | {"tokens/s": per_second(sum(gather(tokens)), busy)}
-
-
-def per_second(count: float, seconds: float) -> float:
-    """A rate; 0 where the clock stood still or was set back."""
-    return count / seconds if seconds > 0 else 0.0
+# ---- progress, stopping --------------------------------------------------------------------------------
 
 
 def progress(total: int, initial: int, label: str):
@@ -474,3 +397,21 @@ class StopSignal:
     def __exit__(self, *exc: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+BAD_STEPS = 5  # as many in a row end a run
+
+
+def count_bad(record: Mapping[str, float], before: int) -> int:
+    """Steps (rounds of GRPO) in a row, this one included, in which a gradient was not finite and was not used."""
+    return before + 1 if record["optim/skipped"] else 0
+
+
+def stop_early(bad: int) -> None:
+    """End a run whose resume state is written: KeyboardInterrupt, or UserError if it was gradients that ended it."""
+    if bad < BAD_STEPS:
+        raise KeyboardInterrupt
+    raise UserError(
+        f"{bad} steps in a row met a gradient that is not finite, and left the weights as they were: "
+        "lower --lr, look at metrics.jsonl from where optim/skipped begins; the same command continues"
+    )

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from batch import Batch, Group
 from cor_prompt import encode_prompt
 from data import Message, Pair, swap
-from model import Policy, build_policy, load_tokenizer, model_folder, read_weights, tested_config
+from model import Policy, build_policy, load_tokenizer, model_folder, read_config, read_weights, tested_config
 from reward import Letter
 from run import UserError
 from verdicts import Judgement
@@ -64,13 +64,10 @@ def encode_reply(context: Sequence[Message], response: str, tokenizer: Any) -> l
 
 def load_scalar(path: str, dtype: str = "float32") -> ScalarModel:
     """UserError for what transformers would load with a head of random numbers, or only by running its code."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     folder = model_folder(path)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except ValueError as error:
-        raise UserError(f"{path}: not an architecture of transformers ({str(error).splitlines()[0]})") from None
+    config = read_config(folder)
     if getattr(config, "auto_map", None):
         raise UserError(f"{path}: works only with code from its folder (auto_map), and that is never run")
     if not any("ForSequenceClassification" in name for name in config.architectures or []):

@@ -16,9 +16,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -26,99 +26,12 @@ import model
 import run
 import sizes
 from batch import Group, aggregate, denominator, micro_batches
-from cor_prompt import Style, encode_prompt, encode_target, render
+from cor_prompt import encode_prompt, encode_target, render
 from data import Pair, load_pairs, shard, stream
+from metrics import Metrics, per_second
 from model import Policy
-
-
-@dataclass(frozen=True)
-class Config:
-    preset: str = "paper-7b"
-    """named set of defaults: paper-7b, paper-14b, paper-32b, one-gpu, small, tiny"""
-    model: str = "Qwen/Qwen2.5-7B-Instruct"
-    """model to start from: a folder with safetensors, a run folder, or a hub id"""
-    data: str = "gaotang/RM-R1-Distill-SFT"
-    """pairs with traces: .jsonl, .parquet or a hub id"""
-    held_out: str = ""
-    """pairs with traces for the held-out loss (same formats); empty: none, the last weights are exported"""
-    out: str = "runs/sft"
-    """run folder to write; an interrupted run in it is continued"""
-    style: Style = "instruct"
-    """which prompt the judge sees (cor_prompt.py)"""
-    prompt_file: str = ""
-    """text file that replaces the style's fixed wording; empty: the built-in wording"""
-    epochs: float = 1.0
-    """passes over the data"""
-    batch_size: int = 128
-    """pairs per optimiser step, over all ranks"""
-    max_length: int = 12288
-    """tokens; a longer prompt + trace is left out and counted"""
-    micro_batch_tokens: int = 16384
-    """tokens per forward and backward on one rank, padding included"""
-    lr: float = 5e-6
-    """peak learning rate"""
-    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """shape after the warm-up"""
-    lr_floor: float = 0.1
-    """last learning rate as a share of the peak"""
-    warmup_ratio: float = 0.03
-    """share of the optimiser steps spent warming up"""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates"""
-    weight_decay: float = 0.0
-    """AdamW's decoupled weight decay"""
-    max_grad_norm: float = 1.0
-    """gradient norm above which gradients are scaled down"""
-    compute_dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
-    """arithmetic of forward and backward; stored weights, log-probs and Adam are float32 or better"""
-    shard_ranks: int = 0
-    """neighbouring ranks that hold one copy of the weights (hybrid sharding); 0: all ranks hold one"""
-    checkpointing: bool = True
-    """recompute each layer in the backward pass: less memory, about a third more time"""
-    eval_every: int = 20
-    """optimiser steps between held-out losses (the last step has one too)"""
-    save_every: int = 20
-    """optimiser steps between resume states"""
-    seed: int = 0
-    """seed of the data order"""
-    steps: int = 0
-    """optimiser steps; 0: epochs x pairs / batch_size"""
-    dry_run: int = 0
-    """print what a run on this many GPUs needs, then stop; 0: train"""
-    gpu_gb: float = 80.0
-    """memory of one card for --dry-run, in GB (1e9 bytes)"""
-
-    @property
-    def total_updates(self) -> int:
-        return self.steps
-
-    @property
-    def warmup_updates(self) -> int:
-        return math.ceil(self.warmup_ratio * self.steps)
-
-
-PAPER = Config()
-PRESETS = {
-    "paper-7b": PAPER,
-    "paper-14b": replace(PAPER, preset="paper-14b", model="Qwen/Qwen2.5-14B-Instruct", lr=3e-6),
-    "paper-32b": replace(PAPER, preset="paper-32b", model="Qwen/Qwen2.5-32B-Instruct", lr=2e-6),
-    "one-gpu": replace(
-        PAPER, preset="one-gpu", model="Qwen/Qwen2.5-0.5B-Instruct", out="runs/one-gpu/sft", batch_size=32,
-        max_length=8192, micro_batch_tokens=8192, lr=1e-5,
-    ),
-    "small": replace(
-        PAPER, preset="small", model="runs/smollm2", data="recipes/real/traces.jsonl",
-        held_out="recipes/real/traces_held_out.jsonl", out="runs/real/sft",
-        batch_size=5, epochs=3.0, lr=1e-4, max_length=3072, micro_batch_tokens=3072, eval_every=4,
-        save_every=4, checkpointing=False,
-    ),
-    "tiny": replace(
-        PAPER, preset="tiny", model="runs/toy/start", data="runs/toy/sft.jsonl",
-        held_out="runs/toy/sft_held_out.jsonl", prompt_file="runs/toy/prompt.txt", out="runs/toy/sft",
-        epochs=4.8, batch_size=16, max_length=256, micro_batch_tokens=4096, lr=4e-3,
-        compute_dtype="float32", checkpointing=False, eval_every=200, save_every=400,
-    ),
-}  # fmt: skip
+from settings import SFT_PRESETS as PRESETS
+from settings import SFTConfig as Config
 
 
 def nll_loss(policy: Policy, groups: Sequence[Group], cfg: Config, backward: bool) -> tuple[float, int]:
@@ -186,7 +99,7 @@ def train(cfg: Config) -> None:
             batch = stream(examples, step * cfg.batch_size, cfg.batch_size, cfg.seed)
             groups = shard(batch, run.rank(), run.world_size())
             policy.train()
-            metrics = run.Metrics()
+            metrics = Metrics()
             metrics.add("train/loss", *nll_loss(policy, groups, cfg, backward=True))  # (2)
             lr = run.learning_rate(step, cfg)  # (3)
             metrics.add_norm(model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))
@@ -197,7 +110,7 @@ def train(cfg: Config) -> None:
                 metrics.add("eval/loss", *nll_loss(policy, mine, cfg, backward=False))
             seconds = max(0.0, time.perf_counter() - began)  # a clock may be set back
             tokens = sum(len(g.prompt_ids) + len(g.responses[0]) for g in batch)
-            rates = {"tokens/s": run.per_second(tokens, seconds), "time/step": seconds}
+            rates = {"tokens/s": per_second(tokens, seconds), "time/step": seconds}
             record = metrics.reduce() | {"optim/lr": lr} | rates
             if record.get("eval/loss", math.inf) < best or (last and not held_out):
                 best = record.get("eval/loss", best)

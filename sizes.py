@@ -390,7 +390,7 @@ def dry_run(cfg: Any) -> None:
 
 # ---- docs/scaling.md's table --------------------------------------------------------------------------------
 
-PAPER = SimpleNamespace(  # what of grpo.PAPER decides memory
+PAPER = SimpleNamespace(  # what of settings.PAPER_GRPO decides memory; that file imports torch
     group_size=7, max_prompt_tokens=4096, max_response_tokens=8192, micro_batch_tokens=16384, checkpointing=True,
     compute_dtype="bfloat16", sampler_dtype="bfloat16", shard_ranks=0, sampler="auto", engine_memory=0.5,
 )  # fmt: skip

@@ -65,7 +65,7 @@ class Case:
         """Tokens of this side's micro-batch."""
         if len(groups[0].responses) == 1:
             return micro_batch_tokens(groups, settings.rows if self.equal else settings.own_sft_rows)
-        return micro_batch_tokens(groups, settings.group_size if self.equal else settings.own_grpo_rows)
+        return micro_batch_tokens(groups, settings.group_size if self.equal else SHAPES[self.vocabulary].rows)
 
 
 def cases(cfg: Config) -> list[Case]:

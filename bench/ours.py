@@ -27,9 +27,7 @@ class Settings:
     rows: int = 8
     """sequences in TRL's SFT micro-batch"""
     own_sft_rows: int = 2
-    """sequences in this side's SFT micro-batch (as many tokens as that many have on average)"""
-    own_grpo_rows: int = 4
-    """the same in GRPO, where a group is about that much: its prompt is there once"""
+    """sequences in this side's SFT micro-batch (as many tokens as that many have on average); in GRPO a shape's own"""
     group_size: int = 7
     prompts: int = 4
     """prompts per GRPO round"""

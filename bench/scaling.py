@@ -144,16 +144,22 @@ def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), constrained_layout=True)
-    for axis, name in ((axes[0, 0], "tokens"), (axes[1, 0], "group size"), (axes[1, 1], "ranks")):
-        axis.plot([row[name] for row in found[name]], [row["seconds"] for row in found[name]], "o-")
-        axis.set(xlabel=name, ylabel="seconds of an update", ylim=(0, None))
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6), constrained_layout=True)
+    for axis, name in zip(axes.flat, ("tokens", "group size", "vocabulary", "ranks"), strict=False):
+        seconds = [row["seconds"] for row in found[name]]
+        axis.plot([row[name] for row in found[name]], seconds, "o-")
+        axis.set(xlabel=name, ylabel="seconds", title=f"an update against {name}", ylim=(0, 1.1 * max(seconds)))
+    axes[1, 0].set_xticks([row["ranks"] for row in found["ranks"]])
+    memory = [row["peak MB"] for row in found["tokens"]]
+    axes[1, 1].plot([row["tokens"] for row in found["tokens"]], memory, "o-")
+    axes[1, 1].set(xlabel="tokens", ylabel="MB", title="an update's peak", ylim=(0, 1.1 * max(memory)))
     for v in dict.fromkeys(row["vocabulary"] for row in found["head"]):
         rows = [row for row in found["head"] if row["vocabulary"] == v]
-        line = axes[0, 1].plot([r["targets"] for r in rows], [r["peak MB"] for r in rows], "o-", label=f"V = {v:,}")
-        axes[0, 1].plot([r["targets"] for r in rows], [r["logits MB"] for r in rows], ":", color=line[0].get_color())
-    axes[0, 1].set(xlabel="response tokens", ylabel="MB, log-probs and gradients (dotted: the logits)", yscale="log")
-    axes[0, 1].legend()
+        x = [row["targets"] for row in rows]
+        line = axes[1, 2].plot(x, [row["peak MB"] for row in rows], "o-", label=f"vocabulary {v:,}")
+        axes[1, 2].plot(x, [row["logits MB"] for row in rows], ":", color=line[0].get_color())
+    axes[1, 2].set(xlabel="response tokens", ylabel="MB", yscale="log", title="log-probs, gradients (dotted: logits)")
+    axes[1, 2].legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 

@@ -22,7 +22,8 @@ PAD, EOS = 0, 1
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen2 model; `tied` as in the small Qwen2.5 models."""
+    """A Qwen2 model; `tied` as in the small Qwen2.5 models. `rows`: sequences in this side's GRPO micro-batch, where a
+    group is about that much, its prompt being there once; a large head pays for more."""
 
     vocabulary: int
     hidden: int = 256
@@ -31,11 +32,12 @@ class Shape:
     kv_heads: int = 2
     intermediate: int = 688
     tied: bool = False
+    rows: int = 4
 
 
 SHAPES = {
     "2k": Shape(2048),
-    "32k": Shape(32768),
+    "32k": Shape(32768, rows=7),
     "24m": Shape(16384, hidden=384, layers=8, heads=6, intermediate=1536, tied=True),
     "78m": Shape(24576, hidden=640, layers=12, heads=10, intermediate=2176, tied=True),
     "smoke": Shape(64, hidden=32, layers=2, intermediate=48),
@@ -106,6 +108,9 @@ def make_folder(shape: Shape, path: Path, stops: bool = False, seed: int = 0) ->
     lengths are ragged (geometric, mean 64) as a trained model's are; without, all run to the limit."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     config = AutoConfig.for_model(
         "qwen2", vocab_size=shape.vocabulary, hidden_size=shape.hidden, num_hidden_layers=shape.layers,

@@ -1,7 +1,10 @@
 """Pages of prose: links lead somewhere, commands ask for flags that exist, files are as long as the table says."""
 
+import ast
+import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -60,7 +63,9 @@ def test_commands_name_scripts_and_flags_that_exist(page):
             other = ROOT / (module.replace(".", "/") + ".py")
             sources += other.read_text(encoding="utf-8") if other.is_file() else ""
         if re.search(r"^import (grpo|sft)$", sources, re.MULTILINE):
-            sources += "".join((ROOT / name).read_text(encoding="utf-8") for name in ("grpo.py", "sft.py"))
+            sources += "".join(
+                (ROOT / name).read_text(encoding="utf-8") for name in ("grpo.py", "sft.py", "settings.py")
+            )
         for word in words:
             if word.startswith("--") and word != "--help":
                 flag = word.lstrip("-").partition("=")[0]
@@ -84,3 +89,45 @@ def test_the_readme_names_every_file_and_says_how_long_it_is():
     for name, lines in rows.items():
         actual = len((ROOT / name).read_text(encoding="utf-8").splitlines())
         assert abs(int(lines) - actual) <= max(5, actual // 20), f"{name} has {actual} lines, the README says {lines}"
+
+
+def imported(file: Path) -> set[str]:
+    """The project's own modules that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        found |= {*names, node.module} if isinstance(node, ast.ImportFrom) and node.module else set(names)
+    return {name for name in found if (ROOT / f"{name}.py").is_file()}
+
+
+def test_the_mutation_run_copies_what_its_files_and_tests_import():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
+    copied = {*settings["source_paths"], *settings["also_copy"]}
+    todo = [*settings["source_paths"], *settings["pytest_add_cli_args_test_selection"]]
+    needed: set[str] = set()
+    while todo:
+        more = {f"{name}.py" for name in imported(ROOT / todo.pop())} - needed
+        needed |= more
+        todo += more
+    assert len(needed) > 15 and needed <= copied, sorted(needed - copied)
+
+
+def test_the_speed_table_says_what_was_measured():
+    results = json.loads((ROOT / "bench" / "results" / "against_trl.json").read_text(encoding="utf-8"))
+    table = (
+        (ROOT / "README.md").read_text(encoding="utf-8").partition("## Speed")[2].partition("## What it survives")[0]
+    )
+    main = [row for row in results["rows"]
+            if (row["lengths"], row["TRL"], row["micro-batch"]) == ("ragged", "compact head", "own")]  # fmt: skip
+    assert len(main) == 16 and all(row.get("agree", True) for row in main)
+    for row in main:
+        if "memory" in row["measure"]:
+            assert f"{row['ratio']:.2f} ({row['ours']:.0f} of {row['theirs']:,.0f} MB)" in table, row
+        elif row["measure"] != "GRPO round on given rollouts":
+            ratios = [f"{row[name]:.2f}" for name in ("ratio", "ratio_median", "ratio_cpu")]
+            assert "{} ({}, {})".format(*ratios) in table and f"{row['ours']:,.0f}" in table, row
+    beside = [row for row in results["rows"] if row not in main and row["measure"].startswith(("SFT step", "GRPO upd"))]
+    assert len(beside) == 12
+    for row in beside:
+        number = f"{row['ratio']:.2f}" if row["ratio"] < 10 else f"{row['ratio']:.1f}"
+        assert re.search(rf"\b{re.escape(number)}\b", table), row

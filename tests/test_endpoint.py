@@ -21,9 +21,10 @@ import pytest
 
 import endpoint
 import eval as evaluation
-import judge
+import judge_rows
 from cor_prompt import render
 from data import Pair
+from judge import Judge
 from reward import parse_verdict
 from rollout import EndpointSampler, Reply
 from run import UserError, derive_seed
@@ -590,11 +591,11 @@ def test_the_command_pays_for_nothing_twice(fake, tmp_path, monkeypatch, capsys)
     settings = {"model": "m", "base_url": fake.url, "data": str(data), "out": str(tmp_path / "out"), "retries": 0,
                 "both_orders": True, "at_once": 3, "api_key_env": "MY_KEY", "json": True}  # fmt: skip
     with pytest.raises(UserError, match="status 500"):
-        judge.judge_rows(judge.Pairs(**settings))
+        judge_rows.judge_rows(judge_rows.Pairs(**settings))
     log = tmp_path / "out" / "results.jsonl"
     assert log.read_text().count("\n") == 3 and sum(fake.answered.values()) >= 6
     state["broken"] = False
-    judge.judge_rows(judge.Pairs(**settings | {"concurrency": 1}))
+    judge_rows.judge_rows(judge_rows.Pairs(**settings | {"concurrency": 1}))
     assert log.read_text().count("\n") == 8 and sum(fake.answered.values()) == 16
     assert capsys.readouterr().out.count("\n") == 8
     everything = "".join(path.read_text() for path in (tmp_path / "out").iterdir())
@@ -639,7 +640,7 @@ def test_an_evaluation_pays_for_nothing_twice(fake, tmp_path):
 def test_ranking_over_the_endpoint_asks_a_level_at_once(fake):
     together = threading.Barrier(8)  # four matches in both orders; then two; then one
     fake.plan = lambda body, times: completion("[[A]]") if len(fake.seen) > 8 or together.wait(5) + 1 else 500
-    judged = judge.Judge(sampler_of(fake, concurrency=16))
+    judged = Judge(sampler_of(fake, concurrency=16))
     ranking = judged.rank("q", [f"r{i}" for i in range(8)], "knockout")
     assert ranking.comparisons == 7 and len(fake.seen) == 14
 

@@ -26,6 +26,7 @@ from survival_worker import tree
 from test_survival import SIZES, Server
 from tiny_models import make_world
 
+import metrics
 import model
 import run
 
@@ -264,9 +265,9 @@ def test_clocks_that_stand_still_or_jump_by_years_change_nothing_but_times(comma
 def test_a_rate_is_never_negative_nor_infinite(monkeypatch):
     for readings in ([5.0, 5.0, 5.0], [5.0, 3.0, 1.0], [5.0, 4.0, 9.0], [5.0, 9.0, 4.0]):
         now: Any = iter(readings)
-        monkeypatch.setattr(run.time, "perf_counter", lambda now=now: next(now))
-        clock = run.Clock()
+        monkeypatch.setattr(metrics.time, "perf_counter", lambda now=now: next(now))
+        clock = metrics.Clock()
         clock.lap("generate")
         clock.lap("update")
         assert all(0 <= value < math.inf for value in clock.times([]).values())
-    assert run.per_second(6, 2.0) == 3.0 and run.per_second(6, 0.0) == run.per_second(6, -1.0) == 0.0
+    assert metrics.per_second(6, 2.0) == 3.0 and metrics.per_second(6, 0.0) == metrics.per_second(6, -1.0) == 0.0

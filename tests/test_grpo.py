@@ -18,12 +18,14 @@ from safetensors.torch import load_file
 import batch as batch_module
 import grpo
 import head
+import metrics as metrics_module
 import model
 import rounds
 import run
 import toy
 from batch import collate, denominator
 from grpo import clipped_surrogate, group_advantages, kl_k3
+from metrics import Metrics
 from rollout import Rollout
 
 ROOT = Path(__file__).parents[1]
@@ -370,7 +372,7 @@ def test_T11_groups_carry_the_sampled_ids(world):
 
 def test_statistics_of_tokens_by_hand():
     """The gap between trainer and sampler is |old - sampler|; a stand-in batch says nothing."""
-    batch, said = made_batch(), run.Metrics()
+    batch, said = made_batch(), Metrics()
     batch.old_logprobs = torch.tensor([-0.5, -0.25, -1.7])  # the sampler's: -0.5, -0.5, -0.7
     grpo.record_tokens(said, batch, {"x": torch.tensor([1.0, 2.0, 6.0])})
     grpo.record_tokens(said, dataclasses.replace(batch, weight=0.0), {"x": torch.tensor([9.0])})
@@ -400,7 +402,7 @@ def test_the_mean_over_ranks_is_made_a_sum(world, tmp_path, monkeypatch):
     cfg = small(world, tmp_path, mini_batch=4, max_grad_norm=1e9)
     _, alone = packed_update(world, cfg, rollouts, advantages)
     monkeypatch.setattr(run, "world_size", lambda: 2)
-    for module in (run, batch_module):
+    for module in (run, batch_module, metrics_module):
         monkeypatch.setattr(module, "gather", lambda value: [value])
     _, half = packed_update(world, dataclasses.replace(cfg, mini_batch=8), rollouts, advantages)
     assert half["optim/grad_norm"] == pytest.approx(2 * alone["optim/grad_norm"], rel=1e-5)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import judge as jd
-from judge import Judge, Pairs
+import judge_rows as jd
+from judge import Judge
+from judge_rows import Pairs
 from rollout import Reply
 from run import UserError, derive_seed
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import report as rp
-from data import Pair, save_pairs
+from data import Pair, load_pairs, save_pairs
 from run import UserError
 from verdicts import Judgement, tally
 
@@ -66,7 +66,7 @@ def write_demo(folder, hostile=""):
     data = folder / "held_out.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     data.write_text(save_pairs(pairs).encode("utf-8", "replace").decode())
-    pairs = rp.load_pairs(str(data))
+    pairs = load_pairs(str(data))
     right = {"start": lambda i: None, "sft": lambda i: i % 3 > 0, "grpo": lambda i: i != 9}
     for name, judged_right in right.items():
         made = [

@@ -9,6 +9,7 @@ from browser import CHROMIUM, Browser
 from test_report import GRPO, HOSTILE, SFT, judge, make_pairs, write_demo, write_evaluation, write_jsonl
 
 import report as rp
+from data import load_pairs
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 STAGES = ["start", "sft", "grpo step 0", "grpo step 2", "grpo step 4", "grpo", "curve/votes"]
@@ -19,7 +20,7 @@ CHAIN = ("<type>Chat</type><rubric>one<justify>why</justify></rubric><eval>said 
 def write_world(folder, hostile=""):
     """start: no verdict; sft: wrong on 0, 3, 6, 9; step 2: pair 1 always A; step 4: pair 2 is lost; then all but 9."""
     write_demo(folder, hostile)
-    pairs = rp.load_pairs(str(folder / "held_out.jsonl"))
+    pairs = load_pairs(str(folder / "held_out.jsonl"))
 
     def chained(pair, order, right, name):
         made = judge(pair, order, right, "")

@@ -23,8 +23,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import metrics
 import run
-from run import Clock, Metrics, RunFolder, StopSignal, UserError, derive_seed, learning_rate, read_jsonl, write_whole
+from metrics import Clock, Metrics
+from run import RunFolder, StopSignal, UserError, derive_seed, learning_rate, read_jsonl, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED_ROLLOUT = 2868571795335789245  # of (0, "rollout", 0)
@@ -331,7 +333,7 @@ def test_T9_ranks_weigh_by_their_counts(monkeypatch):
     other.add("empty here", 6.0, 3)
     mine.add_max("slowest", 1.0)
     other.add_max("slowest", 5.0)
-    monkeypatch.setattr(run, "gather", lambda value: [value, (other.sums, other.maxima)])
+    monkeypatch.setattr(metrics, "gather", lambda value: [value, (other.sums, other.maxima)])
     assert mine.reduce() == {"loss": 2.0, "only there": 2.0, "empty here": 2.0, "slowest": 5.0}
 
 
@@ -397,9 +399,10 @@ def test_any_rank_that_was_asked_stops_all(monkeypatch):
 
 RANK_CODE = """
 import os, signal, json, run
+from metrics import Metrics
 def main():
     run.join_ranks(1)
-    metrics = run.Metrics()
+    metrics = Metrics()
     metrics.add("loss", 10.0 if run.rank() == 0 else 2.0, 4 if run.rank() == 0 else 2)
     metrics.add("empty", 0.0, run.rank())
     metrics.add_max("max", run.rank())
@@ -554,6 +557,7 @@ def test_under_torchrun_the_interpreter_is_not_torn_down():
 LEAVE_CODE = """
 import os, sys
 sys.argv = ["x"]
+import metrics
 import run
 run.join_ranks()
 import torch.distributed.fsdp  # what a script imports later must not keep the group's threads alive
@@ -608,7 +612,7 @@ def test_a_bug_has_no_remedy(error):
 
 
 def test_what_is_not_finite_is_counted_and_leaves_the_others_alone():
-    metrics = run.Metrics()
+    metrics = Metrics()
     for value in (1.0, math.nan):
         metrics.add("loss", value, 2)
     metrics.add("norm", 3.0)

@@ -47,7 +47,7 @@ PUBLISHED = {
 
 
 def paper(**changes) -> grpo.Config:
-    return dataclasses.replace(grpo.PAPER, **changes)
+    return dataclasses.replace(grpo.Config(), **changes)
 
 
 def config_of(name: str):
@@ -212,11 +212,11 @@ def test_a_layer_keeps_for_backward_what_is_counted(arch, dtype):
 def test_a_sequence_over_the_budget_counts_as_the_micro_batch():
     """batch.split lets it stand alone, so a small budget does not save its activations."""
     assert sizes.longest_row(paper()) == 16384 and sizes.longest_row(paper(micro_batch_tokens=100)) == 4096 + 8192
-    assert sizes.longest_row(dataclasses.replace(sft.PAPER, micro_batch_tokens=100)) == 12288
+    assert sizes.longest_row(dataclasses.replace(sft.Config(), micro_batch_tokens=100)) == 12288
 
 
 def test_stage_1_has_no_reference_and_no_engine():
-    got = sizes.training_memory(sft.PAPER, config_of("7B"), 8)
+    got = sizes.training_memory(sft.Config(), config_of("7B"), 8)
     assert got["reference"] == got["engine"] == 0
     assert got["optimiser"] == sizes.training_memory(paper(), config_of("7B"), 8)["optimiser"]
 
@@ -242,14 +242,14 @@ def test_storage_by_hand():
         "disk_state": 12 * 32.763876352, "disk_export": 4 * 32.763876352,
     })  # fmt: skip
     assert sizes.storage(paper(), config_of("7B"), 4)["state"] == pytest.approx(24 * 7.615616512)
-    assert sizes.storage(sft.PAPER, config_of("7B"), 8)["moments"] == 0
+    assert sizes.storage(sft.Config(), config_of("7B"), 8)["moments"] == 0
 
 
 def test_constants_are_those_of_the_files_they_describe():
     assert head.CHUNK["cuda"] == sizes.CHUNK
     assert inspect.signature(model.save_hf).parameters["shard_bytes"].default == sizes.EXPORT_FILE
     assert inspect.signature(rollout.TorchSampler).parameters["rows_at_once"].default == sizes.ROWS
-    assert all(getattr(grpo.PAPER, name) == value for name, value in vars(sizes.PAPER).items())
+    assert all(getattr(grpo.Config(), name) == value for name, value in vars(sizes.PAPER).items())
 
 
 # ---- steps ---------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_work_of_the_papers_round_by_hand():
 
 
 def test_work_of_a_distillation_step_by_hand():
-    got = sizes.work(sft.PAPER, 8)
+    got = sizes.work(sft.Config(), 8)
     assert (got["pairs"], got["updates"], got["sampled"]) == (128, 1, 0)
     assert got["inputs"] == 128 * 1899 and got["micro"] == 2  # 16 pairs of 1899, eight fit 16384
     assert (got["forwards"], got["backwards"]) == (2, 2)
@@ -272,7 +272,7 @@ def test_work_of_a_distillation_step_by_hand():
 
 def test_assumed_lengths_stay_inside_the_settings():
     assert sizes.mean_lengths(paper(max_prompt_tokens=64, max_response_tokens=60)) == (64, 60)
-    prompt, response = sizes.mean_lengths(dataclasses.replace(sft.PAPER, max_length=256))
+    prompt, response = sizes.mean_lengths(dataclasses.replace(sft.Config(), max_length=256))
     assert prompt + response <= 256 and prompt > response > 0
 
 
@@ -363,8 +363,8 @@ def test_the_largest_share_fits_and_a_hundredth_more_does_not(cfg, shape, gpu_gb
     (paper(shard_ranks=16), 8, ("8 GPUs", "--shard-ranks 16")),
     (paper(shard_ranks=-1), 8, ("8 GPUs", "--shard-ranks -1")),
     (paper(tp=2, sampler="torch"), 8, ("--tp 2", "--sampler torch")),
-    (dataclasses.replace(sft.PAPER, batch_size=100), 8, ("--batch-size 100", "8 GPUs")),
-    (dataclasses.replace(sft.PAPER, shard_ranks=5), 8, ("8 GPUs", "--shard-ranks 5")),
+    (dataclasses.replace(sft.Config(), batch_size=100), 8, ("--batch-size 100", "8 GPUs")),
+    (dataclasses.replace(sft.Config(), shard_ranks=5), 8, ("8 GPUs", "--shard-ranks 5")),
 ])  # fmt: skip
 def test_sizes_that_do_not_divide_are_both_named(cfg, ranks, words):
     with pytest.raises(UserError) as caught:
@@ -391,7 +391,7 @@ def test_tensor_parallel_rules_of_the_engine(heads, few, inner, tp, word):
     ("7B", paper(micro_batch_tokens=131072), 8, 80.0, ("training", "activations", "--micro-batch-tokens")),
     ("7B", paper(checkpointing=False), 8, 80.0, ("training", "activations", "--checkpointing")),
     ("14B", paper(shard_ranks=2), 8, 80.0, ("training", "--shard-ranks")),
-    ("32B", dataclasses.replace(sft.PAPER), 8, 80.0, ("training", "optimiser", "more GPUs")),
+    ("32B", dataclasses.replace(sft.Config()), 8, 80.0, ("training", "optimiser", "more GPUs")),
 ])  # fmt: skip
 def test_a_layout_that_does_not_fit_names_its_largest_part_and_the_way_out(size, cfg, ranks, gpu_gb, words):
     with pytest.raises(UserError) as caught:

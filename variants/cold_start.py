@@ -21,12 +21,13 @@ import torch
 
 import grpo
 import run
+from cor_prompt import Style
 from data import Pair
 from reward import format_reward, parse_verdict
 from rollout import Rollout
 
 
-def cold_start_reward(text: str, winner: str, style: grpo.Style) -> float:
+def cold_start_reward(text: str, winner: str, style: Style) -> float:
     """1 for the format and 1 for the right verdict. Eq. 11
 
     >>> whole = "<rubric>short</rubric><eval>A is shorter</eval><answer>[[A]]</answer>"

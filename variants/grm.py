@@ -26,6 +26,7 @@ import torch
 import grpo
 import pointwise
 import run
+from cor_prompt import Style
 from data import Message, Pair
 from reward import Letter, Rule
 from rollout import Rollout
@@ -53,7 +54,7 @@ def label(pair: Pair) -> int:
     return int(pair.winner == alone) if alone else "AB".index(pair.winner)
 
 
-def prompt(pair: Pair, style: grpo.Style, system: str | None = None) -> list[Message]:
+def prompt(pair: Pair, style: Style, system: str | None = None) -> list[Message]:
     """`prompt` for `grpo.train`; the style has no say, --prompt-file replaces the wording."""
     shown = responses(pair)
     usual, data = pointwise.render_scoring(pair.context, shown)

@@ -20,6 +20,7 @@ import torch
 
 import grpo
 import run
+from cor_prompt import Style
 from data import Message, Pair
 from pointwise import render_scoring
 from reward import WINDOW, Letter, Rule
@@ -39,7 +40,7 @@ Think it through step by step. One of the two has to win: write last of all, in 
 BOXES: dict[Letter, str] = {"A": "\\boxed{Assistant 1}", "B": "\\boxed{Assistant 2}"}
 
 
-def prompt(pair: Pair, style: grpo.Style, system: str | None = None) -> list[Message]:
+def prompt(pair: Pair, style: Style, system: str | None = None) -> list[Message]:
     """`prompt` for `grpo.train`; the style has no say, --prompt-file replaces the wording."""
     if pair.messages is not None:
         raise run.UserError(f"pair {pair.pair_id}: a ready-made prompt asks for another verdict; give the responses")

@@ -26,6 +26,7 @@ import sft
 from batch import Group, group_tokens, micro_batches
 from cor_prompt import Style
 from data import Pair, load_pairs, shard, stream
+from metrics import Metrics
 from scalar import Scorer, load_scorer, pack
 
 
@@ -91,7 +92,7 @@ def train(cfg: Config) -> None:
     with run.StopSignal() as stop, run.progress(cfg.steps, start, "scalar") as bar:
         for step in range(start, cfg.steps):
             batch = stream(pairs, step * cfg.batch_size, cfg.batch_size, cfg.seed)
-            metrics, lr, last = run.Metrics(), run.learning_rate(step, cfg), step + 1 == cfg.steps
+            metrics, lr, last = Metrics(), run.learning_rate(step, cfg), step + 1 == cfg.steps
             policy.train()
             metrics.add("train/loss", *bt_loss(policy, shard(batch, run.rank(), run.world_size()), cfg, True))
             metrics.add_norm(model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))

@@ -297,9 +297,9 @@ def metrics(added: list[list[Any]]) -> list[dict[str, float]]:
     """Metrics.reduce on as many ranks as there are lists of (name, total, count) or (name, maximum)."""
 
     def work(rank: int) -> dict[str, float]:
-        import run
+        from metrics import Metrics
 
-        found = run.Metrics()
+        found = Metrics()
         for name, *numbers in added[rank]:
             if len(numbers) == 2:
                 found.add(name, *numbers)
