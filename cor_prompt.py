@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from data import Message, Pair
-from run import UserError
+from runtime.errors import UserError
 
 Style = Literal["instruct", "reasoning", "rubrics", "plain"]
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import json
 import random
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
-from run import UserError, derive_seed, read_json, read_jsonl
+from formats.layouts import own_row
+from formats.readers import read_rows
+from runtime.errors import UserError
+from runtime.seeds import derive_seed
 
 T = TypeVar("T")
 
@@ -42,6 +44,12 @@ class Pair:
     meta: Mapping[str, str] = field(default_factory=dict)
     trace: str | None = None
     messages: tuple[Message, ...] | None = None
+
+
+def preferred(pair: Pair) -> str:
+    if pair.messages is not None:
+        return pair.winner
+    return pair.response_a if pair.winner == "A" else pair.response_b
 
 
 def load_pairs(source: str) -> list[Pair]:
@@ -98,123 +106,6 @@ def stream(items: Sequence[T], start: int, count: int, seed: int) -> list[T]:
     return taken
 
 
-# ---- rows ----------------------------------------------------------------------------------------------
-
-
-def read_rows(source: str, split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place for error messages, row) of every row; `split` is the hub's, a file is read whole."""
-    path = Path(source)
-    if path.suffix == ".parquet" and path.is_file():
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            rows = pyarrow.parquet.read_table(path).to_pylist()
-        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also of a text that is no UTF-8
-            raise UserError(f"{source}: not a readable parquet file ({error})") from None
-        for number, row in enumerate(rows, 1):
-            yield f"{source}: row {number}", row
-    elif path.suffix == ".json" and path.is_file() and path.read_bytes().lstrip()[:1] == b"[":
-        for number, row in enumerate(read_json(path), 1):
-            if not isinstance(row, dict):
-                raise UserError(f"{source}: item {number}: expected a JSON object, found {type(row).__name__}")
-            yield f"{source}: item {number}", row
-    elif path.is_file():  # one object a line, which hub data sets also call .json
-        for number, row in read_jsonl(path):
-            yield f"{source}:{number}", row
-    elif path.suffix in (".jsonl", ".json", ".parquet", ".txt") or path.exists() or source.count("/") != 1:
-        raise UserError(f"{source}: no such file; give a .jsonl or .parquet file or a hub id (owner/name)")
-    else:
-        import datasets
-
-        try:
-            table = datasets.load_dataset(source, split=split)
-        except Exception as error:  # the hub client raises many kinds; each means that there is no data
-            raise UserError(f"{source}: neither a file nor a hub data set within reach ({error})") from None
-        for number, row in enumerate(table, 1):
-            yield f"{source}: row {number}", dict(row)
-
-
 def read_pair(row: dict[str, Any], where: str, index: int, stem: str) -> Pair:
     """One row of any layout -> Pair. `index` counts rows from 0 and drives the A/B alternation."""
-    row = {name: value for name, value in row.items() if value is not None}  # tables fill gaps with nulls
-    try:
-        json.dumps(row, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: holds half a surrogate pair, which is no character; repair the text") from None
-    except RecursionError:
-        raise UserError(f"{where}: nested too deeply for a row of texts") from None
-    meta = row.get("meta", {})
-    if not isinstance(meta, Mapping):
-        raise UserError(f"{where}: 'meta' must be an object of texts")
-    common: dict[str, Any] = {
-        "pair_id": str(row.get("pair_id", row.get("id", f"{stem}-{index}"))),
-        "source": str(row.get("source", stem)),
-        "category": str(row.get("category") or ""),
-        "meta": {str(k): str(v) for k, v in meta.items() if v is not None},
-        "trace": row.get("trace"),
-    }
-    if common["trace"] is not None and not isinstance(common["trace"], str):
-        raise UserError(f"{where}: 'trace' must be a text")
-    if "context_messages" in row or ("messages" in row and "winner" in row and "chosen" not in row):
-        return _ready_made(row, where, common)
-    if "chosen" in row and "rejected" in row:
-        context, chosen, rejected = _preference(row, where)
-        a_wins = index % 2 == 0
-        first, second = (chosen, rejected) if a_wins else (rejected, chosen)
-        winner: Any = "A" if a_wins else "B"
-    elif "response_a" in row and "response_b" in row:
-        context = read_messages(row.get("context"), where, "context")
-        first, second, winner = row["response_a"], row["response_b"], row.get("winner")
-    else:
-        raise UserError(f"{where}: need response_a and response_b, or chosen and rejected, "
-                        f"or context_messages; found {', '.join(sorted(row)) or 'nothing'}")  # fmt: skip
-    if winner not in ("A", "B"):
-        raise UserError(f'{where}: \'winner\' must be "A" or "B", found {winner!r}')
-    if not isinstance(first, str) or not isinstance(second, str):
-        raise UserError(f"{where}: both responses must be texts")
-    if first == second:
-        raise UserError(f"{where}: the two responses are equal, so neither can be better; remove the row")
-    if not context or context[-1]["role"] != "user":
-        raise UserError(f"{where}: the conversation must end with a user message")
-    return Pair(context=context, response_a=first, response_b=second, winner=winner, **common)
-
-
-def _ready_made(row: dict[str, Any], where: str, common: dict[str, Any]) -> Pair:
-    """The authors' layout: the prompt as messages, the winner as model_a/model_b or inside the SFT target."""
-    messages = read_messages(row.get("context_messages") or row.get("messages"), where, "context_messages")
-    winner: Any = {"model_a": "A", "model_b": "B", "A": "A", "B": "B"}.get(str(row.get("winner")))
-    if winner is None:
-        verdicts = re.findall(r"<answer>\[\[([AB])\]\]</answer>", str(row.get("winner")))
-        if not verdicts or not isinstance(row["winner"], str):
-            raise UserError(f"{where}: 'winner' is neither model_a/model_b nor a target text with a verdict")
-        winner, common = verdicts[-1], common | {"trace": row["winner"]}
-    if not messages or messages[-1]["role"] != "user":
-        raise UserError(f"{where}: the conversation must end with a user message")
-    return Pair(context=(), response_a="", response_b="", winner=winner, messages=messages, **common)
-
-
-def _preference(row: dict[str, Any], where: str) -> tuple[tuple[Message, ...], str, str]:
-    """{chosen, rejected} as texts beside `messages` or `prompt`, or as two conversations with one prefix."""
-    chosen, rejected = row["chosen"], row["rejected"]
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        left, right = read_messages(chosen, where, "chosen"), read_messages(rejected, where, "rejected")
-        if left[:-1] != right[:-1]:
-            raise UserError(f"{where}: 'chosen' and 'rejected' are answers to different conversations")
-        return left[:-1], left[-1]["content"], right[-1]["content"]
-    if "prompt" in row and "messages" not in row:
-        if not isinstance(row["prompt"], str):
-            raise UserError(f"{where}: 'prompt' must be a text")
-        return ({"role": "user", "content": row["prompt"]},), chosen, rejected
-    return read_messages(row.get("messages"), where, "messages"), chosen, rejected
-
-
-def read_messages(value: Any, where: str, name: str) -> tuple[Message, ...]:
-    """Checked {role, content} messages; other keys are dropped."""
-    if not isinstance(value, (list, tuple)) or not value:
-        raise UserError(f"{where}: '{name}' must be a list of {{role, content}} messages")
-    for message in value:
-        ok = isinstance(message, dict) and isinstance(message.get("content"), str)
-        if not ok or message.get("role") not in ("system", "user", "assistant"):
-            raise UserError(f"{where}: '{name}' holds {str(message)[:80]!r}, not a {{role, content}} message")
-    return tuple({"role": m["role"], "content": m["content"]} for m in value)
+    return Pair(**own_row(row, where, index, stem))

@@ -12,7 +12,7 @@
 torchrun) and, at the end, summary.json; of several budgets each has such a folder, tokens-N. The same command
 continues an interrupted evaluation, also on another number of processes: a conversation whose verdicts are in
 the logs is not asked again. A missing verdict, a truncated chain and a prompt too long for the model all count
-as wrong. `score` needs no model: it reads such logs and published outcome tables (outcomes.py).
+as wrong. `score` needs no model: it reads such logs and published outcome tables (evaluation/outcomes.py).
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ from typing import Any, Literal
 
 import tyro
 
-import run
-import tables
-from benchmarks import Benchmark, Compat, load_benchmark
 from cor_prompt import Style, encode_prompt, render
 from data import Message, Pair, save_pairs, swap
-from endpoint import EndpointSampler
-from outcomes import budget_curve, read_judgement, read_log, score_rows, summarise
+from evaluation import tables
+from evaluation.benchmarks import Benchmark, Compat, load_benchmark
+from evaluation.outcomes import budget_curve, read_judgement, read_log, score_rows, summarise
+from judging.endpoint import EndpointSampler
+from judging.verdicts import Judgement, check_sampling, judge_pairs
 from reward import Rule
-from rollout import SamplerKind, load_sampler, which_sampler
-from run import StopSignal, UserError
-from verdicts import Judgement, check_sampling, judge_pairs
+from rollout import load_sampler, which_sampler
+from runtime import cli, disk, errors, ranks, seeds, steps
+from runtime.errors import UserError
+from runtime.run_folder import RunFolder
+from runtime.steps import StopSignal
+from settings import SamplerKind
 
 Key = tuple[str, str, str, int]  # source, pair_id, order, sample: what names a verdict
 
@@ -103,7 +106,7 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
     """Judge what the logs do not hold yet, write and return the summary; of several budgets their curve, with a
     folder for each. Every rank calls it. `sampler` (a Chat; with --scalar a ScalarModel) replaces --model."""
     check(cfg)
-    system = run.read_prompt(cfg.prompt_file)
+    system = cli.read_prompt(cfg.prompt_file)
     pairs = distinct(load_benchmark(cfg.benchmark, cfg.data))[: cfg.limit or None]
     shown = [*pairs, *map(swap, pairs)] if cfg.both_orders else pairs
     prompts = [render(pair, cfg.style, system) for pair in shown]  # refuses what cannot be shown, before any loading
@@ -112,16 +115,16 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
     for budget in cfg.max_tokens:
         out = cfg.out if len(cfg.max_tokens) == 1 else f"{cfg.out}/tokens-{budget}"
         one = replace(cfg, out=out, max_tokens=(budget,))
-        folder = run.RunFolder(out, one).path
+        folder = RunFolder(out, one).path
         found = verdicts_so_far(folder, names)
         if len(found) < len(names):
             sampler = sampler or make_sampler(cfg, prompts)
-            run.gather(None)  # a server's kept replies have been read by all before any rank adds to them
+            ranks.gather(None)  # a server's kept replies have been read by all before any rank adds to them
             try:
                 collect(one, sampler, pairs, system, found)
             except UserError as error:
-                if run.rank():  # run.start prints what rank 0 meets
-                    print(f"error: rank {run.rank()}: {error}", file=sys.stderr)
+                if ranks.rank():  # cli.start prints what rank 0 meets
+                    print(f"error: rank {ranks.rank()}: {error}", file=sys.stderr)
                 raise
             found = verdicts_so_far(folder, names)
         judged[budget] = [found[key] for key in sorted(found)]
@@ -143,7 +146,7 @@ def check(cfg: Run) -> None:
         raise UserError("--max-tokens: one number of at least 1, or several different ones")
     if cfg.tp < 1 or not 0 < cfg.engine_memory <= 1:
         raise UserError("--tp must be at least 1, --engine-memory above 0 and at most 1")
-    if cfg.tp > 1 and run.world_size() > 1:
+    if cfg.tp > 1 and ranks.world_size() > 1:
         raise UserError(f"--tp {cfg.tp}: one process spreads its engine over the GPUs; start it without torchrun")
     if cfg.scalar and (cfg.votes > 1 or len(cfg.max_tokens) > 1 or cfg.tp > 1 or cfg.base_url or cfg.prompt_file):
         raise UserError("--scalar: scores have no votes, token budgets, prompt file, --tp or --base-url")
@@ -179,24 +182,24 @@ def resolve(cfg: Run, pairs: Sequence[Pair], system: str | None, has_model: bool
             kind, why = which_sampler(cfg.sampler, cfg.model, cfg.tp)
             cfg = replace(cfg, sampler=kind)
             say(f"sampler: {kind} ({why})")
-    return replace(cfg, data_digest=run.digest(save_pairs(pairs)), prompt_digest=run.digest(system))
+    return replace(cfg, data_digest=seeds.digest(save_pairs(pairs)), prompt_digest=seeds.digest(system))
 
 
 def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]]) -> Any:
     """The server, the scalar model, or the model in this process with room for the longest prompt and chain."""
     if cfg.scalar:
-        from scalar import load_scalar
+        from judging.scalar import load_scalar
 
         return load_scalar(cfg.model, cfg.dtype)
     if cfg.base_url:
-        out, own = Path(cfg.out), "" if run.world_size() == 1 else f"_{run.rank()}"
+        out, own = Path(cfg.out), "" if ranks.world_size() == 1 else f"_{ranks.rank()}"
         return EndpointSampler(cfg.base_url, cfg.model, cfg.api_key_env, out / f"replies{own}.jsonl", cfg.concurrency,
                                cfg.retries, cfg.timeout, also=sorted(out.glob("replies*.jsonl")))  # fmt: skip
     from model import context_tokens, load_tokenizer
 
     tokenizer, context, most = load_tokenizer(cfg.model), context_tokens(cfg.model), max(cfg.max_tokens)
-    mine = prompts[run.rank() :: run.world_size()]
-    longest = max(run.gather(max((len(encode_prompt(prompt, tokenizer)) for prompt in mine), default=0)))
+    mine = prompts[ranks.rank() :: ranks.world_size()]
+    longest = max(ranks.gather(max((len(encode_prompt(prompt, tokenizer)) for prompt in mine), default=0)))
     if longest + most > context:
         say(f"--max-tokens {most}: the context of {context} tokens leaves {max(0, context - longest)} beside the "
             f"longest prompt ({longest} tokens); a chain ends where its context does")  # fmt: skip
@@ -204,24 +207,24 @@ def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]]) -> Any:
 
 
 def say(line: str) -> None:
-    if run.rank() == 0:
+    if ranks.rank() == 0:
         print(line, flush=True)
 
 
 def verdicts_so_far(folder: Path, names: set[Key]) -> dict[Key, Judgement]:
     """Verdicts so far, of all ranks. Between the gatherings nobody writes."""
-    run.gather(None)
+    ranks.gather(None)
     paths = sorted(folder.glob("judgements*.jsonl"))
-    for path in paths if run.rank() == 0 else []:
-        run.drop_torn_end(path)
-    run.gather(None)
+    for path in paths if ranks.rank() == 0 else []:
+        disk.drop_torn_end(path)
+    ranks.gather(None)
     found: dict[Key, Judgement] = {}
     for path in paths:
-        for number, row in run.read_jsonl(path):
+        for number, row in disk.read_jsonl(path):
             if (key := key_of(judgement := read_judgement(row, f"{path}:{number}"))) not in names:
                 raise UserError(f"{path}:{number}: not a verdict of this evaluation; use another --out")
             found.setdefault(key, judgement)
-    run.gather(None)
+    ranks.gather(None)
     return found
 
 
@@ -234,16 +237,16 @@ def collect(cfg: Run, sampler: Any, pairs: Sequence[Pair], system: str | None, f
     wait for the running call."""
     missing = names_of(cfg, pairs) - found.keys()
     unfinished = {key[:2] for key in missing}
-    mine = [pair for pair in pairs if (pair.source, pair.pair_id) in unfinished][run.rank() :: run.world_size()]
+    mine = [pair for pair in pairs if (pair.source, pair.pair_id) in unfinished][ranks.rank() :: ranks.world_size()]
     done = {name for name, count in Counter(key[:3] for key in found).items() if count == cfg.votes}
     right = sum(judgement.correct for judgement in found.values())
-    log = Path(cfg.out, "judgements.jsonl" if run.world_size() == 1 else f"judgements_{run.rank()}.jsonl")
+    log = Path(cfg.out, "judgements.jsonl" if ranks.world_size() == 1 else f"judgements_{ranks.rank()}.jsonl")
     at_once = cfg.at_once or (4 * cfg.concurrency * cfg.votes if cfg.base_url else 256)
     step = max(1, at_once // (cfg.votes * (1 + cfg.both_orders)))
     total = len(found) + len(names_of(cfg, mine) & missing)
     with (
         StopSignal() as stop,
-        run.progress(total, len(found), "judging") as bar,
+        steps.progress(total, len(found), "judging") as bar,
         open(log, "a", encoding="utf-8") as file,
     ):
         bar.unit = " verdict"
@@ -264,7 +267,7 @@ def collect(cfg: Run, sampler: Any, pairs: Sequence[Pair], system: str | None, f
 def judge(cfg: Run, sampler: Any, pairs: Sequence[Pair], system: str | None, at_once: int,
           done: Container[tuple[str, str, str]]) -> Iterator[Judgement]:  # fmt: skip
     if cfg.scalar:
-        from scalar import judge_scalar
+        from judging.scalar import judge_scalar
 
         return judge_scalar(sampler, pairs, cfg.both_orders, done)
     return judge_pairs(
@@ -274,8 +277,8 @@ def judge(cfg: Run, sampler: Any, pairs: Sequence[Pair], system: str | None, at_
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    if run.rank() == 0:
-        run.write_whole(folder / "summary.json", dumps(summary, indent=2) + "\n")
+    if ranks.rank() == 0:
+        disk.write_whole(folder / "summary.json", dumps(summary, indent=2) + "\n")
         if "curve" in summary:
             tables.plot_points(folder / "curve.png", summary["curve"])
 
@@ -313,7 +316,7 @@ class Score:
 
 def score(cfg: Score) -> dict[str, Any]:
     """Print and write the tables; returns what --json holds."""
-    run.check_positive(cfg, "draws")
+    cli.check_positive(cfg, "draws")
     rows = read_log(cfg.log)
     rules: tuple[Compat, Compat] = ("official", "none") if cfg.compat == "official" else ("none", "official")
     first, second = (score_rows(cfg.benchmark, rows, compat, cfg.draws, cfg.seed) for compat in rules)
@@ -324,16 +327,16 @@ def score(cfg: Score) -> dict[str, Any]:
         result["three_benchmarks"] = tables.averages(result, cfg.also)
         grids += tables.average_grids(result["three_benchmarks"], cfg.compare)
     if cfg.json:
-        run.write_whole(Path(cfg.json), dumps(result, indent=1) + "\n")
+        disk.write_whole(Path(cfg.json), dumps(result, indent=1) + "\n")
     if cfg.markdown:
-        notes = "".join(f"\n{run.visible(remark)}\n" for remark in result["remarks"])
+        notes = "".join(f"\n{errors.visible(remark)}\n" for remark in result["remarks"])
         text = "\n".join(tables.as_markdown(title, grid) for title, grid in grids) + notes
-        run.write_whole(Path(cfg.markdown), text)
+        disk.write_whole(Path(cfg.markdown), text)
     if cfg.plots:
         tables.plot_result(Path(cfg.plots), result, cfg.compare)
     print("\n".join(tables.as_text(title, grid) for title, grid in grids))
     for remark in result["remarks"]:
-        print(f"note: {run.visible(remark)}")
+        print(f"note: {errors.visible(remark)}")
     return result
 
 
@@ -342,13 +345,13 @@ def main() -> None:
     if isinstance(cfg, Score):
         score(cfg)
         return
-    if run.world_size() > 1:
-        run.join_ranks(timeout_minutes=7 * 24 * 60)  # a rank that is done waits for the slowest; a dead one ends all
+    if ranks.world_size() > 1:
+        ranks.join_ranks(timeout_minutes=7 * 24 * 60)  # a rank that is done waits for the slowest; a dead one ends all
     summary = evaluate(cfg)
-    if run.rank() == 0:
+    if ranks.rank() == 0:
         tables.print_summary(summary)
         print(f"{cfg.out}: summary.json" + (", curve.png" if "curve" in summary else ""))
 
 
 if __name__ == "__main__":
-    run.start(main)
+    cli.start(main)

@@ -6,12 +6,14 @@
 
 Deleted from PPO: the critic, the value loss, GAE, the entropy bonus, the KL in the reward, reward shaping.
 
-    python grpo.py --preset tiny                         one process, the tiny world of toy.py
+    python grpo.py --preset tiny                         one process, the tiny world of toy/
     torchrun --nproc_per_node=8 grpo.py                  the paper's DeepSeek-Distilled-7B run
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,17 +24,20 @@ import torch
 from torch import Tensor
 
 import model
-import run
-import sizes
-from attention import compiled_graphs
 from batch import Batch, Group, aggregate, denominator, micro_batches
-from cor_prompt import render
-from data import Pair, load_pairs
-from metrics import Clock, Metrics
+from cor_prompt import encode_prompt, render
+from data import Pair, load_pairs, stream
+from judging.verdicts import judge_pairs, tally
 from model import Policy
+from ops.attention import compiled_graphs
 from reward import parse_verdict, verdict_reward
-from rollout import Rollout, Sampler
-from rounds import collect, evaluate, load_prompts, make_engine, rollout_metrics, torch_sampler
+from rollout import Rollout, Sampler, make_engine, rollout_metrics, torch_sampler
+from runtime import cli, disk, ranks, sizes, states, steps
+from runtime.errors import UserError
+from runtime.metrics import Clock, Metrics
+from runtime.run_folder import RunFolder
+from runtime.seeds import derive_seed
+from runtime.steps import BAD_STEPS, StopSignal
 from settings import GRPO_PRESETS as PRESETS
 from settings import GRPOConfig as Config
 
@@ -100,7 +105,7 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
     Old log-probs are real: scored before the first step moves the weights. `step` places the round in the
     learning-rate schedule.
     """
-    groups, size = make_groups(rollouts, advantages), cfg.mini_batch // run.world_size()
+    groups, size = make_groups(rollouts, advantages), cfg.mini_batch // ranks.world_size()
     mini_batches = [groups[i : i + size] for i in range(0, len(groups), size)]
     device = next(policy.parameters()).device
     packed = [list(micro_batches(mini, cfg.micro_batch_tokens, device)) for mini in mini_batches]
@@ -108,15 +113,15 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
     score_rollouts(policy, reference, packed, cfg)  # (3)
     policy.train()
     for m, (mini, batches) in enumerate(zip(mini_batches, packed, strict=True)):
-        total = max(1, sum(run.gather(denominator(mini, cfg.agg, cfg.max_response_tokens))))
+        total = max(1, sum(ranks.gather(denominator(mini, cfg.agg, cfg.max_response_tokens))))
         for batch in batches:
             logprobs, entropy = policy(batch, cfg.temperature, True, partial(token_slopes, batch, cfg, total, loss))
             if batch.old_logprobs is None:
                 batch.old_logprobs = logprobs.detach()
             value, stats = loss(logprobs, batch, cfg, total)
-            (value * run.world_size()).backward()  # FSDP averages over ranks; this makes it the sum
+            (value * ranks.world_size()).backward()  # FSDP averages over ranks; this makes it the sum
             record_tokens(metrics, batch, stats | {"policy/entropy": entropy})
-        lr = 0.0 if cfg.compat == "official" and step == 0 else run.learning_rate(
+        lr = 0.0 if cfg.compat == "official" and step == 0 else steps.learning_rate(
             step * len(mini_batches) + m, cfg)  # fmt: skip
         metrics.add_norm(model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))  # (5)
     graphs = {"compile/graphs": compiled_graphs()} if device.type == "cuda" else {}
@@ -130,7 +135,7 @@ def token_slopes(batch: Batch, cfg: Config, total: float, loss: Callable, logpro
         if batch.old_logprobs is None:
             batch = replace(batch, old_logprobs=logprobs.detach())
         value, _ = loss(logprobs, batch, cfg, total)
-        return torch.autograd.grad(value * run.world_size(), logprobs)[0]
+        return torch.autograd.grad(value * ranks.world_size(), logprobs)[0]
 
 
 def make_groups(rollouts: Sequence[Rollout], advantages: Tensor) -> list[Group]:
@@ -175,6 +180,74 @@ def verdict_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Po
     return torch.tensor(rewards).view(len(pairs), size)
 
 
+# ---- a round --------------------------------------------------------------------------------------------
+
+REFILLS = 100  # passes over P prompts that may go by before a round is full
+
+
+def collect(pairs: Sequence[Pair], start: int, sampler: Sampler, prompt_ids: Callable, score: Callable,
+            keep: Callable | None, cfg: Config) -> tuple[list[Rollout], Tensor, int]:  # fmt: skip
+    """Sample and score until this rank's share of P groups is full -> rollouts, (P, G) rewards, new position.
+
+    Without `keep` that is one pass. With it, groups it refuses are replaced by the next of the stream,
+    whichever rank drew them. A prompt's seed is its place in the stream, so neither ranks nor batch sizes
+    change what is sampled. Raises UserError where `keep` refuses nearly everything.
+    """
+    size, apart, first = cfg.group_size, ranks.world_size(), start
+    found: list[tuple[int, list[Rollout], Tensor]] = []  # of all ranks: place in the stream, group, its rewards
+    while len(found) < cfg.prompts_per_step:
+        if start - first == REFILLS * cfg.prompts_per_step:
+            raise UserError(f"of {start - first} groups only {len(found)} were kept: too little is left to learn")
+        places = range(start + ranks.rank(), start + cfg.prompts_per_step, apart)
+        taken = stream(pairs, start, cfg.prompts_per_step, cfg.seed)[ranks.rank() :: apart]
+        start += cfg.prompts_per_step
+        seeds = [derive_seed(cfg.seed, "rollout", place) for place in places]
+        made = sampler.generate([prompt_ids(pair) for pair in taken], size, cfg.temperature,
+                                cfg.max_response_tokens, seeds)  # fmt: skip
+        scored = score(made, taken)
+        if keep is None:
+            return made, scored, start
+        kept = [(places[p], made[p * size : (p + 1) * size], scored[p].cpu())
+                for p in keep(scored).nonzero()[:, 0].tolist()]  # fmt: skip
+        found += sorted((group for part in ranks.gather(kept) for group in part), key=lambda group: group[0])
+    mine = found[: cfg.prompts_per_step][ranks.rank() :: apart]
+    return [r for _, group, _ in mine for r in group], torch.stack([rewards for *_, rewards in mine]), start
+
+
+def evaluate(sampler: Sampler, held_out: Sequence[Pair], step: int, cfg: Config, system: str | None,
+             prompt: Callable = render, verdict: Callable = parse_verdict) -> dict[str, float]:  # fmt: skip
+    """Greedy held-out verdicts in both orders -> eval/* metrics; the traces go to rollouts/step_N.jsonl."""
+    if not held_out:
+        return {}
+    places = range(ranks.rank(), len(held_out) + -len(held_out) % ranks.world_size(), ranks.world_size())
+    mine = [held_out[place % len(held_out)] for place in places]  # equally many: ranks may share an engine
+    both = all(pair.messages is None for pair in held_out)
+    judged = list(judge_pairs(sampler, mine, cfg.style, max_tokens=cfg.max_response_tokens, both_orders=both,
+                              rule="train", system=system, prompt=prompt, read=verdict))  # fmt: skip
+    own = sum(place < len(held_out) for place in places)
+    judged = [j for part in ranks.gather(judged[: own * (2 if both else 1)]) for j in part]
+    if ranks.rank() == 0:
+        lines = "".join(json.dumps(dataclasses.asdict(j), ensure_ascii=False) + "\n" for j in judged)
+        disk.write_whole(Path(cfg.out) / "rollouts" / f"step_{step:06d}.jsonl", lines)
+    return {f"eval/{name}": value for name, value in tally(judged).items()}
+
+
+def load_prompts(cfg: Config, tokenizer: Any, prompt: Callable, system: str | None) -> tuple[list[Pair], Callable]:
+    """Training pairs whose prompt fits, and pair -> prompt ids; says how many did not fit."""
+    pairs = load_pairs(cfg.data)
+
+    def prompt_ids(pair: Pair) -> list[int]:
+        return encode_prompt(prompt(pair, cfg.style, system), tokenizer)
+
+    fitting = [pair for pair in pairs if len(prompt_ids(pair)) <= cfg.max_prompt_tokens]
+    if ranks.rank() == 0 and len(fitting) < len(pairs):
+        print(f"{len(pairs) - len(fitting)} of {len(pairs)} prompts exceed --max-prompt-tokens "
+              f"{cfg.max_prompt_tokens}: left out")  # fmt: skip
+    if not fitting:
+        raise UserError(f"{cfg.data}: no prompt fits --max-prompt-tokens {cfg.max_prompt_tokens}")
+    return fitting, prompt_ids
+
+
 # ---- the loop ------------------------------------------------------------------------------------------
 
 POSITIVE = ("steps", "prompts_per_step", "group_size", "mini_batch", "temperature", "micro_batch_tokens",
@@ -190,11 +263,11 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
     keep(rewards) -> (P,) bool, groups kept, the rest refilled from the stream (None: all are kept);
     verdict(text, rule) -> A, B or None, for held-out accuracy and metrics.
     """
-    run.check_positive(cfg, *POSITIVE)
+    cli.check_positive(cfg, *POSITIVE)
     if cfg.dry_run:
         return sizes.dry_run(cfg)
     join(cfg)
-    tokenizer, system = model.load_tokenizer(cfg.model), run.read_prompt(cfg.prompt_file)
+    tokenizer, system = model.load_tokenizer(cfg.model), cli.read_prompt(cfg.prompt_file)
     pairs, prompt_ids = load_prompts(cfg, tokenizer, prompt, system)
     held_out = load_pairs(cfg.held_out) if cfg.held_out else []
     compute = getattr(torch, cfg.compute_dtype)
@@ -205,12 +278,12 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
     reference = model.load_policy(cfg.model, compute, mesh, compute).requires_grad_(False)
     sampler: Sampler = engine or torch_sampler(cfg, policy, tokenizer, mesh)
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
-    folder = run.RunFolder(cfg.out, cfg)
-    state, bad = model.resume(folder, policy, optimizer) or {"step": 0, "position": 0}, 0
+    folder = RunFolder(cfg.out, cfg)
+    state, bad = states.resume(folder, policy, optimizer) or {"step": 0, "position": 0}, 0
     folder.rewind(state["step"])
     moments = model.HostMoments(optimizer, cfg.offload_optimizer)
     judge = partial(evaluate, sampler, held_out, cfg=cfg, system=system, prompt=prompt, verdict=verdict)
-    with run.StopSignal() as stop, run.progress(cfg.steps, state["step"], "grpo") as bar:
+    with StopSignal() as stop, steps.progress(cfg.steps, state["step"], "grpo") as bar:
         for step in range(state["step"], cfg.steps):
             clock = Clock()
             moments.to_host()
@@ -231,24 +304,24 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
             folder.log({"step": step} | record)
             show(bar, record)
             state["step"] = step + 1
-            bad = run.count_bad(record, bad)
-            stopping, last = stop.requested() or bad == run.BAD_STEPS, step + 1 == cfg.steps
+            bad = steps.count_bad(record, bad)
+            stopping, last = stop.requested() or bad == BAD_STEPS, step + 1 == cfg.steps
             if stopping or last or (step + 1) % cfg.save_every == 0:
-                model.keep_state(folder, policy, optimizer, state)
+                states.keep_state(folder, policy, optimizer, state)
             if stopping and not last:
                 sampler.close()
-                run.stop_early(bad)
+                steps.stop_early(bad)
     moments.to_host()
     finish(cfg, folder, policy, tokenizer, sampler, judge)
 
 
 def join(cfg: Config) -> None:
     """Meet the other ranks; UserError, before anything is written, for what cannot run here."""
-    run.check_hardware(cfg.preset)
+    cli.check_hardware(cfg.preset)
     if cfg.preset.endswith("instruct") and not Path(cfg.model).exists():
-        raise run.UserError(f"--preset {cfg.preset} continues stage 1, and --model {cfg.model} is not there: run "
+        raise UserError(f"--preset {cfg.preset} continues stage 1, and --model {cfg.model} is not there: run "
                             "sft.py first, then pass its run folder as --model")  # fmt: skip
-    run.join_ranks()
+    ranks.join_ranks()
     _ = cfg.updates_per_step  # raises where sizes do not divide
 
 
@@ -259,7 +332,7 @@ def show(bar: Any, record: dict[str, float]) -> None:
     bar.update()
 
 
-def finish(cfg: Config, folder: run.RunFolder, policy: Policy, tokenizer: Any, sampler: Sampler,
+def finish(cfg: Config, folder: RunFolder, policy: Policy, tokenizer: Any, sampler: Sampler,
            judge: Callable) -> None:  # fmt: skip
     """The last sync and evaluation, and the exported model."""
     sampler.sync(model.gathered_weights(policy, getattr(torch, cfg.sampler_dtype)))
@@ -268,10 +341,10 @@ def finish(cfg: Config, folder: run.RunFolder, policy: Policy, tokenizer: Any, s
     folder.log({"step": cfg.steps} | record)
     model.save_hf(policy, tokenizer, folder.path / "model")
     sampler.close()
-    if run.rank() == 0:
+    if ranks.rank() == 0:
         accuracy = f" (held-out accuracy {record['eval/accuracy']:.3f})" if record else ""
         print(f"trained model: {folder.path / 'model'}{accuracy}")
 
 
 if __name__ == "__main__":
-    run.start(lambda: train(run.parse(Config, PRESETS)))
+    cli.start(lambda: train(cli.parse(Config, PRESETS)))

@@ -2,33 +2,30 @@
 
 Weights come from safetensors alone and no code comes from a model folder. The module is built on the meta
 device and filled tensor by tensor, each rank reading only its rows. `Policy` is the FSDP root, so that
-embedding and head are touched inside its forward only. The head is in head.py, weights out and resume states in
-checkpoint.py; scripts call both by way of this module.
+embedding and head are touched inside its forward only. The head is in ops/head.py, resume
+states in runtime/states.py.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from attention import block_mask, register, spans, visible
 from batch import Batch
-from checkpoint import gathered_weights as gathered_weights
-from checkpoint import keep_state as keep_state
-from checkpoint import load_state as load_state
-from checkpoint import release as release
-from checkpoint import resume as resume
-from checkpoint import save_hf as save_hf
-from checkpoint import save_state as save_state
-from head import target_logprobs
-from run import UserError, read_json
+from ops.attention import block_mask, register, spans, visible
+from ops.head import target_logprobs
+from runtime.disk import read_json, replace_folder, write_whole
+from runtime.errors import UserError
+from runtime.ranks import rank
 
 TESTED = ("llama", "qwen2", "qwen3")  # architectures whose packed log-probs the tests compare with a plain forward
 
@@ -252,6 +249,53 @@ def _fill(parameter: Any, stored: Any, where: str) -> None:
             parameter.to_local().copy_(stored[offset[0] : offset[0] + shape[0]])
     else:
         parameter.copy_(stored[:])
+
+
+# ---- weights out ---------------------------------------------------------------------------------------
+
+
+def release(policy: Policy) -> None:
+    """Free the gathered embedding, norm and head, which FSDP keeps after a forward that no backward follows."""
+    if isinstance(policy, FSDPModule):
+        policy.reshard()
+
+
+def gathered_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole tensor) in checkpoint names: embedding, layers in order, norm, lm_head (also when tied).
+
+    The shard is cast before it is gathered; every tensor is fresh; the order is the same on all ranks,
+    because gathering is a collective.
+    """
+    release(policy)
+    for name, parameter in policy.lm.named_parameters(remove_duplicate=False):
+        tensor = parameter.detach().to(dtype, copy=True)
+        yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype = torch.float32,
+            shard_bytes: int = 4 * 2**30) -> None:  # fmt: skip
+    """Export a `from_pretrained` folder (safetensors, a tied head once), whole or not at all.
+
+    Every rank takes part in the gathering; rank 0 holds the whole model in host memory and writes it.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    aside, tied = path.with_name(path.name + ".part"), policy.lm.config.tie_word_embeddings
+    held: dict[str, Tensor] = {}
+    for name, tensor in gathered_weights(policy, dtype):
+        if rank() == 0 and not (tied and name == "lm_head.weight"):
+            held[name] = tensor.to("cpu", copy=True)  # gathered uneven rows are a view of padded ones
+    if rank() == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_torch_state_dict(held, aside, max_shard_size=shard_bytes, metadata={"format": "pt"})
+        config = json.loads(policy.lm.config.to_json_string(use_diff=True)) | {
+            "dtype": str(dtype).removeprefix("torch.")
+        }
+        write_whole(aside / "config.json", json.dumps(config, indent=2) + "\n")
+        policy.lm.generation_config.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        replace_folder(aside, path)
 
 
 # ---- one optimiser step --------------------------------------------------------------------------------

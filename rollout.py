@@ -7,23 +7,43 @@ but `chat`. Torch and vllm are imported inside functions only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cor_prompt import encode_prompt
 from data import Message
-from endpoint import EndpointSampler as EndpointSampler
-from endpoint import Reply
-from run import UserError, gather, rank
-from verdicts import Chat
-from verdicts import judge_pairs as judge_pairs
-
-SamplerKind = Literal["auto", "torch", "vllm"]
+from reward import parse_verdict
+from runtime import ranks, run_folder, seeds
+from runtime.errors import UserError
+from runtime.metrics import Metrics
+from runtime.ranks import gather, rank
+from settings import GRPOConfig as Config
+from settings import SamplerKind
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from model import Policy
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a conversation got back; token counts are the sampler's."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    response_tokens: int
+
+
+class Chat(Protocol):
+    """All that judging needs: messages in, replies out."""
+
+    def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
+             seeds: Sequence[int]) -> list[list[Reply]]: ...  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,7 +132,7 @@ class TorchSampler:
         """n rollouts per prompt, groups adjacent. A prompt that fills the context gets empty responses."""
         import torch
 
-        from decode import decode
+        from ops.decode import decode
 
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         per_wave = max(1, self.rows_at_once // n)
@@ -310,3 +330,46 @@ def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch",
         return VLLMSampler(path, tokenizer, dtype, room, tp=tp, memory=memory, dummy=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TorchSampler(load_policy(path, getattr(torch, dtype)).to(device).lm, tokenizer)
+
+
+def make_engine(cfg: Config, tokenizer: Any, held_out: Sequence[list[Message]]) -> VLLMSampler | None:
+    """vLLM, if it is to sample; made before the policy, because it counts on the memory that is free."""
+    from model import context_tokens
+
+    kind, why = which_sampler(cfg.sampler, cfg.model, cfg.tp)
+    if ranks.rank() == 0:
+        print(f"sampler: {kind} ({why})")
+    if kind == "torch":
+        return None
+    shown = [len(encode_prompt(messages, tokenizer)) for messages in held_out]
+    context = min(max([cfg.max_prompt_tokens, *shown]) + cfg.max_response_tokens, context_tokens(cfg.model))
+    seed = seeds.derive_seed(cfg.seed, "engine", run_folder.latest_checkpoint(cfg.out), ranks.rank() // cfg.tp)
+    return VLLMSampler(cfg.model, tokenizer, cfg.sampler_dtype, context, tp=cfg.tp, memory=cfg.engine_memory, seed=seed)
+
+
+def torch_sampler(cfg: Config, policy: Policy, tokenizer: Any, mesh: Any) -> TorchSampler:
+    """The policy itself where one plain process trains, else a whole copy of its own that `sync` fills."""
+    if mesh is None:
+        return TorchSampler(policy.lm, tokenizer, shared=True)
+    import torch
+
+    from model import load_policy
+
+    copy = load_policy(cfg.model, getattr(torch, cfg.sampler_dtype)).to(next(policy.parameters()).device)
+    return TorchSampler(copy.lm, tokenizer)
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor,
+                    verdict: Callable = parse_verdict) -> dict[str, float]:  # fmt: skip
+    """What rollouts and rewards look like, over all ranks; the standard error takes a group as one observation."""
+    metrics, count = Metrics(), len(rollouts)
+    verdicts = [verdict(r.text, "train") for r in rollouts]
+    metrics.add("reward/mean", rewards.sum().item(), rewards.numel())
+    metrics.add("reward/frac_constant_groups", (rewards == rewards[:, :1]).all(1).sum().item(), len(rewards))
+    metrics.add("rollout/length_mean", sum(len(r.response_ids) for r in rollouts), count)
+    metrics.add("rollout/frac_truncated", sum(r.finish_reason == "length" for r in rollouts), count)
+    metrics.add("rollout/frac_no_verdict", verdicts.count(None), count)
+    metrics.add("rollout/frac_verdict_a", verdicts.count("A"), count - verdicts.count(None))
+    means = [mean for part in ranks.gather(rewards.mean(1).tolist()) for mean in part]
+    error = statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else 0.0
+    return metrics.reduce() | {"reward/se": error}

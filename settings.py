@@ -1,6 +1,6 @@
 """The settings of both stages: every flag's meaning, default and unit, and the paper's numbers (Appendix G) as presets.
 
-The defaults are the paper's 7B runs. `sft.py` and `grpo.py` read them from the command line (`run.parse`).
+The defaults are the paper's 7B runs. `sft.py` and `grpo.py` read them from the command line (`cli.parse`).
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import run
-from batch import Agg
 from cor_prompt import Style
-from rollout import SamplerKind
+from runtime import ranks
+from runtime.errors import UserError
 
 Precision = Literal["bfloat16", "float32", "float64"]
 LrSchedule = Literal["cosine", "linear", "constant"]
+
+Agg = Literal["seq", "token", "const"]
+
+SamplerKind = Literal["auto", "torch", "vllm"]
 
 # ---- stage 1 -------------------------------------------------------------------------------------------
 
@@ -202,10 +205,10 @@ class GRPOConfig:
 
     @property
     def updates_per_step(self) -> int:
-        if self.prompts_per_step % self.mini_batch or self.mini_batch % run.world_size():
-            raise run.UserError(
+        if self.prompts_per_step % self.mini_batch or self.mini_batch % ranks.world_size():
+            raise UserError(
                 f"--prompts-per-step {self.prompts_per_step}, --mini-batch {self.mini_batch} and "
-                f"{run.world_size()} ranks: each must divide the one before"
+                f"{ranks.world_size()} ranks: each must divide the one before"
             )
         return self.prompts_per_step // self.mini_batch
 

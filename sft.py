@@ -7,7 +7,7 @@
 The loss is on trace tokens only, the end-of-turn token included. Deleted from common practice: padding,
 label masks, micro-batch means. The checkpoint with the best held-out loss is exported to OUT/model.
 
-    python sft.py --preset tiny                          one process, the tiny world of toy.py
+    python sft.py --preset tiny                          one process, the tiny world of toy/
     torchrun --nproc_per_node=8 sft.py                   the paper's 7B distillation
 """
 
@@ -23,13 +23,15 @@ from typing import Any
 import torch
 
 import model
-import run
-import sizes
 from batch import Group, aggregate, denominator, micro_batches
 from cor_prompt import encode_prompt, encode_target, render
 from data import Pair, load_pairs, shard, stream
-from metrics import Metrics, per_second
 from model import Policy
+from runtime import cli, ranks, sizes, states, steps
+from runtime.errors import UserError
+from runtime.metrics import Metrics, per_second
+from runtime.run_folder import RunFolder
+from runtime.steps import BAD_STEPS, StopSignal
 from settings import SFT_PRESETS as PRESETS
 from settings import SFTConfig as Config
 
@@ -41,15 +43,15 @@ def nll_loss(policy: Policy, groups: Sequence[Group], cfg: Config, backward: boo
     plan nor the number of ranks changes the update (T3).
     """
     tokens = denominator(groups, "token", 0)
-    total = sum(run.gather(tokens))
+    total = sum(ranks.gather(tokens))
     nll = 0.0
     with torch.set_grad_enabled(backward):
         for batch in micro_batches(groups, cfg.micro_batch_tokens, next(policy.parameters()).device):
-            slope = -batch.weight * run.world_size() / total  # the loss is linear: every token's is the same
+            slope = -batch.weight * ranks.world_size() / total  # the loss is linear: every token's is the same
             logprobs = policy(batch, slopes=partial(torch.full_like, fill_value=slope))
             loss = aggregate(-logprobs, batch, "token", total)
             if backward:
-                (loss * run.world_size()).backward()  # FSDP averages over ranks; this makes it the sum
+                (loss * ranks.world_size()).backward()  # FSDP averages over ranks; this makes it the sum
             nll += loss.item() * total
     return nll, tokens
 
@@ -59,28 +61,28 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, cfg: Config, system: str
     examples = []
     for pair in pairs:
         if not pair.trace:
-            raise run.UserError(f"pair {pair.pair_id} has no trace; distillation needs a 'trace' in every row")
+            raise UserError(f"pair {pair.pair_id} has no trace; distillation needs a 'trace' in every row")
         prompt = encode_prompt(render(pair, cfg.style, system), tokenizer)
         examples.append(Group(prompt, [encode_target(pair, tokenizer)]))
     fitting = [e for e in examples if len(e.prompt_ids) + len(e.responses[0]) <= cfg.max_length]
-    if len(fitting) < len(examples) and run.rank() == 0:
+    if len(fitting) < len(examples) and ranks.rank() == 0:
         print(f"{len(examples) - len(fitting)} of {len(examples)} examples exceed --max-length "
               f"{cfg.max_length} tokens: left out")  # fmt: skip
     if not fitting:
-        raise run.UserError(f"no example fits --max-length {cfg.max_length} tokens")
+        raise UserError(f"no example fits --max-length {cfg.max_length} tokens")
     return fitting
 
 
 def train(cfg: Config) -> None:
     """Distil; continues an interrupted run of the same configuration from its last resume state."""
-    run.check_positive(cfg, "epochs", "batch_size", "micro_batch_tokens", "max_grad_norm", "eval_every", "save_every")
+    cli.check_positive(cfg, "epochs", "batch_size", "micro_batch_tokens", "max_grad_norm", "eval_every", "save_every")
     if cfg.dry_run:
         return sizes.dry_run(cfg)
-    run.check_hardware(cfg.preset)
-    run.join_ranks()
-    if cfg.batch_size % run.world_size():
-        raise run.UserError(f"--batch-size {cfg.batch_size} does not divide over {run.world_size()} ranks")
-    tokenizer, system = model.load_tokenizer(cfg.model), run.read_prompt(cfg.prompt_file)
+    cli.check_hardware(cfg.preset)
+    ranks.join_ranks()
+    if cfg.batch_size % ranks.world_size():
+        raise UserError(f"--batch-size {cfg.batch_size} does not divide over {ranks.world_size()} ranks")
+    tokenizer, system = model.load_tokenizer(cfg.model), cli.read_prompt(cfg.prompt_file)
     examples = encode_pairs(load_pairs(cfg.data), tokenizer, cfg, system)  # (1)
     held_out = encode_pairs(load_pairs(cfg.held_out), tokenizer, cfg, system) if cfg.held_out else []
     cfg = replace(cfg, steps=cfg.steps or max(1, int(cfg.epochs * len(examples) / cfg.batch_size)))
@@ -88,25 +90,25 @@ def train(cfg: Config) -> None:
     mesh = model.make_mesh(compute, cfg.shard_ranks)
     policy = model.load_policy(cfg.model, torch.promote_types(compute, torch.float32), mesh, compute, cfg.checkpointing)
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
-    folder = run.RunFolder(cfg.out, cfg)
-    progress = model.resume(folder, policy, optimizer) or {"step": 0, "best": math.inf}
+    folder = RunFolder(cfg.out, cfg)
+    progress = states.resume(folder, policy, optimizer) or {"step": 0, "best": math.inf}
     start, best, bad = progress["step"], progress["best"], 0
     folder.rewind(start)
 
-    with run.StopSignal() as stop, run.progress(cfg.steps, start, "sft") as bar:
+    with StopSignal() as stop, steps.progress(cfg.steps, start, "sft") as bar:
         for step in range(start, cfg.steps):
             began = time.perf_counter()
             batch = stream(examples, step * cfg.batch_size, cfg.batch_size, cfg.seed)
-            groups = shard(batch, run.rank(), run.world_size())
+            groups = shard(batch, ranks.rank(), ranks.world_size())
             policy.train()
             metrics = Metrics()
             metrics.add("train/loss", *nll_loss(policy, groups, cfg, backward=True))  # (2)
-            lr = run.learning_rate(step, cfg)  # (3)
+            lr = steps.learning_rate(step, cfg)  # (3)
             metrics.add_norm(model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))
             last = step + 1 == cfg.steps
             if held_out and (last or (step + 1) % cfg.eval_every == 0):
                 policy.eval()
-                mine = held_out[run.rank() :: run.world_size()]
+                mine = held_out[ranks.rank() :: ranks.world_size()]
                 metrics.add("eval/loss", *nll_loss(policy, mine, cfg, backward=False))
             seconds = max(0.0, time.perf_counter() - began)  # a clock may be set back
             tokens = sum(len(g.prompt_ids) + len(g.responses[0]) for g in batch)
@@ -120,15 +122,15 @@ def train(cfg: Config) -> None:
                 {k: f"{record[k]:.3g}" for k in ("train/loss", "eval/loss", "tokens/s") if k in record}, refresh=False
             )
             bar.update()
-            bad = run.count_bad(record, bad)
-            stopping = stop.requested() or bad == run.BAD_STEPS
+            bad = steps.count_bad(record, bad)
+            stopping = stop.requested() or bad == BAD_STEPS
             if last or stopping or (step + 1) % cfg.save_every == 0:
-                model.keep_state(folder, policy, optimizer, {"step": step + 1, "best": best})
+                states.keep_state(folder, policy, optimizer, {"step": step + 1, "best": best})
             if stopping and not last:
-                run.stop_early(bad)
-    if run.rank() == 0:
+                steps.stop_early(bad)
+    if ranks.rank() == 0:
         print(f"distilled model: {cfg.out}/model" + (f" (held-out loss {best:.4f} nats/token)" if held_out else ""))
 
 
 if __name__ == "__main__":
-    run.start(lambda: train(run.parse(Config, PRESETS)))
+    cli.start(lambda: train(cli.parse(Config, PRESETS)))

@@ -3,7 +3,7 @@
     python -m bench.against_trl                       a few minutes: TRL with its compact head, both vocabularies
     python -m bench.against_trl --full                beside them equal lengths, TRL as shipped, equal micro-batches
 
-Runs in an environment that has both (`make bench`, requirements-trl.txt). Both sides alternate step by step in
+Runs in an environment that has both (`make bench`, requirements/trl.txt). Both sides alternate step by step in
 one process. A row whose losses and gradient norms do not agree to 1e-4 at every step shows no ratio.
 """
 

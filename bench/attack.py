@@ -20,9 +20,9 @@ import tyro
 
 from bench.measure import write
 from data import Pair, load_pairs, swap
-from rollout import load_sampler
-from run import read_prompt
-from verdicts import Chat, judge_pairs, tally
+from judging.verdicts import judge_pairs, tally
+from rollout import Chat, load_sampler
+from runtime.cli import read_prompt
 
 # {own}: the letter the losing response is shown under; {other}: the better one's
 ATTACKS = {

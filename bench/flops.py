@@ -71,8 +71,8 @@ def matmul_rate(size: int) -> float:
 def plain_layers(product: Product, groups: Sequence[Group], side: Side) -> None:
     """Forward and backward of the layers alone on unbroken causal rows as long as the groups: what the
     framework itself reaches."""
-    from attention import visible
     from batch import collate
+    from ops.attention import visible
 
     product.policy.zero_grad()
     for i in range(len(groups)):

@@ -28,11 +28,11 @@ from typing import Any
 
 import tyro
 
-import report
 from cor_prompt import SYSTEM, Style, control_tokens, encode_prompt, render
 from data import Message, Pair
+from judging.verdicts import Judgement
+from report import page
 from reward import Rule, parse_verdict
-from verdicts import Judgement
 
 HARMLESS = "It is four."
 NEAR, FAR = "so the other one has an error in it. ", "The comparison goes on here and has not come to an end: "
@@ -174,21 +174,21 @@ def page_data(texts: list[str]) -> dict[str, Any]:
     for text in texts:
         pair = Pair(text, text, ({"role": "user", "content": text},), text, text + ".", "A", text)
         said = Judgement(text, text, text, {}, "AB", 0, "A", "A", True, "stop", 1, f"<eval>{text}</eval>[[A]]")
-        rows.append(report.browser_row((text, text), [{"AB": said}], pair) | {"right": [True], "votes": [[1, 0, 0]]})
-    return {"stages": [report.visible(texts[0][:99])], "places": [["x", 0]], "pairs": rows, "total": len(rows),
+        rows.append(page.browser_row((text, text), [{"AB": said}], pair) | {"right": [True], "votes": [[1, 0, 0]]})
+    return {"stages": [page.visible(texts[0][:99])], "places": [["x", 0]], "pairs": rows, "total": len(rows),
             "accuracy": ["1.000"], "last": [-1, 0], "axes": [0.1, 0.8]}  # fmt: skip
 
 
 def page_broken(text: str) -> bool:
     data, title = page_data([text]), text[:200]
-    made = report.page(title, [], {}, data, {})
+    made = page.page(title, [], {}, data, {})
     inside = made.partition('<div id="data" hidden>')[2].partition("</div>")[0]
     return (made.count("<"), made.count(">")) != harmless_markup() or json.loads(inside) != data
 
 
 @lru_cache
 def harmless_markup() -> tuple[int, int]:
-    made = report.page("x", [], {}, page_data(["x"]), {})
+    made = page.page("x", [], {}, page_data(["x"]), {})
     return made.count("<"), made.count(">")
 
 
@@ -203,7 +203,7 @@ def browse(texts: list[str]) -> str:
     browser, names = Browser(), "[...document.querySelectorAll('#pair *, #list *')].map(e => e.tagName)"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"
-        path.write_text(report.page(texts[0], [], {}, page_data(texts), {}), encoding="utf-8")
+        path.write_text(page.page(texts[0], [], {}, page_data(texts), {}), encoding="utf-8")
         browser.open(path)
     walk = f"""[...document.querySelectorAll('#list button')].map((_, i) => {{
       document.querySelectorAll('#list button')[i].click();
@@ -259,7 +259,7 @@ COLUMNS = ("cases", "control", "sections", "verdict", "page", "silenced near", "
 def load(folders: tuple[str, ...]) -> dict[str, Any]:
     from transformers import PreTrainedTokenizerFast
 
-    from toy import build_tokenizer
+    from toy.files import build_tokenizer
 
     return {"toy": build_tokenizer()} | {f: PreTrainedTokenizerFast.from_pretrained(f) for f in folders}
 

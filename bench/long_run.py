@@ -24,8 +24,10 @@ from unittest import mock
 import tyro
 
 import grpo
-import run
-import tables
+from evaluation import tables
+from runtime import cli, disk
+from runtime.errors import UserError
+from runtime.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Config:
     model: str = "runs/toy/sft"
     """distilled checkpoint to start from: a folder or a run folder"""
     world: str = "runs/toy"
-    """folder of the tiny world (toy.py build)"""
+    """folder of the tiny world (python -m toy build)"""
     out: str = "runs/bench/long_run.json"
     """where the JSON goes; the run folder stands beside it and is removed at the end"""
     rounds: int = 2000
@@ -64,9 +66,9 @@ def watched(cfg: Config, folder: Path) -> tuple[list[dict[str, Any]], list[float
     """Run, to its end or to Ctrl-C -> (samples, seconds of each round without its evaluation)."""
     samples: list[dict[str, Any]] = []
     seconds: list[float] = []
-    honest: Callable = run.RunFolder.log
+    honest: Callable = RunFolder.log
 
-    def log(self: run.RunFolder, record: dict[str, Any], name: str = "metrics.jsonl") -> None:
+    def log(self: RunFolder, record: dict[str, Any], name: str = "metrics.jsonl") -> None:
         honest(self, record, name)
         if "time/step" not in record:  # the last evaluation
             return
@@ -79,7 +81,7 @@ def watched(cfg: Config, folder: Path) -> tuple[list[dict[str, Any]], list[float
                        held_out=str(world / "held_out.jsonl"), prompt_file=str(world / "prompt.txt"),
                        prompts_per_step=cfg.prompts, mini_batch=cfg.prompts // 2,
                        eval_every=cfg.eval_every, out=str(folder))  # fmt: skip
-    with mock.patch.object(run.RunFolder, "log", log), contextlib.suppress(KeyboardInterrupt):
+    with mock.patch.object(RunFolder, "log", log), contextlib.suppress(KeyboardInterrupt):
         grpo.train(settings)
     return samples, seconds
 
@@ -108,15 +110,15 @@ def findings(samples: Sequence[dict[str, Any]], seconds: Sequence[float], warm_u
 
 def main(cfg: Config) -> None:
     if cfg.rounds < 2 * cfg.every or cfg.rounds < 4:
-        raise run.UserError("--rounds: at least two samples (--every) and four rounds are needed")
+        raise UserError("--rounds: at least two samples (--every) and four rounds are needed")
     path, began = Path(cfg.out), time.monotonic()
     folder = path.with_suffix(".run")
     shutil.rmtree(folder, ignore_errors=True)
     samples, seconds = watched(cfg, folder)
     if len(samples) < 2:
-        raise run.UserError("stopped before there were two samples")
+        raise UserError("stopped before there were two samples")
     found = findings(samples, seconds, cfg.warm_up) | {"minutes": round((time.monotonic() - began) / 60, 1)}
-    run.write_whole(path, json.dumps({"found": found, "samples": samples}, indent=1) + "\n")
+    disk.write_whole(path, json.dumps({"found": found, "samples": samples}, indent=1) + "\n")
     shutil.rmtree(folder)
     head = list(samples[0])
     rows = [[f"{one[name]:,.1f}" if name == "MB" else f"{one[name]:,}" for name in head] for one in samples]
@@ -126,4 +128,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    run.start(lambda: main(tyro.cli(Config)))
+    cli.start(lambda: main(tyro.cli(Config)))

@@ -168,7 +168,7 @@ def _cell(value: Any) -> str:
 
 def write(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], path: Path) -> None:
     """Print the table and write the JSON, with the machine and the settings that made it."""
-    from run import write_whole
+    from runtime.disk import write_whole
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps({"machine": machine(), "config": dict(config), "rows": list(rows)}, indent=2) + "\n")

@@ -26,7 +26,7 @@ from batch import group_tokens
 from bench.measure import Side, peak_bytes, write
 from bench.ours import Product, Settings
 from bench.workload import Lengths, Shape, as_rollouts, make_folder, make_groups
-from head import target_logprobs
+from ops.head import target_logprobs
 
 
 @dataclass(frozen=True)
@@ -107,17 +107,17 @@ def ranks_point(cfg: Config, ranks: int) -> dict[str, Any]:
 def rank_worker(path: str, repeats: int) -> None:
     """This rank's share of a round, sharded as in training; rank 0 prints the seconds."""
     import model
-    import run
+    from runtime import ranks
 
-    run.join_ranks()
+    ranks.join_ranks()
     whole = make_groups(Shape(2048), LENGTHS, 16, 4)
     settings, side = Settings(prompts=16, updates=1, group_size=4), Side()
     product = Product(path, settings, budget=2048, mesh=model.make_mesh(torch.float32))
     for _ in range(repeats + 1):
-        product.update(as_rollouts(whole[run.rank() :: run.world_size()]), side)
-    if run.rank() == 0:
+        product.update(as_rollouts(whole[ranks.rank() :: ranks.world_size()]), side)
+    if ranks.rank() == 0:
         print("\n".join(map(str, side.seconds[1:])))
-    run.leave_ranks()
+    ranks.leave_ranks()
 
 
 def exponent(rows: Sequence[dict[str, Any]], x: str, y: str) -> float:

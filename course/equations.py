@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("ops", "runtime", "formats", "judging", "evaluation", "prepare", "toy", "report", "variants")
 
 # Numbers as in arXiv 2505.02387v4.
 PAPER = {
@@ -88,10 +89,14 @@ def named_in(test: Node, others: dict[str, Node]) -> set[str]:
     return found
 
 
+def code_files() -> list[Path]:
+    return [*sorted(ROOT.glob("*.py")), *(path for room in ROOMS for path in sorted(ROOT.glob(f"{room}/*.py")))]
+
+
 def read_code() -> dict[int, list[Place]]:
     """{number: what computes it}, the files a student reads first."""
     found: dict[int, list[Place]] = {number: [] for number in PAPER}
-    for path in [*sorted(ROOT.glob("*.py")), *sorted(ROOT.glob("variants/*.py"))]:
+    for path in code_files():
         for one in definitions(path):
             for number in one.numbers:
                 found.setdefault(number, []).append(one.place)
@@ -100,7 +105,7 @@ def read_code() -> dict[int, list[Place]]:
 
 def test_files() -> list[Path]:
     """All but the map's own tests, which cite equations to be found wrong."""
-    return [path for path in sorted((ROOT / "tests").glob("test_*.py")) if path.name != "test_equations.py"]
+    return [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if path.name != "test_equations.py"]
 
 
 def read_tests() -> dict[tuple[int, Place], set[str]]:
@@ -133,7 +138,7 @@ def problems() -> list[str]:
     vouched = {(n, test) for n in code for place in code[n] for test in vouch(n, place, tests)}
     found += [f"{file}: {name} cites Eq. {n}, and names nothing that computes it"
               for n, (file, name) in tests if (n, (file, name)) not in vouched]  # fmt: skip
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("variants/*.py"), *test_files()]:
+    for path in [*code_files(), *test_files()]:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if match := OTHERWISE.search(line):
                 found.append(f"{path.relative_to(ROOT)}:{number}: write `Eq. n`, not {match[0]!r}")

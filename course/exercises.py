@@ -29,7 +29,9 @@ from patches import ROOT, Patch, make_tree, read_patches
 from recipes import miniature
 from recipes.miniature import Row
 from recipes.miniature_results import Estimate, estimate, in_words, rights
-from run import UserError, read_jsonl, start, write_whole
+from runtime.cli import start
+from runtime.disk import read_jsonl, write_whole
+from runtime.errors import UserError
 
 HERE = ROOT / "course"
 GRPO = miniature.rl("{distilled}", script="{tree}grpo.py", every=10)

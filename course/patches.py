@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from run import UserError
+from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("ops", "runtime", "formats", "judging", "evaluation", "prepare", "toy", "report")
 LEFT_OUT = (".git", "runs", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "*.part")
 
 
@@ -48,6 +49,13 @@ def read_patches(folder: Path) -> list[Patch]:
     return found
 
 
+def scripts() -> list[Path]:
+    """The product's files below the root: what stands there and in its rooms."""
+    places = [ROOT, *(ROOT / room for room in ROOMS)]
+    return sorted(file.relative_to(ROOT) for place in places for file in place.iterdir()
+                  if file.is_file() and (place != ROOT or file.suffix == ".py"))  # fmt: skip
+
+
 def make_tree(folder: Path, patch: Patch | None, whole: bool = False) -> Path:
     """A fresh copy of the scripts (`whole`: of all that the tests need) with the patch applied -> its folder."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -55,8 +63,9 @@ def make_tree(folder: Path, patch: Patch | None, whole: bool = False) -> Path:
         shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
     else:
         folder.mkdir(parents=True)
-        for script in ROOT.glob("*.py"):
-            shutil.copy(script, folder)
+        for file in scripts():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, folder / file)
     if patch:
         apply(patch, folder)
     return folder

@@ -29,9 +29,12 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from patches import ROOT, Patch, make_tree, read_patches
+from patches import ROOT, Patch, make_tree, read_patches, scripts
 
-from run import UserError, digest, start, write_whole
+from runtime.cli import start
+from runtime.disk import write_whole
+from runtime.errors import UserError
+from runtime.seeds import digest
 
 HERE = ROOT / "course"
 HEALTHY = "healthy"
@@ -152,7 +155,7 @@ def run_traps(cfg: Run) -> None:
             write_whole(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
             print(f"{name}: {entry[kind]}", flush=True)
 
-    code = digest([file.read_text(encoding="utf-8") for file in sorted(ROOT.glob("*.py"))])
+    code = digest([(ROOT / file).read_text(encoding="utf-8") for file in scripts() if file.suffix == ".py"])
     for patch in (*chosen, None):  # the whole project last: it fails nothing
         name = patch.name if patch else HEALTHY
         wanted = patch.says["Test"] if patch else " ".join(sorted({p.says["Test"] for p in chosen}))

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # One round, step by step
 #
-# From two responses to changed weights, once, with the tiny model of `toy.py`; ten seconds on one core. The calls are
+# From two responses to changed weights, once, with the tiny model of `toy/`; ten seconds on one core. The calls are
 # those that `sft.py` and `grpo.py` make; only their loops are left out. Equation numbers are the paper's
 # ([equations.md](equations.md)).
 #
@@ -35,16 +35,18 @@ import data
 import grpo
 import model
 import sft
-import toy
 from cor_prompt import encode_prompt, parse_trace, render
+from ops import attention
 from reward import parse_verdict
 from rollout import TorchSampler
+from toy import files
+from toy.files import Build
 
 torch.set_printoptions(precision=3, linewidth=110, sci_mode=False)
 place = tempfile.TemporaryDirectory()
 world = f"{place.name}/toy"
 with contextlib.redirect_stdout(io.StringIO()):  # it names the folder, which is another one each time
-    toy.build(toy.Build(world, sft_pairs=96, rl_pairs=4, held_out_pairs=1, sft_held_out_pairs=1))
+    files.build(Build(world, sft_pairs=96, rl_pairs=4, held_out_pairs=1, sft_held_out_pairs=1))
 tokenizer = model.load_tokenizer(f"{world}/start")
 policy = model.load_policy(f"{world}/start", torch.float64)
 print("weights:", sum(weight.numel() for weight in policy.parameters()))
@@ -181,7 +183,7 @@ small = packing.collate([packing.Group([10, 11, 12, 13], [[20, 21, 2], [30, 31, 
 for name in ("inputs", "position_ids", "response", "targets", "source", "sequence"):
     tensor = getattr(small, name)
     print(f"{name:12} {tuple(tensor.shape)!s:8}", tensor.flatten().tolist())
-sees = packing.visible(small.group, small.response)[0, 0]  # (T, T)
+sees = attention.visible(small.group, small.response)[0, 0]  # (T, T)
 print("visible", tuple(sees.shape))
 for line in sees:
     print(" ".join("x" if seen else "." for seen in line.tolist()))

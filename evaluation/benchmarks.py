@@ -23,8 +23,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data import Pair, load_pairs, read_messages, read_rows, swap
-from run import UserError, derive_seed, read_json
+from data import Pair, load_pairs, swap
+from formats.layouts import read_messages
+from formats.readers import read_rows
+from runtime.disk import read_json
+from runtime.errors import UserError
+from runtime.seeds import derive_seed
 
 Benchmark = Literal["pairs", "rewardbench", "rm-bench", "rmb"]
 Compat = Literal["none", "official"]

@@ -25,11 +25,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import benchmarks
-from benchmarks import Benchmark, Compat, Outcome, Row, domain_of, json_rows, part_of, read_id, read_text
+from evaluation import benchmarks
+from evaluation.benchmarks import Benchmark, Compat, Outcome, Row, domain_of, json_rows, part_of, read_id, read_text
+from judging.verdicts import Judgement, majority, named, tally
 from reward import Rule, parse_verdict
-from run import UserError, read_json, read_jsonl
-from verdicts import Judgement, majority, named, tally
+from runtime.disk import read_json, read_jsonl
+from runtime.errors import UserError
 
 
 def read_log(paths: Sequence[str]) -> list[tuple[str, Row]]:

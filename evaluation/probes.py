@@ -1,7 +1,7 @@
 """What does a judge look at? One table for reasoning and scalar judges: pairs are changed, verdicts compared.
 
-    python probes.py --model runs/grpo --data held_out.jsonl --prompt-file prompt.txt --out runs/probes/grpo
-    python probes.py --model runs/scalar --scalar --data held_out.jsonl --out runs/probes/scalar
+    python -m evaluation.probes --model runs/grpo --data held_out.jsonl --prompt-file prompt.txt --out runs/probes/grpo
+    python -m evaluation.probes --model runs/scalar --scalar --data held_out.jsonl --out runs/probes/scalar
 
     a probe       changes every pair (Pair -> Pair), or leaves it out; the judge sees all in both orders, greedily
     a measure     verdicts on the pairs as they are and as changed -> a number for each pair
@@ -9,7 +9,7 @@
 
 Question removed, numbers altered: "Reward Models Identify Consistency, Not Causality" (arXiv 2502.14619). Same
 responses under two instructions: Contrast Instructions (arXiv 2309.16155). Whether a written solution causes the
-verdict can be asked where solutions can be forced: `toy.py probe`.
+verdict can be asked where solutions can be forced: `python -m toy probe`.
 
 `--out` gets probes.json and the judge's verdicts, a file for each probe. The same command goes on after the last
 finished one.
@@ -29,17 +29,19 @@ from typing import Any
 
 import tyro
 
-import run
-from benchmarks import Benchmark, load_benchmark
-from card import preferred
 from cor_prompt import Style
-from data import Message, Pair, save_pairs
-from endpoint import EndpointSampler
-from outcomes import read_judgement, standard_error
+from data import Message, Pair, preferred, save_pairs
+from evaluation.benchmarks import Benchmark, load_benchmark
+from evaluation.outcomes import read_judgement, standard_error
+from evaluation.tables import as_text, cell
+from judging.endpoint import EndpointSampler
+from judging.verdicts import Judgement, judge_pairs, named
 from reward import Letter, Rule
-from rollout import SamplerKind, load_sampler
-from tables import as_text, cell
-from verdicts import Judgement, judge_pairs, named
+from rollout import load_sampler
+from runtime import cli, disk, seeds
+from runtime.errors import UserError
+from runtime.run_folder import RunFolder
+from settings import SamplerKind
 
 Judge = Callable[[Sequence[Pair]], Iterable[Judgement]]
 Judged = Mapping[str, Sequence[Judgement]]  # probe -> verdicts on its pairs, in both orders
@@ -265,7 +267,7 @@ class Probes:
 
 def load_judge(cfg: Probes, system: str | None) -> Judge:
     if cfg.scalar:
-        from scalar import judge_scalar, load_scalar
+        from judging.scalar import judge_scalar, load_scalar
 
         model = load_scalar(cfg.model, cfg.dtype)
         return lambda pairs: judge_scalar(model, pairs, both_orders=True)
@@ -282,23 +284,23 @@ def probe(cfg: Probes) -> dict[str, Any]:
     """Judge what is not judged yet, probe by probe; write and return the numbers."""
     pairs = load_benchmark(cfg.benchmark, cfg.data)[: cfg.limit or None]
     if ready := next((pair for pair in pairs if pair.messages is not None), None):
-        raise run.UserError(f"pair {ready.pair_id}: a ready-made prompt cannot be changed; give pairs with responses")
+        raise UserError(f"pair {ready.pair_id}: a ready-made prompt cannot be changed; give pairs with responses")
     pairs = [replace(pair, pair_id=f"{pair.pair_id}#{i}", trace=None) for i, pair in enumerate(pairs)]
-    system, weights = run.read_prompt(cfg.prompt_file), ""
+    system, weights = cli.read_prompt(cfg.prompt_file), ""
     if not cfg.base_url:
         from model import weights_digest
 
         weights = weights_digest(cfg.model)
-    cfg = replace(cfg, digests=run.digest([weights, save_pairs(pairs), system]))
-    folder, judge, judged = run.RunFolder(cfg.out, cfg).path, None, {}
+    cfg = replace(cfg, digests=seeds.digest([weights, save_pairs(pairs), system]))
+    folder, judge, judged = RunFolder(cfg.out, cfg).path, None, {}
     for name, changed in probed(pairs).items():
         log = folder / f"{name.replace(' ', '_')}.jsonl"
         if not log.exists():
             judge = judge or load_judge(cfg, system)
-            run.write_whole(log, "".join(dumps(asdict(j)) + "\n" for j in judge(changed)))
-        judged[name] = [read_judgement(row, f"{log}:{number}") for number, row in run.read_jsonl(log)]
+            disk.write_whole(log, "".join(dumps(asdict(j)) + "\n" for j in judge(changed)))
+        judged[name] = [read_judgement(row, f"{log}:{number}") for number, row in disk.read_jsonl(log)]
     result = measure(pairs, judged, cfg.scalar)
-    run.write_whole(folder / "probes.json", dumps(result, indent=1) + "\n")
+    disk.write_whole(folder / "probes.json", dumps(result, indent=1) + "\n")
     return result
 
 
@@ -307,4 +309,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run.start(main)
+    cli.start(main)

@@ -15,8 +15,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from benchmarks import DOMAINS, LEVELS, RULES, SECTION_OF, STYLES, Table, benchmark_average
-from run import UserError, read_json, visible, write_whole
+from evaluation.benchmarks import DOMAINS, LEVELS, RULES, SECTION_OF, STYLES, Table, benchmark_average
+from runtime.disk import read_json, write_whole
+from runtime.errors import UserError, visible
 
 Grid = list[list[str]]  # the first row is the header
 Result = Mapping[str, Any]

@@ -1,6 +1,6 @@
 """A model behind a server: conversations -> replies over HTTP, nothing lost and nothing paid for twice.
 
-Needs neither torch nor vllm. `rollout` hands both names on.
+Needs neither torch nor vllm.
 """
 
 from __future__ import annotations
@@ -15,23 +15,16 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from data import Message
-from run import UserError, derive_seed, drop_torn_end, read_jsonl, visible
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a conversation got back; token counts are the sampler's."""
-
-    text: str
-    finish_reason: Literal["stop", "length"]
-    prompt_tokens: int
-    response_tokens: int
+from rollout import Reply
+from runtime.disk import drop_torn_end, read_jsonl
+from runtime.errors import UserError, visible
+from runtime.seeds import derive_seed
 
 
 class EndpointSampler:

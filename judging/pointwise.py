@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from cor_prompt import defuse, section
 from data import Message
 from rollout import Reply
-from run import derive_seed
+from runtime.seeds import derive_seed
 
 SYSTEM = """You are an impartial judge of how well AI Chatbots served their Client. Score each response below.
 

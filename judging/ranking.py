@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from run import derive_seed
+from runtime.seeds import derive_seed
 
 Match = tuple[int, int]
 Compare = Callable[[Sequence[Match]], Sequence[float]]

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from batch import Batch, Group
 from cor_prompt import encode_prompt
 from data import Message, Pair, swap
+from judging.verdicts import Judgement
 from model import Policy, build_policy, load_tokenizer, model_folder, read_config, read_weights, tested_config
 from reward import Letter
-from run import UserError
-from verdicts import Judgement
+from runtime.errors import UserError
 
 
 @dataclass

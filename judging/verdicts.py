@@ -8,20 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from cor_prompt import Style, render
-from data import Message, Pair, swap
-from endpoint import Reply
+from data import Pair, swap
 from reward import Letter, Rule, parse_verdict
-from run import UserError, derive_seed
-
-
-class Chat(Protocol):
-    """All that judging needs: messages in, replies out."""
-
-    def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
-             seeds: Sequence[int]) -> list[list[Reply]]: ...  # fmt: skip
+from rollout import Chat
+from runtime.errors import UserError
+from runtime.seeds import derive_seed
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from card import ADDED, preferred
-from data import Pair, swap
-from run import derive_seed
-from sources import fixed
+from data import Pair, preferred, swap
+from prepare.card import ADDED
+from prepare.sources import fixed
+from runtime.seeds import derive_seed
 
 
 def augmented(pairs: Sequence[Pair], groups: Sequence[int], share: float, seed: int) -> list[Pair]:

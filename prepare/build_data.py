@@ -1,15 +1,15 @@
 """Raw preference data -> the two training sets, cleaned, balanced and split, with a card of what is in them.
 
-    python build_data.py --preset paper                          the paper's three sources, from the hub
-    python build_data.py --skywork a.parquet --code b.json --math c.parquet --out runs/data
-    python build_data.py --pairs mine.jsonl --held-out 200 --rm-bench total_dataset.json --out runs/my-data
+    python -m prepare.build_data --preset paper                          the paper's three sources, from the hub
+    python -m prepare.build_data --skywork a.parquet --code b.json --math c.parquet --out runs/data
+    python -m prepare.build_data --pairs mine.jsonl --held-out 200 --rm-bench total_dataset.json --out runs/my-data
 
     1. a row becomes (shared turns, chosen, rejected); one that cannot is dropped, counted, and its reason named
     2. rows of magpie_ultra go: a turn marker in their rejected responses alone gives the label away, so that a
        judge would learn to look for it and not to judge. The card counts it in every source, these rows too
     3. one counter over math, code, Skywork, other pairs puts the chosen response first, second, first ...
     4. 12 % of the rows are for distillation, the rest for reinforcement; rows of one prompt stay together
-    5. with --augment, pairs in which one response answers another prompt are added to both (augment.py)
+    5. with --augment, pairs in which one response answers another prompt are added to both (prepare/augment.py)
 
 OUT gets sft.jsonl, rl.jsonl, held_out.jsonl, sft_held_out.jsonl (those that are not empty), card.md and
 card.json, whole or not at all. The same command on the same rows writes the same bytes.
@@ -27,14 +27,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import run
-from augment import augmented
-from benchmarks import Benchmark, load_benchmark
-from card import Drop, Rows, Signs, make_card, near, overlap, page, questions, repeats, watch
 from cor_prompt import Style, encode_prompt, render
 from data import Pair, save_pairs, swap
-from run import UserError, derive_seed
-from sources import Kind, fixed, read_source
+from evaluation.benchmarks import Benchmark, load_benchmark
+from formats.layouts import Kind
+from prepare.augment import augmented
+from prepare.card import Drop, Rows, Signs, make_card, near, overlap, page, questions, repeats, watch
+from prepare.sources import fixed, read_source
+from runtime import cli, errors
+from runtime.errors import UserError
+from runtime.seeds import derive_seed
 
 COUNTED: tuple[Kind, ...] = ("math", "code", "skywork", "pairs")  # the order of the A/B counter
 WRITTEN: tuple[Kind, ...] = ("code", "skywork", "math", "pairs")  # the order of the rows in a file
@@ -254,7 +256,7 @@ def settings(cfg: Config) -> dict[str, Any]:
 
 
 def refuse_foreign(cfg: Config) -> None:
-    """UserError where --out holds another build, or files that no build wrote, such as a world of toy.py."""
+    """UserError where --out holds another build, or files that no build wrote, such as a world of toy/."""
     folder = Path(cfg.out)
     known = folder / "card.json"
     if folder.exists() and not folder.is_dir():
@@ -287,7 +289,7 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def main(cfg: Config) -> None:
-    run.check_positive(cfg, "max_prompt_tokens", "ngram")
+    cli.check_positive(cfg, "max_prompt_tokens", "ngram")
     if not 0 <= cfg.sft_share <= 1 or min(cfg.held_out, cfg.sft_held_out, cfg.code_rows) < 0:
         raise UserError("--sft-share must be between 0 and 1, --held-out, --sft-held-out, --code-rows at least 0")
     if not 0 <= cfg.augment < math.inf:
@@ -302,9 +304,9 @@ def main(cfg: Config) -> None:
     print(f"{card['rows']['read']:,} rows read, {card['rows']['kept']:,} kept{added}; " + ", ".join(
         f"{name} {part['pairs']:,}" for name, part in card["splits"].items()))  # fmt: skip
     for reason, drop in card["dropped"].items():
-        print(f"dropped {drop['rows']:,}: {run.visible(reason)}")
+        print(f"dropped {drop['rows']:,}: {errors.visible(reason)}")
     print(f"what is in them: {cfg.out}/card.md")
 
 
 if __name__ == "__main__":
-    run.start(lambda: main(run.parse(Config, PRESETS)))
+    cli.start(lambda: main(cli.parse(Config, PRESETS)))

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-import run
-from benchmarks import Benchmark
-from data import Message, Pair
-from run import derive_seed
+from data import Message, Pair, preferred
+from evaluation.benchmarks import Benchmark
+from runtime import steps
+from runtime.seeds import derive_seed
 
 T = TypeVar("T")
 ADDED = "added (--augment)"  # the source of pairs that no row was
@@ -62,7 +62,7 @@ def watch(items: Sequence[T], label: str) -> Iterator[T]:
     """The items, with a progress bar."""
     if not items:
         return
-    bar = run.progress(len(items), 0, label)
+    bar = steps.progress(len(items), 0, label)
     for item in items:
         yield item
         bar.update()
@@ -96,12 +96,6 @@ def repeats(pairs: Sequence[Pair]) -> dict[int, int]:
         if before != i:
             found[i] = before
     return found
-
-
-def preferred(pair: Pair) -> str:
-    if pair.messages is not None:
-        return pair.winner
-    return pair.response_a if pair.winner == "A" else pair.response_b
 
 
 def near(pairs: Sequence[Pair]) -> list[int]:

@@ -5,11 +5,11 @@
        in the same format; it is verified like the first, and must read as if nobody had told the verdict (hint.py)
     3. what neither pass gets right is lost, with its reasons in failed.jsonl
 
-    python distill.py --data PAIRS.jsonl --model NAME --base-url https://HOST/v1 --api-key-env KEY --out runs/traces
-    python distill.py ... --second-model OTHER --second-base-url https://HOST2/v1        # another oracle for pass 2
-    python distill.py --data PAIRS.jsonl --model FOLDER --samples 4 --no-second-pass     # a checkpoint's own chains
-    python distill.py ... --samples 8 --rstar FOLDER                                     # the straightest right one
-    python toy.py serve & python distill.py --preset tiny                                # the tiny world
+    python -m prepare.distill --data PAIRS.jsonl --model NAME --base-url https://HOST/v1 --api-key-env KEY --out DIR
+    python -m prepare.distill ... --second-model OTHER --second-base-url https://HOST2/v1    # another oracle for pass 2
+    python -m prepare.distill --data PAIRS.jsonl --model FOLDER --samples 4 --no-second-pass # a checkpoint's own chains
+    python -m prepare.distill ... --samples 8 --rstar FOLDER                                 # the straightest right one
+    python -m toy serve & python -m prepare.distill --preset tiny                            # the tiny world
 
 `--out` gets traces.jsonl (sft.py's --data), failed.jsonl, summary.json, and pass_1.jsonl and pass_2.jsonl with every
 chain that was written. The same command continues an interrupted run; a reply that came is never paid for again.
@@ -29,21 +29,25 @@ from typing import Any, Literal, NamedTuple
 
 import tyro
 
-import run
-import tables
 from cor_prompt import Style, render
 from data import Message, Pair, load_pairs, save_pairs
-from hint import hinted, leaks
+from evaluation import tables
+from judging.endpoint import EndpointSampler
+from judging.verdicts import judge_pairs
+from prepare.hint import hinted, leaks
 from reward import format_reward, parse_verdict
-from rollout import EndpointSampler, Reply, SamplerKind, load_sampler, which_sampler
-from run import UserError
-from verdicts import Chat, judge_pairs
+from rollout import Chat, Reply, load_sampler, which_sampler
+from runtime import cli, disk, errors, ranks, seeds, steps
+from runtime.errors import UserError
+from runtime.run_folder import RunFolder
+from runtime.steps import StopSignal
+from settings import SamplerKind
 
 
 @dataclass(frozen=True)
 class Config:
     preset: str = "endpoint"
-    """named set of defaults: endpoint, paper (the paper's two oracles), tiny (toy.py serve)"""
+    """named set of defaults: endpoint, paper (the paper's two oracles), tiny (python -m toy serve)"""
     data: str = "pairs.jsonl"
     """pairs with their winners: .jsonl, .parquet or a hub id; traces in it are replaced"""
     out: str = "runs/traces"
@@ -180,7 +184,7 @@ def choose(attempts: Sequence[Attempt], scores: Mapping[Attempt, float] = Mappin
 
 def rank(cfg: Config, passes: Sequence[Chains], prompts: Mapping[Name, Sequence[Message]]) -> dict[Attempt, float]:
     """R-star of every chain that has a rival, below the prompt of pass 1, with which it will be learnt."""
-    from rstar import rank_traces
+    from prepare.rstar import rank_traces
 
     good = [[a for a in group if not a.fault] for chains in passes for group in chains.values()]
     rivals = [group for group in good if len(group) > 1]
@@ -204,7 +208,7 @@ class Meter:
     """A sampler that remembers prompt tokens by seed, and makes no further call once a stop was asked for."""
 
     sampler: Chat
-    stop: run.StopSignal
+    stop: StopSignal
     prompt_tokens: dict[int, list[int]] = field(default_factory=dict)
 
     def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
@@ -224,12 +228,12 @@ def collect(cfg: Config, number: int, pairs: Sequence[Pair], system: str | None,
     left = [pair for pair in pairs if len(found[name(pair)]) < cfg.samples]
     if not left:
         return found
-    seed, winners = run.derive_seed(cfg.seed, f"pass {number}"), {name(pair): pair.winner for pair in pairs}
+    seed, winners = seeds.derive_seed(cfg.seed, f"pass {number}"), {name(pair): pair.winner for pair in pairs}
     at_once = cfg.at_once or (4 * cfg.concurrency * cfg.samples if oracle(cfg, number).base_url else 256)
     sampler = open_oracle(cfg, number, opened)
     with (
-        run.StopSignal() as stop,
-        run.progress(len(pairs) * cfg.samples, sum(map(len, found.values())), f"pass {number}") as bar,
+        StopSignal() as stop,
+        steps.progress(len(pairs) * cfg.samples, sum(map(len, found.values())), f"pass {number}") as bar,
         open(log, "a", encoding="utf-8") as file,
     ):
         bar.unit, meter = " chain", Meter(sampler, stop)
@@ -238,7 +242,7 @@ def collect(cfg: Config, number: int, pairs: Sequence[Pair], system: str | None,
             key = j.source, j.pair_id
             if j.sample < len(found[key]):  # in the log since before an interrupt
                 continue
-            tokens = meter.prompt_tokens[run.derive_seed(seed, *key, j.order)][j.sample]
+            tokens = meter.prompt_tokens[seeds.derive_seed(seed, *key, j.order)][j.sample]
             fault = find_fault(j.text, j.finish_reason, winners[key], cfg, told=number == 2)
             found[key].append(Attempt(*key, j.sample, fault, j.finish_reason, tokens, j.response_tokens, j.text))
             file.write(json.dumps(asdict(found[key][-1])) + "\n")
@@ -256,9 +260,9 @@ def read_attempts(log: Path, pairs: Sequence[Pair], samples: int) -> Chains:
     found: Chains = {name(pair): [] for pair in pairs}
     if not log.exists():
         return found
-    run.drop_torn_end(log)
+    disk.drop_torn_end(log)
     known = {f.name: int if f.type == "int" else str for f in fields(Attempt)}
-    for line, row in run.read_jsonl(log):
+    for line, row in disk.read_jsonl(log):
         whole = set(row) == set(known) and all(type(row[name]) is kind for name, kind in known.items())
         whole = whole and all(row[name] >= 0 for name, kind in known.items() if kind is int)
         group = found.get((row["source"], row["pair_id"])) if whole else None
@@ -292,13 +296,13 @@ def close(opened: dict[Oracle, Chat]) -> None:
 def distil(cfg: Config) -> dict[str, Any]:
     """Both passes; writes and returns the summary."""
     check(cfg)
-    system = run.read_prompt(cfg.prompt_file)
+    system = cli.read_prompt(cfg.prompt_file)
     pairs = [replace(pair, trace=None) for pair in load_pairs(cfg.data)[: cfg.limit or None]]
     if twice := [key for key, count in Counter(map(name, pairs)).items() if count > 1]:
         raise UserError(f"{cfg.data}: pair_id {twice[0][1]!r} comes more than once; make the ids unique")
     prompts = {name(pair): render(pair, cfg.style, system) for pair in pairs}
     cfg = resolve(cfg, pairs, system)
-    folder = run.RunFolder(cfg.out, cfg).path
+    folder = RunFolder(cfg.out, cfg).path
     opened: dict[Oracle, Chat] = {}
     passes = [collect(cfg, 1, pairs, system, opened)]  # (1)
     left = [pair for pair in pairs if not choose(passes[0][name(pair)])]
@@ -310,16 +314,16 @@ def distil(cfg: Config) -> dict[str, Any]:
     scores = rank(cfg, passes, prompts) if cfg.rstar else {}
     traced = [with_trace(pair, cfg, passes, scores) for pair in pairs]
     summary = summarise(cfg, traced, passes)
-    run.write_whole(folder / "traces.jsonl", save_pairs(pair for pair in traced if pair.trace))
-    run.write_whole(folder / "failed.jsonl", save_pairs(pair for pair in traced if not pair.trace))  # (3)
-    run.write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    disk.write_whole(folder / "traces.jsonl", save_pairs(pair for pair in traced if pair.trace))
+    disk.write_whole(folder / "failed.jsonl", save_pairs(pair for pair in traced if not pair.trace))  # (3)
+    disk.write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     (folder / "replies.jsonl").unlink(missing_ok=True)  # in order of arrival; the logs hold all of it
     return summary
 
 
 def check(cfg: Config) -> None:
     """Raises UserError for settings that cannot work."""
-    run.check_positive(cfg, "samples", "max_tokens")
+    cli.check_positive(cfg, "samples", "max_tokens")
     if not (math.isfinite(cfg.temperature) and cfg.temperature >= 0):
         raise UserError(f"--temperature {cfg.temperature}: must be 0 or more")
     if cfg.rstar and cfg.samples < 2:
@@ -332,14 +336,14 @@ def check(cfg: Config) -> None:
         raise UserError("--limit and --at-once must be at least 0")
     if not cfg.second_model and (cfg.second_base_url or cfg.second_api_key_env or any(cfg.second_price)):
         raise UserError("--second-base-url, --second-api-key-env and --second-price need --second-model")
-    if run.world_size() > 1:
+    if ranks.world_size() > 1:
         raise UserError("one process distils; start it without torchrun (more GPUs: a server and --base-url)")
 
 
 def resolve(cfg: Config, pairs: Sequence[Pair], system: str | None) -> Config:
     """The config with the engine that --sampler chooses and digests of what its paths hold, so that an edited file or
     a retrained model never continues an old run."""
-    digests = [run.digest(save_pairs(pairs)), run.digest(system)]
+    digests = [seeds.digest(save_pairs(pairs)), seeds.digest(system)]
     oracles = [oracle(cfg, number) for number in (1, 2)[: 1 + cfg.second_pass]]
     for model in dict.fromkeys(who.model for who in oracles if not who.base_url):
         from model import weights_digest
@@ -409,12 +413,12 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     for label in ("pass_1", "pass_2")[: 1 + ("pass_2" in summary)]:
         part = summary[label]
         chains = ", ".join(f"{count} {what}" for what, count in part["chains"].items()) or "none asked"
-        print(f"{label.replace('_', ' ')}, {run.visible(part['oracle'])}: {chains}; {part['prompt_tokens']:,} prompt "
-              f"tokens, {part['response_tokens']:,} chain tokens, cost {part['cost']:.2f}")  # fmt: skip
+        print(f"{label.replace('_', ' ')}, {errors.visible(part['oracle'])}: {chains}; {part['prompt_tokens']:,} "
+              f"prompt tokens, {part['response_tokens']:,} chain tokens, cost {part['cost']:.2f}")  # fmt: skip
 
 
 def main() -> None:
-    cfg = run.parse(Config, PRESETS)
+    cfg = cli.parse(Config, PRESETS)
     summary = distil(cfg)
     print_summary(summary)
     kept = summary["all"]["pairs"] - round(summary["all"]["lost"] * summary["all"]["pairs"])
@@ -422,4 +426,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run.start(main)
+    cli.start(main)

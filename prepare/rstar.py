@@ -8,7 +8,7 @@ turn; one that goes straight to its verdict does not. They are means of probabil
 that neither length nor a single unlikely word decides. Only chains with the right verdict are compared. Here the
 chain is what will be learnt, without thoughts before `</think>`, below the prompt that it will be learnt with.
 
-    python distill.py --data PAIRS.jsonl --model runs/zero --samples 8 --no-second-pass --rstar runs/zero
+    python -m prepare.distill --data PAIRS.jsonl --model runs/zero --samples 8 --no-second-pass --rstar runs/zero
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import run
 from batch import Group, collate, plan, split
 from cor_prompt import control_tokens, encode_prompt, encode_text, plain_tokenizer
 from data import Message
 from model import Policy, load_policy, load_tokenizer
+from runtime import steps
 
 
 def rstar(probabilities: Tensor, reasoning: int) -> float:
@@ -53,7 +53,7 @@ def probabilities(policy: Policy, groups: Sequence[Group], max_tokens: int) -> l
     one_row, pieces = device.type == "cuda", split(groups, max_tokens)
     found: dict[int, list[Tensor]] = {}
     batches = plan(pieces, max_tokens, one_row=one_row)
-    bar = run.progress(len(batches), 0, "r-star")
+    bar = steps.progress(len(batches), 0, "r-star")
     for indices in batches:
         values = policy(collate(pieces, indices, device, one_row)).exp().cpu()
         parts = iter(values.split([len(ids) for i in indices for ids in pieces[i].responses]))

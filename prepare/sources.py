@@ -1,13 +1,7 @@
-"""Rows of preference data in the layouts in which they are published -> pairs, and what cannot be one.
-
-    skywork   chosen, rejected: two conversations {role, content} with one prefix; source
-    code      input, accepted, rejected: texts
-    math      prompt, initial_reason_steps, full_chosen, full_rejected: texts; a response is the shared first
-              steps and what follows them
-    pairs     what data.load_pairs reads: plain {chosen, rejected}, the authors' ready-made prompts, our own rows
+"""Published rows -> pairs, and what cannot be one.
 
 A file that cannot be read is an error; a row that cannot be a pair is dropped with a reason, since real files
-hold such rows and one of them must not stop the other 70,000.
+hold such rows and one of them must not stop the other 70,000. Layouts are formats/layouts.py's.
 """
 
 from __future__ import annotations
@@ -15,62 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from card import Drop, Signs, signs, watch
-from data import Message, Pair, read_messages, read_pair, read_rows, save_pairs
-from run import UserError
-
-Kind = Literal["math", "code", "skywork", "pairs"]
-# Skywork's sources, by the paper's Table 5
-CATEGORY = {"magpie_pro_llama3.1": "reasoning", "offset_bias": "chat", "helpsteer2": "chat", "magpie_pro": "chat",
-            "wildguard": "safety", "magpie_ultra": "reasoning"}  # fmt: skip
-
-
-class Unusable(Exception):
-    """Why a row cannot be a pair: the reason, which the card counts, and at most one detail of this row."""
-
-
-def text(row: dict[str, Any], name: str) -> str:
-    if row.get(name) is None:
-        raise Unusable(f"no column '{name}'")
-    if not isinstance(row[name], str):
-        raise Unusable(f"'{name}' is not a text")
-    return row[name]
-
-
-def turns(row: dict[str, Any], name: str) -> list[Message]:
-    if row.get(name) is None:
-        raise Unusable(f"no column '{name}'")
-    try:
-        return list(read_messages(row[name], "", name))
-    except UserError:
-        raise Unusable(f"'{name}' is not a list of {{role, content}} turns with texts") from None
-
-
-def conversations(kind: Kind, row: dict[str, Any]) -> tuple[list[Message], list[Message]]:
-    """(chosen, rejected): the shared turns, then the response. Raises Unusable."""
-    context: list[Message]
-    if kind == "skywork" or isinstance(row.get("chosen"), list):
-        return turns(row, "chosen"), turns(row, "rejected")
-    if kind == "code":
-        context = [{"role": "user", "content": text(row, "input")}]
-        good, bad = text(row, "accepted"), text(row, "rejected")
-    elif kind == "math":  # an unfinished solution has nothing after the shared steps: kept, as in the paper
-        context, steps = [{"role": "user", "content": text(row, "prompt")}], text(row, "initial_reason_steps")
-        good, bad = steps + text(row, "full_chosen"), steps + text(row, "full_rejected")
-    elif "response_a" in row or "response_b" in row:
-        if row.get("winner") not in ("A", "B"):
-            raise Unusable("'winner' is neither A nor B")
-        sides = [text(row, "response_a"), text(row, "response_b")]
-        context, (good, bad) = turns(row, "context"), sides if row["winner"] == "A" else sides[::-1]
-    else:
-        good, bad = text(row, "chosen"), text(row, "rejected")
-        plain = "prompt" in row and "messages" not in row
-        context = [{"role": "user", "content": text(row, "prompt")}] if plain else turns(row, "messages")
-    return [*context, {"role": "assistant", "content": good}], [*context, {"role": "assistant", "content": bad}]
+from data import Message, Pair, read_pair, save_pairs
+from formats.layouts import Kind, Unusable, conversations, describe, lettered
+from formats.readers import read_rows
+from prepare.card import Drop, Signs, signs, watch
+from runtime.errors import UserError
 
 
 def make_pair(chosen: Sequence[Message], rejected: Sequence[Message], **names: Any) -> Pair:
@@ -89,23 +36,6 @@ def make_pair(chosen: Sequence[Message], rejected: Sequence[Message], **names: A
     if good == bad:
         raise Unusable("equal responses")
     return Pair(context=tuple(chosen[:-1]), response_a=good, response_b=bad, winner="A", **names)
-
-
-def describe(kind: Kind, row: dict[str, Any], stem: str) -> tuple[str, str, dict[str, str]]:
-    """(source, category, meta) of a row."""
-    if kind == "code":
-        return "code_preference_pairs", "code", {}
-    if kind == "math":
-        return "math_step_dpo", "math", {"dataset": str(row["dataset"])} if row.get("dataset") else {}
-    source = str(row.get("source") or stem).encode(errors="replace").decode()  # a drop's source is written too
-    meta = row["meta"] if isinstance(row.get("meta"), dict) else {}
-    category = str(row.get("category") or (CATEGORY.get(source, "") if kind == "skywork" else ""))
-    return source, category, {str(k): str(v) for k, v in meta.items() if v is not None}
-
-
-def lettered(row: dict[str, Any]) -> bool:
-    """A row with a trace or a ready-made prompt, whose text speaks of A and B."""
-    return "trace" in row or "context_messages" in row or ("chosen" not in row and {"messages", "winner"} <= row.keys())
 
 
 def fixed(pair: Pair) -> bool:

@@ -26,13 +26,15 @@ import torch
 import tyro
 
 import grpo
-import run
 import sft
 from cor_prompt import Style
 from data import Message, Pair, load_pairs, save_pairs
 from judge import Check, Judge
-from rollout import EndpointSampler, Rollout, load_sampler
-from toy import keeps
+from judging.endpoint import EndpointSampler
+from rollout import Rollout, load_sampler
+from runtime import cli, disk
+from runtime.seeds import derive_seed
+from toy.world import keeps
 
 
 def judge_score(judge: Judge, checks: Sequence[Check] = (), both_orders: bool = True) -> Callable[..., torch.Tensor]:
@@ -70,7 +72,7 @@ class Config:
     base_url: str = ""
     """address of the judge's server; empty: load --judge here"""
     world: str = "runs/toy"
-    """folder that `python toy.py build` wrote"""
+    """folder that `python -m toy build` wrote"""
     steps: int = 120
     """rollout rounds of reinforcement"""
     seed: int = 0
@@ -86,8 +88,8 @@ def main(cfg: Config) -> None:
         for pair in asks
         for response in (pair.response_a, pair.response_b)
     ]
-    run.write_whole(out / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in answers))
-    run.write_whole(out / "asks.jsonl", save_pairs(asks))
+    disk.write_whole(out / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in answers))
+    disk.write_whole(out / "asks.jsonl", save_pairs(asks))
     sft.train(replace(sft.PRESETS["tiny"], model=str(world / "start"), data=str(out / "answers.jsonl"), held_out="",
                       prompt_file="", out=str(out / "sft"), epochs=3.0, seed=cfg.seed))  # fmt: skip
 
@@ -101,11 +103,11 @@ def main(cfg: Config) -> None:
 
     for name in ("sft", "grpo"):
         writer = load_sampler(str(out / name))
-        seeds = [run.derive_seed(cfg.seed, "writer", i) for i in range(len(fresh))]
+        seeds = [derive_seed(cfg.seed, "writer", i) for i in range(len(fresh))]
         replies = writer.chat([pair.context for pair in fresh], 1, 1.0, 12, seeds)
         kept = rules_kept(fresh, [reply.text for [reply] in replies])
         print(f"{name:5} keeps {kept:.3f} of the rules of {len(fresh)} new requests")
 
 
 if __name__ == "__main__":
-    run.start(lambda: main(tyro.cli(Config)))
+    cli.start(lambda: main(tyro.cli(Config)))

@@ -38,7 +38,9 @@ from typing import Annotated, Any
 import tyro
 
 from recipes import miniature_results
-from run import UserError, start, write_whole
+from runtime.cli import start
+from runtime.disk import write_whole
+from runtime.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
 ROUNDS, FEW_ROUNDS = 50, 40
@@ -64,7 +66,7 @@ class Row:
 
 
 def build(options: str = "") -> str:
-    return f"python toy.py build {{here}} --seed {{seed}} {options}".rstrip()
+    return f"python -m toy build {{here}} --seed {{seed}} {options}".rstrip()
 
 
 def sft(model: str, data: str, options: str = "", world: str = "{world}") -> str:
@@ -87,14 +89,14 @@ def cold(model: str, style: str, world: str, rounds: int = ROUNDS) -> str:
 
 JUDGE = ("python eval.py run --model {here} --data {world}/held_out.jsonl --prompt-file {world}/prompt.txt "
          "--both-orders --rule train --max-tokens 60 --out {here}/eval")  # fmt: skip
-PROBE = "python toy.py probe --model {here} --world {world} --out {here}/probe.json"
+PROBE = "python -m toy probe --model {here} --world {world} --out {here}/probe.json"
 
 
 def repair(how: str) -> str:
-    """distill.py's two passes against the toy's own oracle; it leaves {here}/traces.jsonl."""
-    return (f"python toy.py serve --seed {{seed}} --port {{port}} --repair {how} & trap 'kill $!' EXIT; "
-            "python distill.py --preset tiny --seed {seed} --data {world}/sft.jsonl --prompt-file {world}/prompt.txt "
-            "--base-url http://127.0.0.1:{port}/v1 --out {here}")  # fmt: skip
+    """prepare/distill.py's two passes against the toy's own oracle; it leaves {here}/traces.jsonl."""
+    return (f"python -m toy serve --seed {{seed}} --port {{port}} --repair {how} & trap 'kill $!' EXIT; "
+            "python -m prepare.distill --preset tiny --seed {seed} --data {world}/sft.jsonl "
+            "--prompt-file {world}/prompt.txt --base-url http://127.0.0.1:{port}/v1 --out {here}")  # fmt: skip
 
 
 WORLDS = (
@@ -177,9 +179,10 @@ def variant(name: str, options: str = "", model: str = "{distilled}", world: str
 
 
 def own_traces(options: str = "") -> tuple[str]:
-    """distill.py's first pass by a weak judge itself, four chains a pair."""
-    line = ("python distill.py --preset tiny --seed {seed} --data {world}/rl.jsonl --prompt-file {world}/prompt.txt "
-            "--base-url '' --model {cold-cor} --sampler torch --samples 4 --no-second-pass --out {here}")  # fmt: skip
+    """prepare/distill.py's first pass by a weak judge itself, four chains a pair."""
+    line = ("python -m prepare.distill --preset tiny --seed {seed} --data {world}/rl.jsonl "
+            "--prompt-file {world}/prompt.txt --base-url '' --model {cold-cor} --sampler torch "
+            "--samples 4 --no-second-pass --out {here}")  # fmt: skip
     return (f"{line} {options}".rstrip(),)
 
 
@@ -201,8 +204,8 @@ VARIANTS = (  # `rm-r1` is GRPO from the same checkpoint
     *(Row(f"distilled-{which}",
           (sft("{world}/start", f"{{traces-{which}}}/traces.jsonl", "--steps 1200"), JUDGE, PROBE))
       for which in ("first", "rstar")),
-    Row("pairs-augmented", ("python build_data.py --pairs {world}/rl.jsonl --sft-share 0 --augment 0.5 --shuffle "
-                            "--seed {seed} --out {here}",)),
+    Row("pairs-augmented", ("python -m prepare.build_data --pairs {world}/rl.jsonl --sft-share 0 --augment 0.5 "
+                            "--shuffle --seed {seed} --out {here}",)),
     Row("augmented", (rl("{distilled}", data="{pairs-augmented}/rl.jsonl"),)),
     Row("scalar",
         ("python -m variants.scalar_rm --preset tiny --seed {seed} --model {world}/start --data {answers}/sft.jsonl "
@@ -213,7 +216,7 @@ VARIANTS = (  # `rm-r1` is GRPO from the same checkpoint
 
 def look(name: str) -> Row:
     prompt = "--scalar" if name == "scalar" else "--prompt-file {world}/prompt.txt --rule train --max-tokens 60"
-    command = f"python probes.py --model {{{name}}} {prompt} --data {{world}}/held_out.jsonl --out {{here}}"
+    command = f"python -m evaluation.probes --model {{{name}}} {prompt} --data {{world}}/held_out.jsonl --out {{here}}"
     return Row(f"probes-{name}", (command,))
 
 
@@ -294,17 +297,26 @@ def shorten(command: str, steps: int) -> str:
 @cache
 def code_of(command: str) -> str:
     """Digest of the project's code that a command runs: its scripts and all they import, comments left out."""
-    scripts = re.findall(r"python (?:-m )?(\S+)", command)
-    waiting = [PROJECT / (s if s.endswith(".py") else s.replace(".", "/") + ".py") for s in scripts]
+    scripts = re.findall(r"(?:cd (\S+) && )?python (?:-m )?(\S+)", command)
+    waiting = [path for place, script in scripts for path in code_files(PROJECT / place, script)]
     seen: dict[str, str] = {}
     while waiting:
-        path = waiting.pop()
-        if path.name not in seen and path.is_file():
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            seen[path.name] = ast.dump(without_docstrings(tree))
-            waiting += [PROJECT / (name.replace(".", "/") + ".py") for name in imported(tree)]
+        root, name = waiting.pop()
+        if name not in seen:
+            tree = ast.parse((root / name).read_text(encoding="utf-8"))
+            seen[name] = ast.dump(without_docstrings(tree))
+            waiting += [path for module in imported(tree) for path in code_files(root, module)]
     text = json.dumps(seen, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def code_files(root: Path, name: str) -> list[tuple[Path, str]]:
+    """(folder that imports start from, file below it) of a script or a module of the project; [] of any other."""
+    if name.endswith(".py"):
+        root, names = (root / name).parent, [Path(name).name]
+    else:
+        names = [name.replace(".", "/") + end for end in (".py", "/__main__.py")]
+    return [(root, file) for file in names if (root / file).is_file()]
 
 
 def imported(tree: ast.AST) -> Iterable[str]:
@@ -313,6 +325,7 @@ def imported(tree: ast.AST) -> Iterable[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)  # `from room import file`
 
 
 def without_docstrings(tree: ast.Module) -> ast.Module:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from cor_prompt import parse_trace
-from outcomes import measure
-from run import UserError, read_jsonl, write_whole
-from tables import Grid, as_markdown
-from verdicts import Judgement
+from evaluation.outcomes import measure
+from evaluation.tables import Grid, as_markdown
+from judging.verdicts import Judgement
+from runtime.disk import read_jsonl, write_whole
+from runtime.errors import UserError
 
 Results = dict[str, Any]
 
@@ -543,7 +544,7 @@ def variants_section(results: Results) -> str:
     for row in next(iter(results["looks"].get("probes-rm-r1", {}).values()), {"rows": {}})["rows"]:
         looks.append([row, *(look_cell(results["looks"].get(f"probes-{name}", {}), row) for name in PROBED)])
     return section("Variants", table(results, VARIANTS, ""), claims_of(results, VARIANT_CLAIMS)) + "\n" + as_markdown(
-        "What a judge looks at: mean over seeds ± 2 s.e. (`probes.py`)", looks)  # fmt: skip
+        "What a judge looks at: mean over seeds ± 2 s.e. (`evaluation/probes.py`)", looks)  # fmt: skip
 
 
 def look_cell(seeds: Mapping[str, Any], row: str) -> str:

@@ -74,5 +74,5 @@ if __name__ == "__main__":
         complete = all((out / name).is_file() for name in FILES)
         sys.exit(print(f"{out} is already complete") if complete else f"{out} exists, incomplete: move it away")
     shutil.rmtree(aside, ignore_errors=True)
-    answer = ask(aside, convert(next(Path(package.origin).parent.glob("*.gguf")), aside))
+    answer = ask(aside, convert(next(Path(str(package.origin)).parent.glob("*.gguf")), aside))
     print(f"wrote {aside.rename(out)}: float32 safetensors, config, tokenizer, chat template; {QUESTION} {answer}")

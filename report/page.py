@@ -1,7 +1,7 @@
 """A folder of runs -> tables and one trace in the terminal, curves as PNG, and one self-contained HTML page.
 
-    python report.py runs/demo          training runs, evaluations and probes below it, up to three levels
-    python report.py runs/grpo          one run
+    python -m report runs/demo          training runs, evaluations and probes below it, up to three levels
+    python -m report runs/grpo          one run
 
 A stage NAME joins FOLDER/NAME (training), FOLDER/eval/NAME (evaluation) and FOLDER/probe/NAME.json. Curves over
 votes and budgets are shown wherever eval.py left one. The page's slider goes over all evaluations: of the stages, of
@@ -26,12 +26,12 @@ from typing import Annotated, Any
 
 import tyro
 
-import run
 from data import Pair
-from run import visible
-from stages import Key, Stage, find_curves, find_stages, is_number, load_texts
-from tables import as_text, curve_grid, drawn
-from verdicts import Judgement
+from evaluation.tables import as_text, curve_grid, drawn
+from judging.verdicts import Judgement
+from report.stages import Key, Stage, find_curves, find_stages, is_number, load_texts
+from runtime import disk
+from runtime.errors import visible
 
 PANELS = (
     ("loss", "nats per token", ("train/loss", "eval/loss")),
@@ -300,13 +300,9 @@ def report(cfg: Config) -> Path:
         for title, _, png, _ in panels:
             words = f"{name.removeprefix('Training: ')} {title.partition(' (')[0]}"
             slug = re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-").lower()
-            run.write_whole(folder / "plots" / f"{slug}.png", png)
+            disk.write_whole(folder / "plots" / f"{slug}.png", png)
     out = Path(cfg.out) if cfg.out else folder / "report.html"
-    run.write_whole(out, page(f"Report: {folder.resolve().name}", listed, curves, browser_data(stages, texts, cfg),
+    disk.write_whole(out, page(f"Report: {folder.resolve().name}", listed, curves, browser_data(stages, texts, cfg),
                               evaluated))  # fmt: skip
     print(out)
     return out
-
-
-if __name__ == "__main__":
-    run.start(lambda: report(tyro.cli(Config, description=__doc__)))

@@ -1,4 +1,4 @@
-"""A folder of runs -> its stages: what training logged, what evaluation and probes found. `report.py` shows them.
+"""A folder of runs -> its stages: what training logged, what evaluation and probes found. `report/` shows them.
 
 Every reader here raises UserError for a file that is not as the scripts write it.
 """
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import run
 from data import Pair, load_pairs
-from outcomes import read_judgement
-from run import UserError
-from tables import curve_grid, drawn
-from verdicts import Judgement, named, tally
+from evaluation.outcomes import read_judgement
+from evaluation.tables import curve_grid, drawn
+from judging.verdicts import Judgement, named, tally
+from runtime import disk
+from runtime.errors import UserError
 
 ORDER = ("start", "sft", "grpo")  # stages of other names come after these
 Key = tuple[str, str]  # source, pair_id
@@ -62,7 +62,7 @@ def find_stages(folder: Path) -> list[Stage]:
         return stages.setdefault(name, Stage(name))
 
     for path in below(folder, "metrics.jsonl"):
-        stage(path.parent).metrics = [row for _, row in run.read_jsonl(path, torn_end_ok=True)]
+        stage(path.parent).metrics = [row for _, row in disk.read_jsonl(path, torn_end_ok=True)]
     for path in below(folder, "summary.json"):
         logs = sorted(path.parent.glob("judgements*.jsonl"))  # several processes leave a log each
         judged = [judgement for log in logs for judgement in read_log(log)]
@@ -107,7 +107,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, {} if there is no such file."""
     if not path.is_file():
         return {}
-    value = run.read_json(path)
+    value = disk.read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -142,7 +142,7 @@ def find_curves(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_log(path: Path) -> list[Judgement]:
-    return [read_judgement(row, f"{path}:{number}") for number, row in run.read_jsonl(path, torn_end_ok=True)]
+    return [read_judgement(row, f"{path}:{number}") for number, row in disk.read_jsonl(path, torn_end_ok=True)]
 
 
 def load_texts(stages: Sequence[Stage]) -> dict[Key, Pair]:

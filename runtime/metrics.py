@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from run import gather
+from runtime.ranks import gather
 
 
 class Metrics:

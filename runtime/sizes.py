@@ -5,7 +5,7 @@ layers, H hidden size, V vocabulary, T tokens of the largest micro-batch. Nothin
 run: the four constants below are guesses, the rest is counted. Neither torch nor a GPU is needed.
 
     python grpo.py --preset paper-14b-reasoning --dry-run 8 --gpu-gb 141      one run; exit code 2 if it cannot be
-    python sizes.py                                                           the table of docs/scaling.md
+    python -m runtime.sizes                                                           the table of docs/scaling.md
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from run import UserError, check_positive, start
+from runtime.cli import check_positive, start
+from runtime.errors import UserError
 
 BYTES = {"bfloat16": 2, "float32": 4}
 CHUNK = 2**27  # elements of logits alive at once, head.CHUNK["cuda"]

@@ -1,85 +1,26 @@
-"""Weights out, and resume states: safetensors alone, each folder whole or not at all, on any number of ranks."""
+"""Resume states: safetensors alone, each folder whole or not at all, on any number of ranks."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from run import RunFolder, UserError, checkpoints, gather, rank, read_json, world_size, write_whole
-
-if TYPE_CHECKING:
-    from model import Policy
-
-# ---- weights out ---------------------------------------------------------------------------------------
-
-
-def release(policy: Policy) -> None:
-    """Free the gathered embedding, norm and head, which FSDP keeps after a forward that no backward follows."""
-    if isinstance(policy, FSDPModule):
-        policy.reshard()
-
-
-def gathered_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole tensor) in checkpoint names: embedding, layers in order, norm, lm_head (also when tied).
-
-    The shard is cast before it is gathered; every tensor is fresh; the order is the same on all ranks,
-    because gathering is a collective.
-    """
-    release(policy)
-    for name, parameter in policy.lm.named_parameters(remove_duplicate=False):
-        tensor = parameter.detach().to(dtype, copy=True)
-        yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype = torch.float32,
-            shard_bytes: int = 4 * 2**30) -> None:  # fmt: skip
-    """Export a `from_pretrained` folder (safetensors, a tied head once), whole or not at all.
-
-    Every rank takes part in the gathering; rank 0 holds the whole model in host memory and writes it.
-    """
-    from huggingface_hub import save_torch_state_dict
-
-    aside, tied = path.with_name(path.name + ".part"), policy.lm.config.tie_word_embeddings
-    held: dict[str, Tensor] = {}
-    for name, tensor in gathered_weights(policy, dtype):
-        if rank() == 0 and not (tied and name == "lm_head.weight"):
-            held[name] = tensor.to("cpu", copy=True)  # gathered uneven rows are a view of padded ones
-    if rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_torch_state_dict(held, aside, max_shard_size=shard_bytes, metadata={"format": "pt"})
-        config = json.loads(policy.lm.config.to_json_string(use_diff=True)) | {
-            "dtype": str(dtype).removeprefix("torch.")
-        }
-        write_whole(aside / "config.json", json.dumps(config, indent=2) + "\n")
-        policy.lm.generation_config.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        replace_folder(aside, path)
-
-
-def replace_folder(aside: Path, path: Path) -> None:
-    """Put a finished folder in its place; at every moment the old or the new one is whole, as `path` or `path.old`."""
-    old = path.with_name(path.name + ".old")
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(path, old)
-    os.rename(aside, path)
-    shutil.rmtree(old, ignore_errors=True)
-
+from runtime.disk import read_json, replace_folder, write_whole
+from runtime.errors import UserError
+from runtime.ranks import gather, rank, world_size
+from runtime.run_folder import RunFolder, checkpoints
 
 # ---- resume state --------------------------------------------------------------------------------------
 
 
-def _state(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _state(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Weights and Adam moments as one flat dict of tensors; moments not made yet are made as zeros."""
     tensors: dict[str, Tensor] = {}
     if isinstance(policy, FSDPModule):
@@ -94,7 +35,7 @@ def _state(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
     return tensors
 
 
-def save_state(path: Path, policy: Policy, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+def save_state(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
     """Write a resume state, whole or not at all: sharded safetensors (no pickle) and `progress.json`."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
@@ -116,14 +57,14 @@ def save_state(path: Path, policy: Policy, optimizer: torch.optim.Optimizer, pro
         replace_folder(aside, path)
 
 
-def keep_state(folder: RunFolder, policy: Policy, optimizer: torch.optim.Optimizer,
+def keep_state(folder: RunFolder, policy: nn.Module, optimizer: torch.optim.Optimizer,
                progress: dict[str, Any]) -> None:  # fmt: skip
     """Write the run's resume state after `progress["step"]` steps and drop those that are older than the last two."""
     save_state(folder.checkpoint(progress["step"]), policy, optimizer, progress | folder.stamp)
     folder.prune_checkpoints()
 
 
-def load_state(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_state(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Fill policy and optimiser from `save_state`, on the same or another number of ranks -> progress.
 
     UserError, before anything is filled, if a file is not the one that was written.
@@ -157,7 +98,7 @@ def _checksums(path: Path, progress: dict[str, Any]) -> dict[str, int]:
     return own | {name: found for part in parts for name, found in part.items()}
 
 
-def resume(folder: RunFolder, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+def resume(folder: RunFolder, policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Fill policy and optimiser from the newest whole resume state -> its progress; None where a run begins.
 
     A damaged state is passed over for the one before; UserError if none is whole, or another configuration's.

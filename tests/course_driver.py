@@ -17,8 +17,8 @@ import handout  # noqa: E402
 
 HOSTILE = {  # name: (file, what is put at its end)
     "exits": ("reward.py", "import os\ndef parse_verdict(*_):\n    os._exit(0)\n"),
-    "hangs": ("decode.py", "def draw(*_):\n    while True:\n        pass\n"),
-    "babbles": ("outcomes.py", "def majority_chance(*_):\n    return 'x' * (2**20 + 1)\n"),
+    "hangs": ("ops/decode.py", "def draw(*_):\n    while True:\n        pass\n"),
+    "babbles": ("evaluation/outcomes.py", "def majority_chance(*_):\n    return 'x' * (2**20 + 1)\n"),
     "forges": ("grpo.py", """
 import json, os, sys
 FAKE = json.dumps({"score": 100, "tests": []})
@@ -79,6 +79,7 @@ class Case:
         for file in {f.file for f in self.plan.functions}:
             names = [f.name for f in self.plan.functions if f.file == file and f.name not in written]
             text = handout.edited((ROOT / file).read_text(encoding="utf-8"), file, self.plan)
+            (path / file).parent.mkdir(parents=True, exist_ok=True)
             (path / file).write_text(handout.blank(text, file, names), encoding="utf-8")
         return path
 
@@ -108,7 +109,7 @@ def main(folder: Path) -> None:
     (odd / "reward.py").symlink_to(ROOT / "reward.py")
     (odd / "grpo.py").write_bytes(b"\xff\xfe")
     (odd / "batch.py").write_text("def broken(:\n")
-    (odd / "decode.py").write_text("#" * (2**20 + 1))
+    (odd / "ops/decode.py").write_text("#" * (2**20 + 1))
     (odd / "sitecustomize.py").write_text("raise SystemExit\n")
     whole.grade(odd)
     names = sorted(plan.names)
@@ -124,6 +125,7 @@ def main(folder: Path) -> None:
         public = folder / "handed_in" / f"term-{number}-public"
         public.mkdir()
         for file in {f.file for f in varied.functions}:
+            (public / file).parent.mkdir(parents=True, exist_ok=True)
             (public / file).write_bytes((ROOT / file).read_bytes())
         case.grade(public)
     worker.close()

@@ -28,13 +28,15 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-import checkpoint
 import grpo
 import model
-import run
 import sft
 from batch import Group, micro_batches
 from rollout import Rollout, TorchSampler
+from runtime import cli, disk, states
+from runtime import ranks as runtime_ranks
+from runtime.states import load_state, save_state
+from runtime.steps import StopSignal
 
 ARCH = {"tied": "qwen2", "untied": "qwen3"}  # qwen3 with heads of 6: on four ranks its head norms have an empty shard
 WIDE, NARROW = 4096, 60  # micro_batch_tokens: a mini-batch in one; several, and not as many on every rank
@@ -130,7 +132,7 @@ def exact_norms() -> Iterator[None]:
 
 def settle() -> None:
     """A restart in one process: rank 0 may still be renaming what the others have left behind."""
-    if run.world_size() > 1:
+    if runtime_ranks.world_size() > 1:
         dist.barrier()
 
 
@@ -150,14 +152,14 @@ class Record:
 
     @contextlib.contextmanager
     def watching(self, requested: Callable | None) -> Iterator[None]:
-        update, advantages, save = grpo.update, grpo.group_advantages, checkpoint.save_state
+        update, advantages, save = grpo.update, grpo.group_advantages, states.save_state
 
         def seen_update(policy: Any, reference: Any, optimizer: Any, rollouts: Any, *rest: Any) -> Any:
             size = len(rollouts) // len(run_rewards[-1])
             groups = [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
             mine = [[g[0].prompt_ids, [r.response_ids for r in g]] for g in groups]
-            self.facts["rollouts"].append(interleave(run.gather(mine)))
-            self.facts["rewards"].append(interleave(run.gather(run_rewards[-1])))
+            self.facts["rollouts"].append(interleave(runtime_ranks.gather(mine)))
+            self.facts["rewards"].append(interleave(runtime_ranks.gather(run_rewards[-1])))
             return update(policy, reference, optimizer, rollouts, *rest)
 
         run_rewards: list[list[list[float]]] = []
@@ -180,8 +182,8 @@ class Record:
         with (
             patched(grpo, update=seen_update, micro_batches=seen_batches),
             patched(sft, micro_batches=seen_batches),
-            patched(checkpoint, save_state=seen_save),
-            patched(run.StopSignal, **stop),
+            patched(states, save_state=seen_save),
+            patched(StopSignal, **stop),
         ):
             yield
 
@@ -194,10 +196,10 @@ class Stage:
         self.world, self.folder = root / "world", root / name
 
     def save(self, name: str, facts: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
-        if run.rank() == 0:
+        if runtime_ranks.rank() == 0:
             if tensors:
                 save_file({n: t.contiguous() for n, t in tensors.items()}, self.folder / f"{name}.safetensors")
-            run.write_whole(self.folder / f"{name}.json", json.dumps(facts))
+            disk.write_whole(self.folder / f"{name}.json", json.dumps(facts))
         settle()
 
     def train(self, name: str, cfg: Any, stop_after: int = 0, **functions: Any) -> Record:
@@ -216,7 +218,7 @@ class Stage:
                 record.facts["stopped"] = True
             tied = record.policy.lm.lm_head.weight is record.policy.lm.model.embed_tokens.weight
             tensors = dict(model.gathered_weights(record.policy, torch.float64))
-        facts = record.facts | {"tied": run.gather(tied), "plans": run.gather(record.weights)}
+        facts = record.facts | {"tied": runtime_ranks.gather(tied), "plans": runtime_ranks.gather(record.weights)}
         self.save(name, facts, tensors)
         return record
 
@@ -277,15 +279,19 @@ def gradient(stage: Stage, name: str, tie: str) -> None:
         mesh = model.make_mesh(torch.float64)
         policy = model.load_policy(str(stage.world / tie), torch.float64, mesh, torch.float64)
         optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
-        mine = made_groups()[run.rank() :: run.world_size()]
+        mine = made_groups()[runtime_ranks.rank() :: runtime_ranks.world_size()]
         cfg = sft_config(stage, name, micro_batch_tokens=10)
         nll, tokens = sft.nll_loss(policy, mine, cfg, backward=True)
         slopes = {n: whole(p.grad).clone() for n, p in policy.lm.named_parameters()}
         norm = model.optimizer_step(policy, optimizer, 1.0, 0.05)
         after = {f"after.{n}": t for n, t in model.gathered_weights(policy, torch.float64)}
     tied = policy.lm.lm_head.weight is policy.lm.model.embed_tokens.weight
-    facts = {"norm": run.gather(norm), "tokens": run.gather(tokens), "nll": sum(run.gather(nll))}
-    stage.save(name, facts | {"tied": run.gather(tied)}, slopes | after)
+    facts = {
+        "norm": runtime_ranks.gather(norm),
+        "tokens": runtime_ranks.gather(tokens),
+        "nll": sum(runtime_ranks.gather(nll)),
+    }
+    stage.save(name, facts | {"tied": runtime_ranks.gather(tied)}, slopes | after)
 
 
 def sync(stage: Stage, name: str, tie: str) -> None:
@@ -313,8 +319,8 @@ def sync(stage: Stage, name: str, tie: str) -> None:
             loud.append(missing in str(error))
     wanted = dict(plain.lm.named_buffers())
     rotary = {n: bool(torch.equal(b, wanted[n])) for n, b in policy.lm.named_buffers()}
-    stage.save(name, {"before": run.gather(before), "after": run.gather(after), "loud": run.gather(loud),
-                      "rotary": run.gather(rotary), "kept": len(wanted)})  # fmt: skip
+    facts = {"before": before, "after": after, "loud": loud, "rotary": rotary}
+    stage.save(name, {k: runtime_ranks.gather(v) for k, v in facts.items()} | {"kept": len(wanted)})
 
 
 def moments(stage: Stage, name: str, tie: str) -> None:
@@ -323,7 +329,7 @@ def moments(stage: Stage, name: str, tie: str) -> None:
     policies = [model.load_policy(folder, torch.float32, mesh, torch.float32) for _ in range(2)]
     optimizers = [torch.optim.AdamW(p.parameters(), lr=1e-2) for p in policies]
     moved, cfg = model.HostMoments(optimizers[0], True), sft_config(stage, name)
-    mine = made_groups()[run.rank() :: run.world_size()]
+    mine = made_groups()[runtime_ranks.rank() :: runtime_ranks.world_size()]
 
     def step() -> None:
         for policy, optimizer in zip(policies, optimizers, strict=True):
@@ -350,11 +356,18 @@ def moments(stage: Stage, name: str, tie: str) -> None:
         equal.append(same())
     held = sum(p.numel() * p.element_size() for p in parts(0))
     path = stage.folder / f"{name}-state"
-    model.save_state(path, policies[0], optimizers[0], {"step": 3})
+    save_state(path, policies[0], optimizers[0], {"step": 3})
     settle()
-    model.load_state(path, policies[1], optimizers[1])
+    load_state(path, policies[1], optimizers[1])
     equal.append(same())
-    stage.save(name, {"bytes_away": run.gather(bytes_away), "held": run.gather(held), "equal": run.gather(equal)})
+    stage.save(
+        name,
+        {
+            "bytes_away": runtime_ranks.gather(bytes_away),
+            "held": runtime_ranks.gather(held),
+            "equal": runtime_ranks.gather(equal),
+        },
+    )
 
 
 class Engine:
@@ -428,7 +441,7 @@ def engine_order(stage: Stage, name: str) -> None:
         made.clear()
     for row in metrics_of(Path(cfg.out)):
         diffs.append(row.get("sync/logprob_diff_max"))
-    stage.save(name, {"events": run.gather(events), "diffs": diffs})
+    stage.save(name, {"events": runtime_ranks.gather(events), "diffs": diffs})
 
 
 def metrics_of(out: Path) -> list[dict[str, Any]]:
@@ -450,7 +463,7 @@ def mixed(stage: Stage, name: str, tie: str) -> None:
         return gather(output, input, *args, **named)
 
     mesh, cfg = model.make_mesh(torch.bfloat16), sft_config(stage, name)
-    mine = made_groups()[run.rank() :: run.world_size()]
+    mine = made_groups()[runtime_ranks.rank() :: runtime_ranks.world_size()]
     facts: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for label, compute, again in (("f32", torch.float32, False), ("bf16", torch.bfloat16, False),
@@ -467,7 +480,7 @@ def mixed(stage: Stage, name: str, tie: str) -> None:
         dtypes["weights"] = {str(p.dtype) for p in policy.parameters()}
         dtypes["moments"] = {str(s[k].dtype) for s in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")}
         seen = {k: sorted(v) for k, v in (dtypes | sent).items()}
-        facts[label] = run.gather({"dtypes": seen, "norm": norm}) + [sum(run.gather(nll))]
+        facts[label] = runtime_ranks.gather({"dtypes": seen, "norm": norm}) + [sum(runtime_ranks.gather(nll))]
     stage.save(name, facts, tensors)
 
 
@@ -479,7 +492,7 @@ def killing(ranks: Sequence[int], at: int) -> Callable:
     calls = itertools.count()
 
     def score(*args: Any) -> Tensor:
-        if next(calls) == at and run.rank() in ranks:
+        if next(calls) == at and runtime_ranks.rank() in ranks:
             os.kill(os.getpid(), signal.SIGTERM)
         return parity(*args)
 
@@ -511,7 +524,7 @@ CHAIN = {"steps": 6, "micro_batch_tokens": NARROW, "agg": "token", "save_every":
 
 def chain(stage: Stage, name: str, begin: str, stop_after: int, **changes: Any) -> None:
     """Continue a copy of the run in `begin` (or start one) and stop after `stop_after` steps; 0: run to the end."""
-    if begin and run.rank() == 0:
+    if begin and runtime_ranks.rank() == 0:
         shutil.copytree(stage.root / begin, stage.folder / name)
     settle()
     stage.train(name, grpo_config(stage, name, **CHAIN, **changes), stop_after)
@@ -522,8 +535,8 @@ def fault(stage: Stage, name: str, at: int) -> None:
     calls = itertools.count()
 
     def score(*args: Any) -> Tensor:
-        if next(calls) == 1 and run.rank() == at:
-            run.write_whole(stage.folder / f"{name}.json", json.dumps({"at": time.time()}))
+        if next(calls) == 1 and runtime_ranks.rank() == at:
+            disk.write_whole(stage.folder / f"{name}.json", json.dumps({"at": time.time()}))
             raise RuntimeError(FAULT)
         return parity(*args)
 
@@ -589,7 +602,7 @@ def memory(stage: Stage, name: str) -> None:
         model.load_policy(str(folder))
     facts = {"whole": sum(sizes), "largest": max(sizes), "shard": held, "filled": filled,
              "sharded": sharded.grown, "plain": plain.grown}  # fmt: skip
-    stage.save(name, {"ranks": run.gather(facts)})
+    stage.save(name, {"ranks": runtime_ranks.gather(facts)})
 
 
 # ---- stages --------------------------------------------------------------------------------------------
@@ -651,11 +664,11 @@ def run_stage(root: Path, name: str) -> None:
     here = os.getcwd()
     os.chdir(stage.world)  # data sets are named without their folder
     try:
-        run.join_ranks()
+        runtime_ranks.join_ranks()
         for case, function in stage_cases(name).items():
             began = time.perf_counter()
             function(stage, case)
-            if run.rank() == 0:
+            if runtime_ranks.rank() == 0:
                 print(f"{name} {case}: {time.perf_counter() - began:.2f} s", flush=True)
     finally:
         os.chdir(here)
@@ -663,4 +676,4 @@ def run_stage(root: Path, name: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run.start(lambda: run_stage(Path(sys.argv[1]), sys.argv[2]))
+    cli.start(lambda: run_stage(Path(sys.argv[1]), sys.argv[2]))

@@ -141,25 +141,25 @@ def be_rank(order: dict[str, Any], rank: int, port: int, out: int, status: int) 
         if order["ranks"] > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(order["ranks"]),
                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-        import run
+        from runtime import cli, ranks
 
-        script = __import__(order["script"])
-        join, mine = run.join_ranks, order.get("kill") or {}
+        script = importlib.import_module(order["script"])
+        join, mine = ranks.join_ranks, order.get("kill") or {}
 
         def join_and_say_so() -> None:
             join()
             os.write(status, b"joined\n")
 
-        run.join_ranks = join_and_say_so
+        ranks.join_ranks = join_and_say_so
         record = order.get("record", False)
         watch = Watch(Path(order["out"]), mine if mine.get("rank") == rank else {}, record)
         if record or watch.kill.get("at"):
             sys.addaudithook(watch)
         sys.argv = [order["script"] + ".py", *order["argv"]]
-        os._exit = sys.exit  # run.start leaves at once under torchrun; here there is more to say
+        os._exit = sys.exit  # cli.start leaves at once under torchrun; here there is more to say
         try:
             exec(order.get("patch", ""), {})  # a fault of the machine
-            run.start(getattr(script, "main", None) or (lambda: script.train(run.parse(script.Config, script.PRESETS))))
+            cli.start(getattr(script, "main", None) or (lambda: script.train(cli.parse(script.Config, script.PRESETS))))
             code = 0
         except SystemExit as leaving:
             code = leaving.code if isinstance(leaving.code, int) else 1
@@ -259,12 +259,13 @@ def run_ranks(order: dict[str, Any]) -> dict[str, Any]:
 def what_is_there(out: Path) -> dict[str, Any]:
     """What the next command finds: the exported model, the newest resume state, unfinished ones."""
     import model
-    import run
+    from runtime import run_folder
+    from runtime.errors import UserError
 
-    newest = run.latest_checkpoint(out)
+    newest = run_folder.latest_checkpoint(out)
     try:
         exported = digest(model.model_folder(str(out)))
-    except run.UserError:
+    except UserError:
         exported = None
     parts = sorted(str(p.relative_to(out)) for p in out.rglob("*") if "part" in p.name or p.suffix == ".old")
     return {"model": exported, "checkpoint": [newest.name, digest(newest)] if newest else None, "parts": parts}
@@ -276,10 +277,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     import grpo  # noqa: F401
-    import model
     import sft  # noqa: F401
+    from ops import attention
 
-    model.register()
+    attention.register()
     for line in sys.stdin:
         order = json.loads(line)
         print(json.dumps(what_is_there(Path(order["look"])) if "look" in order else run_ranks(order)), flush=True)

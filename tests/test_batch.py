@@ -14,8 +14,9 @@ from tiny_models import EOS, gradients, make_lm, plain_logprobs
 from torch import Tensor
 
 import batch as batch_module
-from batch import Batch, Group, aggregate, collate, denominator, group_tokens, micro_batches, plan, split, visible
+from batch import Batch, Group, aggregate, collate, denominator, group_tokens, micro_batches, plan, split
 from model import Policy
+from ops.attention import visible
 
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 

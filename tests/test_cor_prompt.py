@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cor_prompt import Trace, control_tokens, encode_prompt, encode_target, parse_trace, plain_tokenizer, render
 from data import Pair, swap
 from reward import parse_verdict
-from run import UserError
+from runtime.errors import UserError
 
 TRACES = Path(__file__).resolve().parents[2] / "shared" / "data" / "published" / "traces"
 STYLES = ("instruct", "reasoning", "rubrics", "plain")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import Pair, load_pairs, save_pairs, shard, stream, swap
-from run import UserError
+from runtime.errors import UserError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "prefs" / "real_input_300.jsonl"
 USER, REPLY = {"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}

@@ -15,8 +15,9 @@ from survival_worker import tree
 from test_survival import Server
 from tiny_models import make_world
 
-import toy
-import toy_oracle
+from toy import files
+from toy import oracle as toy_oracle
+from toy.files import Build
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +31,9 @@ def servers() -> Iterator[list[Server]]:
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory) -> Iterator[dict[str, list[str]]]:
-    """Command lines but for --out and --seed. The oracle is toy.py's, in this process."""
+    """Command lines but for --out and --seed. The oracle is toy/'s, in this process."""
     verdicts, world = make_world(tmp_path_factory.mktemp("verdicts")), tmp_path_factory.mktemp("toy") / "world"
-    toy.build(toy.Build(str(world), sft_pairs=24, rl_pairs=24, held_out_pairs=6, sft_held_out_pairs=6))
+    files.build(Build(str(world), sft_pairs=24, rl_pairs=24, held_out_pairs=6, sft_held_out_pairs=6))
     model, prompt = ["--model", str(world / "start")], ["--prompt-file", str(world / "prompt.txt")]
     start = ["--model", str(verdicts / "start"), "--data", str(verdicts / "pairs.jsonl")]
     with toy_oracle.make_server(toy_oracle.Serve(port=0)) as oracle:
@@ -56,7 +57,9 @@ def test_a_seed_and_nothing_else_decides_every_byte(servers, commands, tmp_path,
 
     def files(server: Server, seed: int) -> dict[str, str]:
         argv = [*commands[script], "--seed", str(seed), "--out", str(out)]
-        reply = server({"script": script, "ranks": 1, "out": str(out), "argv": argv})
+        reply = server(
+            {"script": {"distill": "prepare.distill"}.get(script, script), "ranks": 1, "out": str(out), "argv": argv}
+        )
         assert reply["codes"] == [0], reply["output"]
         found = tree(out)
         shutil.rmtree(out)

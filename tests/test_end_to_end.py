@@ -24,7 +24,7 @@ def test_distillation_then_reinforcement_lift_held_out_accuracy(tmp_path):
     """Held out, 250 pairs in both orders: no verdicts before, .68 to .84 after stage 1, at least .87 and a gain
     of at least .08 after stage 2, consistent in at least .85; the whole solution, forced, carries the verdict."""
     world = tmp_path / "toy"
-    command("toy.py", "build", world)
+    command("-m", "toy", "build", world)
     files = ["--prompt-file", world / "prompt.txt"]
 
     def judged(name: str) -> dict[str, float]:
@@ -39,9 +39,9 @@ def test_distillation_then_reinforcement_lift_held_out_accuracy(tmp_path):
     command("grpo.py", "--preset", "tiny", "--model", world / "sft", "--data", world / "rl.jsonl", *files,
             "--held-out", world / "held_out.jsonl", "--out", world / "grpo")  # fmt: skip
     grpo = judged("grpo")
-    command("toy.py", "probe", "--model", world / "grpo", "--world", world, "--out", world / "probe" / "grpo.json")
+    command("-m", "toy", "probe", "--model", world / "grpo", "--world", world, "--out", world / "probe" / "grpo.json")
     probe = json.loads((world / "probe" / "grpo.json").read_text())
-    report = command("report.py", world)
+    report = command("-m", "report", world)
     assert start["accuracy"] < 0.5
     assert 0.68 <= sft["accuracy"] <= 0.84
     assert grpo["accuracy"] >= max(0.87, sft["accuracy"] + 0.08)

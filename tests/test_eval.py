@@ -14,12 +14,12 @@ import pytest
 from tiny_models import make_folder, make_lm
 
 import eval as ev
-import outcomes
-import tables
 from data import Pair, save_pairs
+from evaluation import outcomes, tables
+from judging.verdicts import Judgement
 from rollout import Reply
-from run import UserError
-from verdicts import Judgement
+from runtime.errors import UserError
+from runtime.seeds import derive_seed
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,7 +87,7 @@ def test_interrupted_run_equals_uninterrupted_one(tmp_path, mode):
         complete = {name for name in names if names.count(name) == cfg.votes}
         assert len(again.asked) == len(set(again.asked)) == len(whole.asked) - len(complete)
         everything = {(row["pair_id"], row["order"]) for row in map(json.loads, expected)}
-        assert set(again.asked) == {ev.run.derive_seed(0, "test", *name) for name in everything - complete}
+        assert set(again.asked) == {derive_seed(0, "test", *name) for name in everything - complete}
 
 
 def test_finished_evaluation_asks_nothing(tmp_path):
@@ -401,5 +401,5 @@ def test_command_line(tmp_path):
 
 
 def test_importing_needs_no_torch():
-    code = "import sys, eval, judge, report; sys.exit('torch' in sys.modules)"
+    code = "import sys\nimport eval\nimport judge\nfrom report import page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

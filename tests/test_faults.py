@@ -26,9 +26,7 @@ from survival_worker import tree
 from test_survival import SIZES, Server
 from tiny_models import make_world
 
-import metrics
-import model
-import run
+from runtime import errors, metrics, run_folder, states
 
 SCRIPTS = ("sft", "grpo", "eval")
 PAGE = 4096
@@ -116,8 +114,8 @@ def test_a_state_that_cannot_be_written_says_why(tmp_path, monkeypatch):
     net = torch.nn.Linear(2, 2)
     monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", full)
     with pytest.raises(OSError) as caught:
-        model.save_state(tmp_path / "step_000001", net, torch.optim.AdamW(net.parameters()), {"step": 1})
-    assert "the same command continues" in run.remedy(caught.value)
+        states.save_state(tmp_path / "step_000001", net, torch.optim.AdamW(net.parameters()), {"step": 1})
+    assert "the same command continues" in errors.remedy(caught.value)
 
 
 @mounts
@@ -190,7 +188,7 @@ def damage(state: Path, how: str) -> None:
 def test_T10_a_damaged_state_costs_a_step_and_no_bit(command, script, how):
     job = command(script)
     shutil.copytree(job.out.with_name(script), job.out)
-    states = run.checkpoints(job.out)
+    states = run_folder.checkpoints(job.out)
     damage(states[0], how)
     assert [state.name for state in states] == ["step_000003", "step_000002"] and tree(job.out) != job.whole
     said = job.continues_to_the_same_end()
@@ -215,7 +213,8 @@ def test_a_changed_setting_is_refused_by_its_name_and_nothing_is_written(command
 
 
 OUT_OF_MEMORY = """
-import grpo, torch
+import grpo
+import torch
 calls, honest = iter(range(100)), grpo.Policy.forward
 def forward(self, *args, **more):
     if torch.is_grad_enabled() and next(calls) == 3:  # the second round's second mini-batch
@@ -228,7 +227,7 @@ grpo.Policy.forward = forward
 def test_memory_that_runs_out_in_a_micro_batch_ends_in_advice_and_the_same_command_continues(command):
     job = command("grpo")
     job.refused("out of memory: lower --micro-batch-tokens", "the same command continues", patch=OUT_OF_MEMORY)
-    assert run.latest_checkpoint(job.out).name == "step_000001"
+    assert run_folder.latest_checkpoint(job.out).name == "step_000001"
     kept = shutil.copytree(job.out, job.out.with_name("stopped"))
     job.continues_to_the_same_end()
     shutil.rmtree(job.out)

@@ -17,16 +17,18 @@ from safetensors.torch import load_file
 
 import batch as batch_module
 import grpo
-import head
-import metrics as metrics_module
 import model
-import rounds
-import run
-import toy
 from batch import collate, denominator
 from grpo import clipped_surrogate, group_advantages, kl_k3
-from metrics import Metrics
+from ops import head
 from rollout import Rollout
+from runtime import metrics as metrics_module
+from runtime import ranks, run_folder, seeds, steps
+from runtime.errors import UserError
+from runtime.metrics import Metrics
+from runtime.steps import StopSignal
+from toy import files
+from toy.files import Build
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy") / "world"
-    toy.build(toy.Build(str(folder), sft_pairs=32, rl_pairs=24, held_out_pairs=6, sft_held_out_pairs=8))
+    files.build(Build(str(folder), sft_pairs=32, rl_pairs=24, held_out_pairs=6, sft_held_out_pairs=8))
     return folder
 
 
@@ -221,7 +223,7 @@ def test_slopes_are_the_gradient_of_the_loss_and_the_sum_over_ranks(world, tmp_p
     batch.ref_logprobs = logprobs = torch.tensor([-0.5, -0.6, -0.7])
     with torch.no_grad():
         slopes = [grpo.token_slopes(batch, cfg, 4, grpo.grpo_loss, logprobs)]
-        monkeypatch.setattr(run, "world_size", lambda: 2)
+        monkeypatch.setattr(ranks, "world_size", lambda: 2)
         slopes.append(grpo.token_slopes(batch, cfg, 4, grpo.grpo_loss, logprobs))
     assert [s.tolist() for s in slopes] == [[-0.25, -0.25, 0.25], [-0.5, -0.5, 0.5]]
     assert batch.old_logprobs is None and not logprobs.requires_grad
@@ -280,7 +282,7 @@ def plain_update(path: str, rollouts, advantages, cfg: grpo.Config) -> dict[str,
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = run.learning_rate(m // per_mini, cfg)
+            group["lr"] = steps.learning_rate(m // per_mini, cfg)
         optimizer.step()
         optimizer.zero_grad()
     return policy.state_dict()
@@ -401,8 +403,8 @@ def test_the_mean_over_ranks_is_made_a_sum(world, tmp_path, monkeypatch):
     rollouts, advantages = fixed_rollouts(world)
     cfg = small(world, tmp_path, mini_batch=4, max_grad_norm=1e9)
     _, alone = packed_update(world, cfg, rollouts, advantages)
-    monkeypatch.setattr(run, "world_size", lambda: 2)
-    for module in (run, batch_module, metrics_module):
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    for module in (ranks, batch_module, metrics_module):
         monkeypatch.setattr(module, "gather", lambda value: [value])
     _, half = packed_update(world, dataclasses.replace(cfg, mini_batch=8), rollouts, advantages)
     assert half["optim/grad_norm"] == pytest.approx(2 * alone["optim/grad_norm"], rel=1e-5)
@@ -411,7 +413,7 @@ def test_the_mean_over_ranks_is_made_a_sum(world, tmp_path, monkeypatch):
 def test_the_round_places_its_updates_in_the_schedule(world, tmp_path):
     cfg = small(world, tmp_path, steps=10, mini_batch=2)
     stats = packed_update(world, cfg, *fixed_rollouts(world), step=3)[1]  # two updates a round: numbers 6 and 7
-    assert stats["optim/lr"] == run.learning_rate(7, cfg) != run.learning_rate(6, cfg)
+    assert stats["optim/lr"] == steps.learning_rate(7, cfg) != steps.learning_rate(6, cfg)
     assert "compile/graphs" not in stats  # nothing is compiled on a CPU
 
 
@@ -420,7 +422,7 @@ def test_the_round_places_its_updates_in_the_schedule(world, tmp_path):
 
 def stop_after(monkeypatch, step: int) -> None:
     calls = iter(range(10**6))
-    monkeypatch.setattr(run.StopSignal, "requested", lambda self: next(calls) + 1 == step)
+    monkeypatch.setattr(StopSignal, "requested", lambda self: next(calls) + 1 == step)
 
 
 def test_T10_T6_a_stopped_run_continues_bit_for_bit(world, tmp_path, monkeypatch):
@@ -493,21 +495,21 @@ def test_refused_groups_are_replaced_from_the_stream(world, tmp_path):
     def refuse_every_second(rewards):
         return torch.arange(len(rewards)) % 2 == 1
 
-    rollouts, rewards, position = rounds.collect(
+    rollouts, rewards, position = grpo.collect(
         pairs, 0, sampler, lambda pair: [order.index(pair.pair_id)],
         lambda made, taken: torch.ones(len(taken), cfg.group_size), refuse_every_second, cfg)  # fmt: skip
     assert [r.prompt_ids[0] for r in rollouts[:: cfg.group_size]] == [1, 3, 5, 7]
     assert rewards.shape == (4, 3) and position == 8
-    assert sampler.seeds == [run.derive_seed(cfg.seed, "rollout", place) for place in range(8)]
+    assert sampler.seeds == [seeds.derive_seed(cfg.seed, "rollout", place) for place in range(8)]
 
 
 def test_a_stream_of_which_nothing_is_kept_ends_in_one_line(world, tmp_path, monkeypatch):
     from data import load_pairs
 
-    monkeypatch.setattr(rounds, "REFILLS", 3)
+    monkeypatch.setattr(grpo, "REFILLS", 3)
     pairs, cfg, sampler = load_pairs(str(world / "rl.jsonl")), small(world, tmp_path), Scripted()
-    with pytest.raises(run.UserError, match="of 12 groups only 3 were kept"):
-        rounds.collect(pairs, 0, sampler, lambda pair: [1], lambda made, taken: torch.ones(len(taken), cfg.group_size),
+    with pytest.raises(UserError, match="of 12 groups only 3 were kept"):
+        grpo.collect(pairs, 0, sampler, lambda pair: [1], lambda made, taken: torch.ones(len(taken), cfg.group_size),
                      lambda rewards: torch.arange(len(rewards)) == 0, cfg)  # fmt: skip
     assert len(sampler.seeds) == 12
 
@@ -523,12 +525,12 @@ def test_a_loss_that_is_not_finite_skips_steps_and_then_ends_the_run_with_its_st
         return value * (math.nan if len(met) - 1 in bad else 1.0), stats
 
     cfg = small(world, tmp_path / "run", steps=20, mini_batch=2, save_every=100)
-    with pytest.raises(run.UserError, match="5 steps in a row"):
+    with pytest.raises(UserError, match="5 steps in a row"):
         grpo.train(cfg, score=parity, loss=loss)
     rows = metrics(tmp_path / "run")
     assert [row["optim/skipped"] for row in rows] == [0, 0, 0.5, 0.5, 0, 1, 1, 1, 1, 1]
     assert all("not_finite" in row for row in rows if row["optim/skipped"])
-    assert run.latest_checkpoint(tmp_path / "run").name == "step_000010"
+    assert run_folder.latest_checkpoint(tmp_path / "run").name == "step_000010"
     grpo.train(cfg, score=parity)  # the same command, its fault mended, goes on to the end
     assert len(metrics(tmp_path / "run")) == 21 and all(
         torch.isfinite(t).all() for t in weights(tmp_path / "run").values()
@@ -553,12 +555,12 @@ def test_paper_presets_are_the_papers_numbers():
 
 @pytest.mark.parametrize("name", ["steps", "group_size", "mini_batch", "temperature", "eval_every", "save_every"])
 def test_a_setting_of_zero_is_named(world, tmp_path, name):
-    with pytest.raises(run.UserError, match=f"--{name.replace('_', '-')} 0"):
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} 0"):
         grpo.train(small(world, tmp_path / "x", **{name: 0}))
 
 
 def test_sizes_that_do_not_divide_are_named(world, tmp_path):
-    with pytest.raises(run.UserError, match=r"--prompts-per-step 4, --mini-batch 3"):
+    with pytest.raises(UserError, match=r"--prompts-per-step 4, --mini-batch 3"):
         grpo.train(small(world, tmp_path / "x", mini_batch=3))
     assert not (tmp_path / "x").exists()
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import judge_rows as jd
-from judge import Judge
-from judge_rows import Pairs
+import judge as jd
+from judge import Judge, Pairs
 from rollout import Reply
-from run import UserError, derive_seed
+from runtime.errors import UserError
+from runtime.seeds import derive_seed
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,12 +14,14 @@ from tiny_models import ARCHITECTURES, EOS, gradients, make_folder, make_lm, mak
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import checkpoint
-import head
 import model
 from batch import Batch, Group, collate
-from model import Policy, gathered_weights, load_policy, load_state, load_tokenizer, optimizer_step, save_hf, save_state
-from run import RunFolder, UserError
+from model import Policy, gathered_weights, load_policy, load_tokenizer, optimizer_step, save_hf
+from ops import head
+from runtime import states
+from runtime.errors import UserError
+from runtime.run_folder import RunFolder
+from runtime.states import load_state, resume, save_state
 
 GROUPS = [
     Group([1, 7, 8, 9, 10, 11], [[12, 13, EOS], [20, 21, 22, 23, 24, EOS], [30, EOS]]),
@@ -588,7 +590,7 @@ def test_an_interrupted_export_leaves_the_previous_one(tmp_path, monkeypatch, wh
         yield from list(gathered_weights(policy, dtype))[:5]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, where, dies_half_way if where == "gathered_weights" else dies)
+    monkeypatch.setattr(model, where, dies_half_way if where == "gathered_weights" else dies)
     with pytest.raises(KeyboardInterrupt):
         save_hf(Policy(make_lm("llama", seed=2)), make_tokenizer(), folder, torch.float32)
     monkeypatch.undo()
@@ -807,8 +809,8 @@ def test_T10_an_interrupted_save_leaves_the_previous_checkpoint(tmp_path, monkey
 
     owner, name, fault = {
         "the tensors": (dcp, "save", dies_after_writing),
-        "the progress": (checkpoint, "write_whole", dies),
-        "the rename": (checkpoint, "replace_folder", dies),
+        "the progress": (states, "write_whole", dies),
+        "the rename": (states, "replace_folder", dies),
     }[where]
     monkeypatch.setattr(owner, name, fault)
     with pytest.raises(KeyboardInterrupt):
@@ -845,22 +847,22 @@ def test_T10_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, capsys,
     out = object.__new__(RunFolder)
     out.path, out.stamp = tmp_path / "run", {"config": 7}
     policy, optimizer = fresh(start)
-    assert model.resume(out, policy, optimizer) is None
+    assert resume(out, policy, optimizer) is None
     states = []
     for step in range(2):
         train_steps(policy, optimizer, range(step, step + 1))
         save_state(out.checkpoint(step + 1), policy, optimizer, {"step": step + 1} | out.stamp)
         states.append(full_state(policy, optimizer))
-    assert model.resume(out, policy, optimizer) == {"step": 2, "config": 7}
+    assert resume(out, policy, optimizer) == {"step": 2, "config": 7}
     damage(next(out.checkpoint(2).glob(what)), how)
     other, other_optimizer = fresh(start)
     capsys.readouterr()
-    assert model.resume(out, other, other_optimizer) == {"step": 1, "config": 7}
+    assert resume(out, other, other_optimizer) == {"step": 1, "config": 7}
     assert_bit_equal(full_state(other, other_optimizer), states[0])
     assert str(out.checkpoint(2)) in (said := capsys.readouterr().out) and "continuing from" in said
     damage(next(out.checkpoint(1).glob("*.safetensors")), "cut")
     with pytest.raises(UserError, match="no state before it"):
-        model.resume(out, other, other_optimizer)
+        resume(out, other, other_optimizer)
 
 
 def test_T10_a_state_of_another_configuration_is_refused(tmp_path):
@@ -869,7 +871,7 @@ def test_T10_a_state_of_another_configuration_is_refused(tmp_path):
     out.path, out.stamp = tmp_path / "run", {"config": 7}
     save_state(out.checkpoint(1), policy, optimizer, {"step": 1, "config": 8})
     with pytest.raises(UserError, match="another configuration"):
-        model.resume(out, policy, optimizer)
+        resume(out, policy, optimizer)
 
 
 def test_T10_a_state_written_again_replaces_the_old_one(tmp_path):

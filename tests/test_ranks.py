@@ -498,7 +498,7 @@ def test_shard_ranks_that_do_not_divide_the_ranks_are_refused_and_more_than_ther
     import torch.distributed as dist
 
     import model
-    from run import UserError
+    from runtime.errors import UserError
 
     asked: list[tuple[int, ...]] = []
     monkeypatch.setattr(dist, "is_initialized", lambda: True)

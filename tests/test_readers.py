@@ -23,16 +23,20 @@ from hypothesis import strategies as st
 from test_report import judge, make_pairs, write_demo, write_evaluation
 
 import model as product
-import report as rp
-from benchmarks import load_benchmark
 from data import Pair, load_pairs, save_pairs
-from distill import Attempt, read_attempts
-from endpoint import Reply, read_kept, read_replies
-from outcomes import read_log, score_rows, votes_curve
+from evaluation.benchmarks import load_benchmark
+from evaluation.outcomes import read_log, score_rows, votes_curve
+from evaluation.tables import averages
+from judging.endpoint import read_kept, read_replies
+from prepare.distill import Attempt, read_attempts
+from prepare.sources import read_source
+from report import page as rp
 from reward import parse_verdict
-from run import RunFolder, UserError, read_jsonl
-from sources import read_source
-from tables import averages
+from rollout import Reply
+from runtime.disk import read_jsonl
+from runtime.errors import UserError
+from runtime.run_folder import RunFolder
+from runtime.states import keep_state, resume
 
 NUMBER = count()
 USER, REPLY = {"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}
@@ -346,7 +350,7 @@ def states(tmp_path_factory):
         net(torch.ones(1, 2)).sum().backward()
         optimizer.step()
         folder.log({"step": step - 1, "loss": 0.5})
-        product.keep_state(folder, net, optimizer, {"step": step, "best": 0.25})
+        keep_state(folder, net, optimizer, {"step": step, "best": 0.25})
     return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}, net, optimizer
 
 
@@ -363,7 +367,7 @@ def test_a_spoilt_resume_state_is_used_whole_or_not_at_all(states, tmp_path, rng
     for name, good in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content if name == victim else good)
-    found = product.resume(RunFolder(str(folder), Settings()), net, optimizer)
+    found = resume(RunFolder(str(folder), Settings()), net, optimizer)
     assert found is not None and (found["step"], found["best"]) in ((1, 0.25), (2, 0.25))
     assert found["step"] == 2 if not newest else found["step"] == 1 or same_json(content, contents[victim])
     # the weights after step n: n, less one AdamW step of at most 0.002

@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from tiny_models import ARCHITECTURES, EOS, exact_norms, make_folder, make_lm, make_tokenizer, plain_logits
 from torch import Tensor
 
-import decode
 import rollout
 from batch import Group, collate
 from data import Pair
-from decode import KVCache, Uniforms, draw
+from judging.verdicts import Judgement, judge_pairs, tally
 from model import Policy, gathered_weights, load_policy
+from ops import decode
+from ops.decode import KVCache, Uniforms, draw
 from rollout import Reply, Rollout, TorchSampler, stop_ids
-from run import UserError, derive_seed
-from verdicts import Judgement, judge_pairs, tally
+from runtime.errors import UserError
+from runtime.seeds import derive_seed
 
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=30)
 

@@ -11,19 +11,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import head
 import model
-import run
 import sft
-import toy
 from cor_prompt import encode_prompt, render
 from data import load_pairs
+from ops import head
+from runtime import run_folder
+from runtime.errors import UserError
+from runtime.steps import StopSignal
+from toy import files
+from toy.files import Build
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy") / "world"
-    toy.build(toy.Build(str(folder), sft_pairs=24, rl_pairs=4, held_out_pairs=4, sft_held_out_pairs=6))
+    files.build(Build(str(folder), sft_pairs=24, rl_pairs=4, held_out_pairs=4, sft_held_out_pairs=6))
     return folder
 
 
@@ -86,12 +89,12 @@ def test_too_long_examples_are_left_out_and_counted(world, tmp_path, capsys):
     kept = examples(world, dataclasses.replace(cfg, max_length=sizes[0]))
     assert len(kept) == sizes.count(sizes[0])
     assert f"{24 - len(kept)} of 24 examples exceed --max-length {sizes[0]}" in capsys.readouterr().out
-    with pytest.raises(run.UserError, match="no example fits"):
+    with pytest.raises(UserError, match="no example fits"):
         examples(world, dataclasses.replace(cfg, max_length=3))
 
 
 def test_a_pair_without_a_trace_is_refused(world, tmp_path):
-    with pytest.raises(run.UserError, match="rl-0 has no trace"):
+    with pytest.raises(UserError, match="rl-0 has no trace"):
         sft.train(small(world, tmp_path / "out", data=str(world / "rl.jsonl")))
     assert not (tmp_path / "out").exists()
 
@@ -102,7 +105,7 @@ def test_T10_a_stopped_run_continues_bit_for_bit(world, tmp_path, monkeypatch):
     for stop in (2, 3):  # two interruptions: after step 2, and 3 steps later
         with monkeypatch.context() as patch:
             calls = iter(range(100))
-            patch.setattr(run.StopSignal, "requested", lambda self, calls=calls, stop=stop: next(calls) + 1 == stop)
+            patch.setattr(StopSignal, "requested", lambda self, calls=calls, stop=stop: next(calls) + 1 == stop)
             with pytest.raises(KeyboardInterrupt):
                 sft.train(small(world, broken))
     sft.train(small(world, broken))
@@ -132,10 +135,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_state(world, tmp_path, 
     honest = head._logits
     with monkeypatch.context() as patch:
         patch.setattr(head, "_logits", lambda *args: honest(*args) * math.nan)
-        with pytest.raises(run.UserError, match="5 steps in a row"):
+        with pytest.raises(UserError, match="5 steps in a row"):
             sft.train(small(world, tmp_path / "run", steps=7))
     assert [row["optim/skipped"] for row in metrics(tmp_path / "run")] == [1] * 5
-    assert run.latest_checkpoint(tmp_path / "run").name == "step_000005"
+    assert run_folder.latest_checkpoint(tmp_path / "run").name == "step_000005"
     sft.train(small(world, tmp_path / "run", steps=7))
     assert [row["optim/skipped"] for row in metrics(tmp_path / "run")] == [1] * 5 + [0] * 2
 
@@ -149,7 +152,7 @@ def test_without_held_out_the_last_weights_are_exported(world, tmp_path):
 
 def test_another_configuration_in_the_same_folder_is_refused(world, tmp_path):
     sft.train(small(world, tmp_path / "run", steps=1))
-    with pytest.raises(run.UserError, match=r"lr was 0.01, is 0.5"):
+    with pytest.raises(UserError, match=r"lr was 0.01, is 0.5"):
         sft.train(small(world, tmp_path / "run", steps=1, lr=0.5))
 
 

@@ -21,13 +21,26 @@ from packaging.utils import canonicalize_name
 from tiny_models import make_folder, make_lm
 
 import model
-import sizes
 from recipes.licences import pinned
-from run import UserError
+from runtime import sizes
+from runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
+ROOMS = (
+    "ops",
+    "runtime",
+    "formats",
+    "judging",
+    "evaluation",
+    "prepare",
+    "toy",
+    "report",
+    "variants",
+    "recipes",
+    "bench",
+)
 MODULES = sorted(
-    file.relative_to(ROOT) for top in (".", "variants", "recipes", "bench") for file in (ROOT / top).glob("*.py")
+    file.relative_to(ROOT) for top in (".", *ROOMS) for file in (ROOT / top).glob("*.py") if file.stem != "__main__"
 )
 
 WATCHED = """
@@ -73,10 +86,12 @@ def test_the_watch_sees_a_connection():
 
 def test_offline_a_hub_id_is_one_line_and_no_attempt():
     code = """
-import data, model, run
+import data
+import model
+from runtime import cli
 for ask in (lambda: model.load_policy("owner/name"), lambda: data.load_pairs("owner/name")):
     try:
-        run.start(ask)
+        cli.start(ask)
     except SystemExit as ended:
         print(ended.code)
 """
@@ -139,7 +154,7 @@ def test_code_in_a_model_folder_is_never_run(tmp_path, monkeypatch):
     assert policy.lm.lm_head.weight.equal(plain["lm_head.weight"])
     assert model.load_tokenizer(str(tmp_path / "known")).encode("w1 w2")
     assert sizes.read_shape(str(tmp_path / "known")).model_type == "llama"
-    from scalar import load_scalar
+    from judging.scalar import load_scalar
 
     with pytest.raises(UserError, match="never run"):
         load_scalar(str(tmp_path / "known"))
@@ -165,7 +180,7 @@ def test_a_chat_template_cannot_reach_python(tmp_path):
 DANGEROUS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 CALLS = {"torch.load", "torch.save", "np.load", "numpy.load", "eval", "exec", "yaml.load", "os.system"}
 ALLOWED: set[tuple[str, str]] = set()  # (file, what)
-BETWEEN_RANKS = {("run.py", "all_gather_object")}  # of one's own processes, over torch.distributed
+BETWEEN_RANKS = {("runtime/ranks.py", "all_gather_object")}  # of one's own processes, over torch.distributed
 
 
 def found_in(file: Path) -> set[tuple[str, str]]:

@@ -18,9 +18,10 @@ from tiny_models import make_folder, make_lm
 
 import grpo
 import model
-import run
 from batch import Group, micro_batches
 from rollout import VLLMSampler
+from runtime import ranks, run_folder
+from runtime.seeds import derive_seed
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
          "max_position_embeddings": 2048}  # fmt: skip
@@ -43,7 +44,7 @@ def engine(folder: str, arch: str, tied: bool) -> dict:
     sampler = VLLMSampler(folder, tokenizer, "float32", CONTEXT, seed=3)
     policy = model.load_policy(folder)
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-2, weight_decay=0.0)
-    prompts, seeds = [SHARED, [5, 6, 7], SHARED[:200] + [9]], [run.derive_seed("vllm", i) for i in range(3)]
+    prompts, seeds = [SHARED, [5, 6, 7], SHARED[:200] + [9]], [derive_seed("vllm", i) for i in range(3)]
 
     def ask(temperature: float = 1.0, n: int = 4, tokens: int = 20, some=(0, 1, 2)):
         return sampler.generate([prompts[i] for i in some], n, temperature, tokens, [seeds[i] for i in some])
@@ -68,7 +69,7 @@ def engine(folder: str, arch: str, tied: bool) -> dict:
     found["greedy"] = gap(policy, greedy), len({tuple(r.response_ids) for r in greedy[3:6]})
     edge = sampler.generate([[5] * n for n in (CONTEXT, CONTEXT - 1, CONTEXT + 9)], 2, 1.0, 8, [1, 2, 3])
     found["edge"] = [(len(r.response_ids), r.finish_reason, len(r.sampler_logprobs)) for r in edge]
-    stops = sampler.generate([[5, 6, 7]] * 40, 8, 1.0, 60, [run.derive_seed("stop", i) for i in range(40)])
+    stops = sampler.generate([[5, 6, 7]] * 40, 8, 1.0, 60, [derive_seed("stop", i) for i in range(40)])
     ended = [r for r in stops if r.finish_reason == "stop"]
     eos = tokenizer.eos_token_id
     found["stopped"] = [len(ended), sum(r.response_ids[-1] == eos and eos not in r.response_ids[:-1] for r in ended)]
@@ -85,7 +86,7 @@ def train(out: str, folder: str, data: str, tp: str = "1") -> dict:
                   lr=1e-2, lr_schedule="constant", warmup_updates=0, sampler="vllm", tp=int(tp), save_every=1,
                   eval_every=3)  # fmt: skip
     rounds: list[float] = []
-    fresh = run.latest_checkpoint(out) is None
+    fresh = run_folder.latest_checkpoint(out) is None
 
     def score(rollouts, pairs, policy, tokenizer, cfg):
         rounds.append(gap(policy, rollouts))
@@ -98,7 +99,7 @@ def train(out: str, folder: str, data: str, tp: str = "1") -> dict:
         grpo.train(cfg, score=score)
     except KeyboardInterrupt:
         stopped = True
-    run.leave_ranks()
+    ranks.leave_ranks()
     return {"stopped": stopped, "gaps": rounds}
 
 

@@ -1,7 +1,7 @@
-"""The tiny world's teacher as an oracle behind an OpenAI-compatible endpoint: `python toy.py serve`, for distill.py.
+"""The tiny world's teacher as an oracle behind an OpenAI-compatible endpoint: `python -m toy serve`, for distill.py.
 
 Told the right verdict, as in pass 2 of distillation, it either redoes its flawed step or keeps its flawed
-reasoning and forces the verdict: what the second does to a judge's honesty is what toy_probe.py measures.
+reasoning and forces the verdict: what the second does to a judge's honesty is what toy/probe.py measures.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
 from data import Message, Pair
-from run import UserError, derive_seed
-from toy import CLEAN, Flaws, pieces, teach, user
+from runtime.errors import UserError
+from runtime.seeds import derive_seed
+from toy.files import pieces
+from toy.world import CLEAN, Flaws, teach, user
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Does the reasoning cause the verdict? `python toy.py probe` writes a wrong solution for a judge and lets it go on."""
+"""Does the reasoning cause the verdict? `python -m toy probe` writes a wrong solution for a judge and lets it go on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 from cor_prompt import control_tokens, encode_prompt, encode_text, parse_trace, plain_tokenizer, render
 from data import Pair
 from reward import parse_verdict
-from run import UserError, derive_seed, read_prompt, write_whole
-from toy import make_sum, mean, numbers, write_solution
+from runtime.cli import read_prompt
+from runtime.disk import write_whole
+from runtime.errors import UserError
+from runtime.seeds import derive_seed
+from toy.files import mean
+from toy.world import make_sum, numbers, write_solution
 
 if TYPE_CHECKING:
     from rollout import TorchSampler, VLLMSampler
@@ -44,7 +48,7 @@ def probe(cfg: Probe) -> None:
         raise UserError("--items and --max-tokens must be at least 1")
     prompt_file = Path(cfg.world) / "prompt.txt"
     if not prompt_file.is_file():
-        raise UserError(f"{prompt_file}: no such file; `python toy.py build {cfg.world}` writes it")
+        raise UserError(f"{prompt_file}: no such file; `python -m toy build {cfg.world}` writes it")
     rng = random.Random(derive_seed(cfg.seed, "probe"))
     sums = [make_sum(rng, held_out=True, pair_id=f"probe-{i}") for i in range(cfg.items)]
     rows = measure(load_sampler(cfg.model), sums, read_prompt(str(prompt_file)) or "", cfg.max_tokens)

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 import grpo
-import run
 from cor_prompt import Style
 from data import Pair
 from reward import format_reward, parse_verdict
 from rollout import Rollout
+from runtime import cli
 
 
 def cold_start_reward(text: str, winner: str, style: Style) -> float:
@@ -48,4 +48,4 @@ def cold_start_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy:
 
 
 if __name__ == "__main__":
-    run.start(lambda: grpo.train(run.parse(grpo.Config, grpo.PRESETS), score=cold_start_score))
+    cli.start(lambda: grpo.train(cli.parse(grpo.Config, grpo.PRESETS), score=cold_start_score))

@@ -18,7 +18,7 @@ from dataclasses import replace
 from torch import Tensor
 
 import grpo
-import run
+from runtime import cli
 
 PRESETS = {
     name: replace(base, clip_low=0.2, clip_high=0.28, agg="token", kl_coef=0.0, out=f"{base.out}-dapo")
@@ -32,4 +32,4 @@ def differ(rewards: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    run.start(lambda: grpo.train(run.parse(grpo.Config, PRESETS), keep=differ))
+    cli.start(lambda: grpo.train(cli.parse(grpo.Config, PRESETS), keep=differ))

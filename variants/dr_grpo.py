@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import grpo
-import run
+from runtime import cli
 
 PRESETS = {
     name: replace(base, agg="const", scale_by_std=False, out=f"{base.out}-dr-grpo")
@@ -23,4 +23,4 @@ PRESETS = {
 }
 
 if __name__ == "__main__":
-    run.start(lambda: grpo.train(run.parse(grpo.Config, PRESETS)))
+    cli.start(lambda: grpo.train(cli.parse(grpo.Config, PRESETS)))

@@ -24,12 +24,13 @@ from typing import Any
 import torch
 
 import grpo
-import pointwise
-import run
 from cor_prompt import Style
 from data import Message, Pair
+from judging import pointwise
 from reward import Letter, Rule
 from rollout import Rollout
+from runtime import cli
+from runtime.errors import UserError
 
 # one response has nothing to be compared with: right or not, where several are scored from 1 to 10
 ALONE = (
@@ -44,7 +45,7 @@ def responses(pair: Pair) -> list[str]:
     sides = {"A": pair.response_a, "B": pair.response_b}
     alone = pair.meta.get("alone")
     if pair.messages is not None or alone not in (None, "A", "B"):
-        raise run.UserError(f"pair {pair.pair_id}: scores need the two responses apart, and 'alone' is A or B")
+        raise UserError(f"pair {pair.pair_id}: scores need the two responses apart, and 'alone' is A or B")
     return [sides[alone]] if alone else list(sides.values())
 
 
@@ -108,5 +109,5 @@ def not_too_easy(rewards: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    run.start(lambda: grpo.train(run.parse(grpo.Config, grpo.PRESETS), prompt, grm_score, not_too_easy,
+    cli.start(lambda: grpo.train(cli.parse(grpo.Config, grpo.PRESETS), prompt, grm_score, not_too_easy,
                                  verdict=verdict))  # fmt: skip

@@ -26,12 +26,12 @@ from torch import Tensor
 
 import grpo
 import model
-import run
 from batch import Group, micro_batches
 from cor_prompt import plain_tokenizer
 from data import Pair
 from reward import parse_verdict
 from rollout import Rollout
+from runtime import cli
 from variants.std_filter import StdFilter
 
 
@@ -105,10 +105,10 @@ def rlpr_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, 
 
 
 def main() -> None:
-    cfg = run.parse(Config, PRESETS)
+    cfg = cli.parse(Config, PRESETS)
     groups = StdFilter(cfg.out, cfg.std_beta)
     grpo.train(cfg, score=rlpr_score, keep=groups.keep, advantage=groups.advantage)
 
 
 if __name__ == "__main__":
-    run.start(main)
+    cli.start(main)

@@ -8,7 +8,8 @@
 What differs from RM-R1's Distilled models is the prompt: rules for all requests alike, no rubric of the judge's own,
 and a verdict in a box; GRPO and the reward are the same. There is always a winner, and never more than two
 responses: several are compared two at a time, by a knockout or a round robin (`judge.py rank`). The wording is this
-project's own. (Not to be confused with the robust reward model of arXiv 2409.13156, `build_data.py --augment`.)
+project's own. (Not to be confused with the robust reward model of arXiv 2409.13156, `--augment` of
+prepare/build_data.py.)
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from typing import Any
 import torch
 
 import grpo
-import run
 from cor_prompt import Style
 from data import Message, Pair
-from pointwise import render_scoring
+from judging.pointwise import render_scoring
 from reward import WINDOW, Letter, Rule
 from rollout import Rollout
+from runtime import cli
+from runtime.errors import UserError
 
 SYSTEM = """Two AI assistants answered the same request: Assistant 1 wrote Response 1, Assistant 2 wrote Response 2. \
 Decide which of them served the Client better.
@@ -43,7 +45,7 @@ BOXES: dict[Letter, str] = {"A": "\\boxed{Assistant 1}", "B": "\\boxed{Assistant
 def prompt(pair: Pair, style: Style, system: str | None = None) -> list[Message]:
     """`prompt` for `grpo.train`; the style has no say, --prompt-file replaces the wording."""
     if pair.messages is not None:
-        raise run.UserError(f"pair {pair.pair_id}: a ready-made prompt asks for another verdict; give the responses")
+        raise UserError(f"pair {pair.pair_id}: a ready-made prompt asks for another verdict; give the responses")
     _, data = render_scoring(pair.context, (pair.response_a, pair.response_b))
     return [{"role": "system", "content": SYSTEM if system is None else system}, data]
 
@@ -68,4 +70,4 @@ def rrm_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, t
 
 
 if __name__ == "__main__":
-    run.start(lambda: grpo.train(run.parse(grpo.Config, grpo.PRESETS), prompt, rrm_score, verdict=verdict))
+    cli.start(lambda: grpo.train(cli.parse(grpo.Config, grpo.PRESETS), prompt, rrm_score, verdict=verdict))

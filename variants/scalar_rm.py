@@ -21,13 +21,16 @@ import tyro
 from torch import Tensor
 
 import model
-import run
 import sft
 from batch import Group, group_tokens, micro_batches
 from cor_prompt import Style
 from data import Pair, load_pairs, shard, stream
-from metrics import Metrics
-from scalar import Scorer, load_scorer, pack
+from judging.scalar import Scorer, load_scorer, pack
+from runtime import cli, ranks, states, steps
+from runtime.errors import UserError
+from runtime.metrics import Metrics
+from runtime.run_folder import RunFolder
+from runtime.steps import BAD_STEPS, StopSignal
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, cfg: Config) -> list[Gro
     most = min(cfg.max_length, cfg.micro_batch_tokens)  # a pair that is cut in two has no difference
     fitting = [group for group in groups if group_tokens(group) <= most]
     if not fitting:
-        raise run.UserError(f"no pair fits {most} tokens, the lesser of --max-length and --micro-batch-tokens")
-    if run.rank() == 0 and len(fitting) < len(groups):
+        raise UserError(f"no pair fits {most} tokens, the lesser of --max-length and --micro-batch-tokens")
+    if ranks.rank() == 0 and len(fitting) < len(groups):
         print(f"{len(groups) - len(fitting)} of {len(groups)} pairs exceed {most} tokens: left out")
     return fitting
 
@@ -62,56 +65,56 @@ def pair_losses(scores: Tensor) -> Tensor:
 
 def bt_loss(policy: Scorer, groups: Sequence[Group], cfg: Config, backward: bool) -> tuple[float, int]:
     """(sum of this rank's pair losses, pairs); with `backward` the gradients of their mean over all ranks."""
-    total, mean = sum(run.gather(len(groups))), 0.0
+    total, mean = sum(ranks.gather(len(groups))), 0.0
     with torch.set_grad_enabled(backward):
         for batch in micro_batches(groups, cfg.micro_batch_tokens, next(policy.parameters()).device):
             loss = pair_losses(policy(batch)).sum() / total
             if backward:
-                (loss * run.world_size()).backward()  # FSDP averages over ranks; this makes it the sum
+                (loss * ranks.world_size()).backward()  # FSDP averages over ranks; this makes it the sum
             mean += loss.item()
     return mean * total, len(groups)
 
 
 def train(cfg: Config) -> None:
     """sft.train's loop around another model, encoding and loss."""
-    run.check_positive(cfg, "epochs", "batch_size", "micro_batch_tokens", "max_grad_norm", "eval_every", "save_every")
-    run.check_hardware(cfg.preset)
-    run.join_ranks()
-    if cfg.batch_size % run.world_size():
-        raise run.UserError(f"--batch-size {cfg.batch_size} does not divide over {run.world_size()} ranks")
+    cli.check_positive(cfg, "epochs", "batch_size", "micro_batch_tokens", "max_grad_norm", "eval_every", "save_every")
+    cli.check_hardware(cfg.preset)
+    ranks.join_ranks()
+    if cfg.batch_size % ranks.world_size():
+        raise UserError(f"--batch-size {cfg.batch_size} does not divide over {ranks.world_size()} ranks")
     tokenizer, compute = model.load_tokenizer(cfg.model), getattr(torch, cfg.compute_dtype)
     pairs, held_out = (encode_pairs(load_pairs(p), tokenizer, cfg) if p else [] for p in (cfg.data, cfg.held_out))
     cfg = replace(cfg, steps=cfg.steps or max(1, int(cfg.epochs * len(pairs) / cfg.batch_size)))
     mesh, stored = model.make_mesh(compute, cfg.shard_ranks), torch.promote_types(compute, torch.float32)
     policy = load_scorer(cfg.model, stored, mesh, compute, cfg.checkpointing)
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
-    folder = run.RunFolder(cfg.out, cfg)
-    progress = model.resume(folder, policy, optimizer) or {"step": 0, "best": math.inf}
+    folder = RunFolder(cfg.out, cfg)
+    progress = states.resume(folder, policy, optimizer) or {"step": 0, "best": math.inf}
     start, best, bad = progress["step"], progress["best"], 0
     folder.rewind(start)
-    with run.StopSignal() as stop, run.progress(cfg.steps, start, "scalar") as bar:
+    with StopSignal() as stop, steps.progress(cfg.steps, start, "scalar") as bar:
         for step in range(start, cfg.steps):
             batch = stream(pairs, step * cfg.batch_size, cfg.batch_size, cfg.seed)
-            metrics, lr, last = Metrics(), run.learning_rate(step, cfg), step + 1 == cfg.steps
+            metrics, lr, last = Metrics(), steps.learning_rate(step, cfg), step + 1 == cfg.steps
             policy.train()
-            metrics.add("train/loss", *bt_loss(policy, shard(batch, run.rank(), run.world_size()), cfg, True))
+            metrics.add("train/loss", *bt_loss(policy, shard(batch, ranks.rank(), ranks.world_size()), cfg, True))
             metrics.add_norm(model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))
             if held_out and (last or (step + 1) % cfg.eval_every == 0):
                 policy.eval()
-                metrics.add("eval/loss", *bt_loss(policy, held_out[run.rank() :: run.world_size()], cfg, False))
+                metrics.add("eval/loss", *bt_loss(policy, held_out[ranks.rank() :: ranks.world_size()], cfg, False))
             record = metrics.reduce() | {"optim/lr": lr}
             if record.get("eval/loss", math.inf) < best or (last and not held_out):
                 best = record.get("eval/loss", best)
                 model.save_hf(policy, tokenizer, folder.path / "model")
             folder.log({"step": step} | record)
             bar.update()
-            bad = run.count_bad(record, bad)
-            stopping = stop.requested() or bad == run.BAD_STEPS
+            bad = steps.count_bad(record, bad)
+            stopping = stop.requested() or bad == BAD_STEPS
             if last or stopping or (step + 1) % cfg.save_every == 0:
-                model.keep_state(folder, policy, optimizer, {"step": step + 1, "best": best})
+                states.keep_state(folder, policy, optimizer, {"step": step + 1, "best": best})
             if stopping and not last:
-                run.stop_early(bad)
+                steps.stop_early(bad)
 
 
 if __name__ == "__main__":
-    run.start(lambda: train(run.parse(Config, PRESETS)))
+    cli.start(lambda: train(cli.parse(Config, PRESETS)))

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 import grpo
-import run
 from batch import Batch, aggregate
+from runtime import cli, ranks
 
 PRE_CLIP = math.log(1e3)  # nats
 DEVIATIONS = 3.0
@@ -41,7 +41,7 @@ def filtered_advantages(rewards: Tensor, scale_by_std: bool = True) -> Tensor:
     >>> filtered_advantages(torch.tensor([[1.0] * 8 + [-1.0]]))[0, [0, -1]]
     tensor([ 0.3536, -2.8284])
     """
-    every = torch.cat(run.gather(rewards.double().cpu()))
+    every = torch.cat(ranks.gather(rewards.double().cpu()))
     centred = rewards.double() - every.mean()
     standard = centred / every.std(correction=0).clamp(min=1e-4)
     advantages = standard if scale_by_std else centred
@@ -61,4 +61,4 @@ def stable_loss(logprobs: Tensor, batch: Batch, cfg: grpo.Config,
 
 
 if __name__ == "__main__":
-    run.start(lambda: grpo.train(run.parse(grpo.Config, PRESETS), advantage=filtered_advantages, loss=stable_loss))
+    cli.start(lambda: grpo.train(cli.parse(grpo.Config, PRESETS), advantage=filtered_advantages, loss=stable_loss))

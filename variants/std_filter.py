@@ -17,7 +17,8 @@ from pathlib import Path
 from torch import Tensor
 
 import grpo
-import run
+from runtime import disk, ranks, run_folder
+from runtime.errors import UserError
 
 
 def running_std(history: Sequence[float]) -> float:
@@ -37,13 +38,13 @@ class StdFilter:
 
     def __init__(self, out: str, beta: float):
         self.path, self.beta = Path(out) / "std.json", beta
-        checkpoint = run.latest_checkpoint(out)
+        checkpoint = run_folder.latest_checkpoint(out)
         rounds = int(checkpoint.name.removeprefix("step_")) if checkpoint else 0
         if rounds and not self.path.exists():
-            raise run.UserError(f"{out} holds states of a run without std.json, not of this method; use another --out")
-        kept = run.read_json(self.path) if rounds else []
+            raise UserError(f"{out} holds states of a run without std.json, not of this method; use another --out")
+        kept = disk.read_json(self.path) if rounds else []
         if not isinstance(kept, list) or len(kept) < rounds or not all(isinstance(one, float) for one in kept):
-            raise run.UserError(f"{self.path}: not the deviations of {rounds} rounds; use another --out")
+            raise UserError(f"{self.path}: not the deviations of {rounds} rounds; use another --out")
         self.history: list[float] = kept[:rounds]
         self.seen: list[float] = []  # deviations of this rank's groups in this round, refused ones too
 
@@ -55,9 +56,9 @@ class StdFilter:
 
     def advantage(self, rewards: Tensor, scale_by_std: bool) -> Tensor:
         """Called once a round, with the groups that were kept: GRPO's, but 0 where only rounding differs."""
-        seen = [deviation for part in run.gather(self.seen) for deviation in part]
+        seen = [deviation for part in ranks.gather(self.seen) for deviation in part]
         self.history, self.seen = [*self.history, math.fsum(seen) / len(seen)], []
-        if run.rank() == 0:
-            run.write_whole(self.path, json.dumps(self.history))
+        if ranks.rank() == 0:
+            disk.write_whole(self.path, json.dumps(self.history))
         flat = rewards.std(dim=1, keepdim=True) < 1e-6
         return grpo.group_advantages(rewards, scale_by_std).masked_fill(flat, 0.0)

@@ -1,4 +1,4 @@
-"""A world of toy.py for judges with prompts and verdicts of their own: the same pairs, teacher and weights.
+"""A world of toy/ for judges with prompts and verdicts of their own: the same pairs, teacher and weights.
 
     python -m variants.toy_forms runs/toy runs/toy-scores --form scores     # for variants/grm.py
     python -m variants.toy_forms runs/toy runs/toy-boxed --form boxed       # for variants/rrm.py
@@ -23,11 +23,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-import run
 import variants.grm as grm
 import variants.rrm as rrm
 from cor_prompt import parse_trace, section
 from data import Pair, load_pairs, save_pairs
+from runtime import cli
+from runtime.errors import UserError
 
 MARKERS = [marker for i in (1, 2) for marker in section(f"Response {i}", "").split("\n\n")]
 WORDS = [*MARKERS, *rrm.BOXES.values(), "\\boxed{", "}", ","]
@@ -38,7 +39,7 @@ class Config:
     """Write a world in another form."""
 
     world: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WORLD")]
-    """Folder that `toy.py build` wrote, with whole chains (--traces cor)."""
+    """Folder that `python -m toy build` wrote, with whole chains (--traces cor)."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     """Folder to write. It must be missing or empty, or hold the same."""
     form: Literal["scores", "boxed"] = "scores"
@@ -78,7 +79,7 @@ def more_words(tokenizer: dict[str, Any]) -> dict[str, Any]:
     vocabulary, pattern = tokenizer["model"]["vocab"], tokenizer["pre_tokenizer"]["pattern"]
     free = sorted((word for word in vocabulary if word.startswith("<|unused_")), key=vocabulary.__getitem__)
     if len(free) < len(WORDS):
-        raise run.UserError(f"this world's tokenizer has {len(free)} free places, and {len(WORDS)} words need one")
+        raise UserError(f"this world's tokenizer has {len(free)} free places, and {len(WORDS)} words need one")
     for word, place in zip(WORDS, free, strict=False):
         vocabulary[word] = vocabulary.pop(place)
     pattern["Regex"] = "|".join([*map(re.escape, WORDS), pattern["Regex"]])  # whole boxes before `\boxed{`
@@ -89,17 +90,15 @@ def write(cfg: Config) -> None:
     """The folder appears at once, by one rename."""
     world, out = Path(cfg.world), Path(cfg.out)
     if not (world / "world.json").is_file():
-        raise run.UserError(f"{world}: no world in it; `python toy.py build {world}` writes one")
+        raise UserError(f"{world}: no world in it; `python -m toy build {world}` writes one")
     settings = json.loads((world / "world.json").read_text(encoding="utf-8")) | {"form": cfg.form}
     if (out / "world.json").is_file() and json.loads((out / "world.json").read_text(encoding="utf-8")) == settings:
         return print(f"{out} already holds this world; nothing to do")
     if settings.get("traces", "cor") != "cor" or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise run.UserError(
-            f"{world} must hold whole chains (--traces cor), and {out} nothing else; use another folder"
-        )
+        raise UserError(f"{world} must hold whole chains (--traces cor), and {out} nothing else; use another folder")
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".toy-", dir=out.absolute().parent) as aside:
-        part, system = Path(aside) / "world", run.read_prompt(str(world / "prompt.txt"))
+        part, system = Path(aside) / "world", cli.read_prompt(str(world / "prompt.txt"))
         shutil.copytree(world / "start", part / "start")
         tokenizer = json.loads((part / "start" / "tokenizer.json").read_text(encoding="utf-8"))
         (part / "start" / "tokenizer.json").write_text(json.dumps(more_words(tokenizer)), encoding="utf-8")
@@ -114,4 +113,4 @@ def write(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    run.start(lambda: write(tyro.cli(Config)))
+    cli.start(lambda: write(tyro.cli(Config)))

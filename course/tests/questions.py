@@ -88,7 +88,7 @@ def seen(group: list[int], response: list[int]) -> list[list[bool]]:
     """(T, T): whether token q (rows) sees token k (columns)."""
     import torch
 
-    from attention import sees
+    from ops.attention import sees
 
     g, r, index = torch.tensor(group), torch.tensor(response), torch.arange(len(group))
     return sees(g[:, None], g[None, :], r[:, None], r[None, :], index[:, None], index[None, :]).tolist()
@@ -143,7 +143,7 @@ def nll(values: list[list[float]], weight: float, others: int, ranks: int, backw
 
     ranked = SimpleNamespace(gather=lambda value: [value, others], world_size=lambda: ranks, rank=lambda: 0)
     cfg = SimpleNamespace(micro_batch_tokens=77)
-    with stand_ins(sft, micro_batches=micro_batches, aggregate=aggregate, denominator=denominator, run=ranked):
+    with stand_ins(sft, micro_batches=micro_batches, aggregate=aggregate, denominator=denominator, ranks=ranked):
         total, tokens = sft.nll_loss(policy, [], cfg, backward)  # type: ignore[arg-type]
     grad = None if policy.weight.grad is None else policy.weight.grad.item()
     return {"total": float(total), "tokens": float(tokens), "grad": grad, "told": told}
@@ -261,7 +261,7 @@ def drawn(probabilities: list[list[float]], temperature: float, uniforms: list[f
     """draw() from logits log p + shift -> ids and log-probs."""
     import torch
 
-    from decode import draw
+    from ops.decode import draw
 
     ids, logprobs = draw(torch.tensor(probabilities).log() + shift, temperature, torch.tensor(uniforms))
     return {"ids": ids.tolist(), "logprobs": logprobs.tolist()}
@@ -271,7 +271,7 @@ def prefill(prompts: list[list[int]]) -> Any:
     """What _prefill hands to _forward, and what it returns of a stand-in's logits."""
     import torch
 
-    import decode
+    from ops import decode
 
     told: dict[str, Any] = {}
 
@@ -297,7 +297,7 @@ def metrics(added: list[list[Any]]) -> list[dict[str, float]]:
     """Metrics.reduce on as many ranks as there are lists of (name, total, count) or (name, maximum)."""
 
     def work(rank: int) -> dict[str, float]:
-        from metrics import Metrics
+        from runtime.metrics import Metrics
 
         found = Metrics()
         for name, *numbers in added[rank]:
@@ -431,7 +431,7 @@ def _read(children: list[tuple[int, int]], deadline: float) -> list[str]:
 
 
 def table(name: str, counts: dict[str, dict[str, list[float]]], compat: str | None = None) -> Any:
-    import benchmarks
+    from evaluation import benchmarks
 
     cells = {group: {slot: (right, total) for slot, (right, total) in of.items()} for group, of in counts.items()}
     if name == "rewardbench":
@@ -440,13 +440,13 @@ def table(name: str, counts: dict[str, dict[str, list[float]]], compat: str | No
 
 
 def vote_chances(cases: list[list[int]]) -> list[float]:
-    from outcomes import majority_chance
+    from evaluation.outcomes import majority_chance
 
     return [majority_chance(*case) for case in cases]
 
 
 def tallied(rows: list[dict[str, Any]]) -> dict[str, float]:
-    from verdicts import Judgement, tally
+    from judging.verdicts import Judgement, tally
 
     full = {"pair_id": "p", "source": "s", "category": "", "meta": {}, "order": "AB", "sample": 0, "verdict": None,
             "winner": "A", "finish_reason": "stop", "response_tokens": 1, "text": ""}  # fmt: skip

@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-import toy
 from bench import flops, hotspots, long_run, measure, scaling, sharing
 from bench.measure import Side
 from bench.ours import Product, Settings, micro_batch_tokens
 from bench.workload import LENGTHS, SHAPES, as_rollouts, make_folder, make_groups, reward, tokens
+from toy import files
+from toy.files import Build
 
 TINY = Settings(rows=2, group_size=3, prompts=2, updates=1, sft_batch=4, max_response=6)
 
@@ -83,7 +84,7 @@ def test_reward_and_lengths_are_functions_of_the_seed():
 
 
 def test_a_long_run_is_sampled_and_its_growth_counted(tmp_path, capsys):
-    toy.build(toy.Build(str(tmp_path / "toy"), sft_pairs=4, rl_pairs=16, held_out_pairs=2, sft_held_out_pairs=2))
+    files.build(Build(str(tmp_path / "toy"), sft_pairs=4, rl_pairs=16, held_out_pairs=2, sft_held_out_pairs=2))
     out = tmp_path / "long.json"
     long_run.main(long_run.Config(str(tmp_path / "toy/start"), str(tmp_path / "toy"), str(out), 4, every=1, warm_up=2))
     found, samples = json.loads(out.read_text()).values()

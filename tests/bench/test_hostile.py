@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cor_prompt
-import report
 from bench import hostile
+from report import page
 from reward import parse_verdict
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROMISES = ("control", "sections", "verdict", "page")
 A, B = hostile.VERDICTS[:2]
 
@@ -64,7 +64,7 @@ def test_a_defence_that_is_gone_is_noticed(promise, monkeypatch, tiny_tokenizers
     else:
         # in these two modules alone: tokenizers are read by way of json too
         broken_dumps = {"dumps": lambda data: str(data).replace("'", '"').replace("<", "<<")}
-        monkeypatch.setattr(report, "json", SimpleNamespace(**vars(json) | broken_dumps))
+        monkeypatch.setattr(page, "json", SimpleNamespace(**vars(json) | broken_dumps))
         blind_loads = {"loads": lambda text: hostile.page_data(["x"])}
         monkeypatch.setattr(hostile, "json", SimpleNamespace(**vars(json) | blind_loads))
     hostile.expected.cache_clear()

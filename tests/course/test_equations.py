@@ -9,8 +9,10 @@ import pytest
 
 from course import equations
 
-ROOT = Path(__file__).parent.parent
-EXAMPLES = [path.stem for path in sorted(ROOT.glob("*.py")) if ">>> " in path.read_text(encoding="utf-8")]
+ROOT = Path(__file__).parents[2]
+FILES = [*ROOT.glob("*.py"), *(path for room in equations.ROOMS for path in (ROOT / room).glob("*.py"))]
+EXAMPLES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(FILES)
+            if ">>> " in path.read_text(encoding="utf-8")]  # fmt: skip
 
 
 def test_the_committed_map_is_up_to_date():

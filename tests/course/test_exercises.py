@@ -18,8 +18,10 @@ import tyro
 from patches import ROOT, Patch, apply, read_patches
 
 from batch import Group, collate
+from reward import parse_verdict
 from rollout import Rollout
-from run import UserError, write_whole
+from runtime.disk import write_whole
+from runtime.errors import UserError
 
 PATCHES = {patch.name[:2]: patch for patch in read_patches(ROOT / "course" / "exercises")}
 EVERY = pytest.mark.parametrize("patch", PATCHES.values(), ids=lambda patch: patch.name)
@@ -29,7 +31,8 @@ MODULES = count()
 def patched(folder: Path, patch: Patch):
     """The (first) script that the patch changes, as a module; what it imports is the project's own."""
     for file in reversed(patch.files):
-        shutil.copy(ROOT / file, folder)
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, folder / file)
     apply(patch, folder)
     spec = importlib.util.spec_from_file_location(f"patched_{next(MODULES)}", folder / file)
     assert spec and spec.loader
@@ -50,7 +53,8 @@ def test_there_are_ten_and_each_says_what_it_is():
 def test_a_patch_fits_is_small_and_compiles(patch, tmp_path):
     assert 1 <= patch.changed <= 10
     for file in patch.files:
-        shutil.copy(ROOT / file, tmp_path)
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
     apply(patch, tmp_path)
     for file in patch.files:
         text = (tmp_path / file).read_text(encoding="utf-8")
@@ -137,9 +141,9 @@ def rollouts(*texts: str, lengths: tuple[int, ...], last: float = -0.1) -> list[
 
 
 def sums(size: int = 1):
-    import toy
+    from toy import world
 
-    return [toy.make_sum(random.Random(i)) for i in range(size)]
+    return [world.make_sum(random.Random(i)) for i in range(size)]
 
 
 def test_05_a_reward_per_token(tmp_path):
@@ -195,7 +199,7 @@ def test_10_style_pairs_have_one_polite_response(tmp_path):
         better = pair.response_a if pair.winner == "A" else pair.response_b
         worse = pair.response_b if pair.winner == "A" else pair.response_a
         assert toy.keeps("polite", better)[1] and not toy.keeps("polite", worse)[1]
-        assert toy.parse_verdict(toy.teach(pair, random.Random(0), toy.CLEAN)) == pair.winner
+        assert parse_verdict(toy.teach(pair, random.Random(0), toy.CLEAN)) == pair.winner
 
 
 # ---- rows and numbers ----------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ def test_a_fault_fits_is_small_and_compiles(patch, tmp_path):
     assert {"Title", "Fault", "Test", "Run", "Shows"} == set(patch.says) and patch.says["Run"] in ("grpo", "sft")
     assert 1 <= patch.changed <= 3
     for file in patch.files:
-        shutil.copy(ROOT / file, tmp_path)
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
     apply(patch, tmp_path)
     for file in patch.files:
         compile((tmp_path / file).read_text(encoding="utf-8"), file, "exec")

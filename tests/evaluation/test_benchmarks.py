@@ -15,19 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import benchmarks as bm
 import eval as ev
-import tables
-from benchmarks import Outcome
 from cor_prompt import render
 from data import Pair, save_pairs, swap
-from outcomes import read_log, read_outcomes
+from evaluation import benchmarks as bm
+from evaluation import tables
+from evaluation.benchmarks import Outcome
+from evaluation.outcomes import read_log, read_outcomes
+from judging.verdicts import Judgement
 from reward import parse_verdict
 from rollout import Reply
-from run import UserError
-from verdicts import Judgement
+from runtime.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PUBLISHED = json.loads((ROOT / "tests" / "published_counts.json").read_text("utf-8"))
 
 
@@ -883,7 +883,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 sys.argv[0] = "eval.py"
 import eval
-eval.run.start(eval.main)
+eval.cli.start(eval.main)
 """
 
     def command(*arguments):

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import probes
-import run
-import toy
 from data import Pair, save_pairs, swap
-from verdicts import Judgement
+from evaluation import probes
+from judging.verdicts import Judgement
+from runtime.errors import UserError
+from toy import files, world
+from toy.files import Build
 
 
 def pair_of(name: str, question: str, a: str, b: str, winner="A", category="sum") -> Pair:
@@ -98,10 +99,10 @@ def test_other_numbers(text, expected):
 
 
 def test_in_the_tiny_world_no_altered_sum_is_the_winner_s_number():
-    rng = toy.random.Random(0)
-    for pair in (toy.make_sum(rng) for _ in range(300)):
+    rng = world.random.Random(0)
+    for pair in (world.make_sum(rng) for _ in range(300)):
         after = probes.other_numbers(pair)
-        assert sum(toy.numbers(after.context[0]["content"])) != toy.numbers(probes.preferred(pair))[0]
+        assert sum(world.numbers(after.context[0]["content"])) != world.numbers(probes.preferred(pair))[0]
 
 
 def test_markdown_keeps_the_words():
@@ -225,14 +226,14 @@ def test_a_finished_probe_is_not_judged_again(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "accuracy" in printed and "no verdict on the pairs as they are: none" in printed
     monkeypatch.setattr("model.weights_digest", lambda path: "trained further")
-    with pytest.raises(run.UserError, match="another configuration"):
+    with pytest.raises(UserError, match="another configuration"):
         probes.probe(cfg)
 
 
 def test_a_ready_made_prompt_is_refused(tmp_path):
     row = {"context_messages": [{"role": "user", "content": "judge"}], "winner": "model_a"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(run.UserError, match="a ready-made prompt cannot be changed"):
+    with pytest.raises(UserError, match="a ready-made prompt cannot be changed"):
         probes.probe(probes.Probes("m", str(tmp_path / "pairs.jsonl"), str(tmp_path / "out")))
 
 
@@ -241,7 +242,7 @@ def test_both_kinds_of_judges_go_through_the_command(tmp_path):
     from variants import scalar_rm
 
     world = tmp_path / "world"
-    toy.build(toy.Build(str(world), sft_pairs=2, rl_pairs=6, held_out_pairs=4, sft_held_out_pairs=2))
+    files.build(Build(str(world), sft_pairs=2, rl_pairs=6, held_out_pairs=4, sft_held_out_pairs=2))
     changes = {"model": str(world / "start"), "data": str(world / "rl.jsonl"), "out": str(tmp_path / "scalar")}
     scalar_rm.train(scalar_rm.Config(**vars(scalar_rm.PRESETS["tiny"]) | changes | {"held_out": "", "steps": 1}))
     data = {"data": str(world / "held_out.jsonl")}

@@ -19,18 +19,20 @@ from pathlib import Path
 
 import pytest
 
-import endpoint
 import eval as evaluation
-import judge_rows
+import judge
 from cor_prompt import render
 from data import Pair
 from judge import Judge
+from judging import endpoint
+from judging.endpoint import EndpointSampler
+from judging.verdicts import judge_pairs
 from reward import parse_verdict
-from rollout import EndpointSampler, Reply
-from run import UserError, derive_seed
-from verdicts import judge_pairs
+from rollout import Reply
+from runtime.errors import UserError
+from runtime.seeds import derive_seed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SECRET = "sk-very-secret-0123456789"
 
 
@@ -591,11 +593,11 @@ def test_the_command_pays_for_nothing_twice(fake, tmp_path, monkeypatch, capsys)
     settings = {"model": "m", "base_url": fake.url, "data": str(data), "out": str(tmp_path / "out"), "retries": 0,
                 "both_orders": True, "at_once": 3, "api_key_env": "MY_KEY", "json": True}  # fmt: skip
     with pytest.raises(UserError, match="status 500"):
-        judge_rows.judge_rows(judge_rows.Pairs(**settings))
+        judge.judge_rows(judge.Pairs(**settings))
     log = tmp_path / "out" / "results.jsonl"
     assert log.read_text().count("\n") == 3 and sum(fake.answered.values()) >= 6
     state["broken"] = False
-    judge_rows.judge_rows(judge_rows.Pairs(**settings | {"concurrency": 1}))
+    judge.judge_rows(judge.Pairs(**settings | {"concurrency": 1}))
     assert log.read_text().count("\n") == 8 and sum(fake.answered.values()) == 16
     assert capsys.readouterr().out.count("\n") == 8
     everything = "".join(path.read_text() for path in (tmp_path / "out").iterdir())

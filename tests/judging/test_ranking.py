@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ranking
-from ranking import (
+from judging import ranking
+from judging.ranking import (
     Table,
     all_pairs,
     best_first,

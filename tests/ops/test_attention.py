@@ -14,10 +14,10 @@ import torch
 from tiny_models import make_folder, make_lm
 from torch import Tensor
 
-import attention
-from attention import BLOCK, block_mask, flex_attention, grouped_attention, visible
 from batch import Group, collate
 from model import load_policy
+from ops import attention
+from ops.attention import BLOCK, block_mask, flex_attention, grouped_attention, visible
 
 SHAPES = [(0, True), (1, True), (2, True), (3, False), (4, False)]  # seed, all groups in one row
 EVERY_SHAPE = pytest.mark.parametrize(("seed", "one_row"), SHAPES)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import head
-from head import _HeadLogprobs
+from ops import head
+from ops.head import _HeadLogprobs
 
 
 def test_linalg_entropy_is_the_plain_one():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attention import grouped_attention, spans, visible
 from batch import Group, collate
+from ops.attention import grouped_attention, spans, visible
 
 
 @pytest.mark.parametrize("one_row", [False, True])

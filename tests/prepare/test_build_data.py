@@ -1,4 +1,4 @@
-"""build_data.py, sources.py, card.py: every layout, every way a row can be unusable, a card checked by hand."""
+"""build_data.py, formats/layouts.py, card.py: every layout, every way a row can be unusable, a card checked by hand."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import build_data
-import card as cards
-from augment import augmented
-from build_data import PRESETS, Config, alternate, main, split, unique
 from cor_prompt import render
 from data import Pair, load_pairs, save_pairs
-from run import UserError
-from sources import read_source
+from prepare import build_data
+from prepare import card as cards
+from prepare.augment import augmented
+from prepare.build_data import PRESETS, Config, alternate, main, split, unique
+from prepare.sources import read_source
+from runtime.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def shared(*parts):
@@ -593,7 +593,7 @@ def everything(tmp_path):
 
 
 def command(*args, **environment):
-    return subprocess.run([sys.executable, "build_data.py", *args], cwd=ROOT, text=True, capture_output=True,
+    return subprocess.run([sys.executable, "-m", "prepare.build_data", *args], cwd=ROOT, text=True, capture_output=True,
                           env=os.environ | environment)  # fmt: skip
 
 

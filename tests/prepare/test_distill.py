@@ -16,22 +16,23 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from test_endpoint import FAULTS, Fake, completion
 
-import distill
-import rstar
-import run
-import toy
-import toy_oracle
 from cor_prompt import encode_prompt, plain_tokenizer, render
 from data import Pair, load_pairs, save_pairs
-from distill import Config
-from hint import HINT, hinted, leaks
 from model import load_tokenizer
+from prepare import distill, rstar
+from prepare.distill import Config
+from prepare.hint import HINT, hinted, leaks
 from reward import parse_verdict
-from run import UserError
+from runtime import cli
+from runtime.errors import UserError
+from toy import files, oracle
+from toy import world as toy_world
+from toy.files import Build
+from toy.world import Flaws
 
 OUTPUTS = ("traces.jsonl", "failed.jsonl", "summary.json", "pass_1.jsonl", "pass_2.jsonl")
 WHOLE = "<type>Chat</type>\n\n<rubric>tact</rubric>\n\n<eval>{} because of tact</eval>\n\n<answer>[[{}]]</answer>"
@@ -390,10 +391,10 @@ def test_every_part_of_the_hint_is_known_as_a_leak():
 
 
 def test_real_and_toy_traces_are_no_leaks():
-    folder = Path(__file__).parents[1] / "recipes" / "real"
+    folder = Path(__file__).parents[2] / "recipes" / "real"
     real = [p for name in ("traces", "traces_held_out") for p in load_pairs(str(folder / f"{name}.jsonl"))]
     rng = random.Random(0)
-    toys = [toy.teach(p, rng, toy.Flaws()) for p in toy.make_pairs(100, rng, False, "p")]
+    toys = [toy_world.teach(p, rng, Flaws()) for p in toy_world.make_pairs(100, rng, False, "p")]
     assert len(real) == 24 and not any(map(leaks, [*(p.trace for p in real), *toys]))
 
 
@@ -461,12 +462,12 @@ def test_a_ready_made_prompt_is_hinted_too():
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy") / "world"
-    toy.build(toy.Build(str(folder), sft_pairs=60, rl_pairs=4, held_out_pairs=4, sft_held_out_pairs=4))
+    files.build(Build(str(folder), sft_pairs=60, rl_pairs=4, held_out_pairs=4, sft_held_out_pairs=4))
     return folder
 
 
 def serve(**changes):
-    server = toy_oracle.make_server(toy_oracle.Serve(port=0, **changes))
+    server = oracle.make_server(oracle.Serve(port=0, **changes))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server, f"http://127.0.0.1:{server.server_port}/v1"
 
@@ -554,7 +555,7 @@ def test_a_local_checkpoint_distils_itself(world, tmp_path, monkeypatch):
 
 def test_presets_parse_and_the_paper_asks_for_its_keys(tmp_path, monkeypatch):
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    cfg = run.parse(
+    cfg = cli.parse(
         Config, distill.PRESETS, ["--preset", "paper", "--out", str(tmp_path / "out"), "--price", "3", "15"]
     )
     assert cfg.price == (3.0, 15.0) and cfg.max_tokens == 8192 and cfg.second_model.startswith("o3")
@@ -601,8 +602,8 @@ def test_the_verdict_begins_where_its_last_tag_does(any_tokenizer):
 @pytest.fixture(scope="module")
 def scorer(tmp_path_factory):
     """An untrained judge of the tiny world."""
-    tokenizer, folder = toy.build_tokenizer(), tmp_path_factory.mktemp("scorer")
-    toy.build_model(tokenizer, 0).save_pretrained(folder)
+    tokenizer, folder = files.build_tokenizer(), tmp_path_factory.mktemp("scorer")
+    files.build_model(tokenizer, 0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -612,8 +613,8 @@ def test_r_star_by_a_model_is_the_one_that_transformers_gives(scorer, budget):
     from transformers import AutoModelForCausalLM
 
     rng, tokenizer = random.Random(0), load_tokenizer(str(scorer))
-    pairs = toy.make_pairs(5, rng, False, "p")
-    asked = [(render(pair, "instruct", "judge"), [toy.teach(pair, rng, toy.Flaws()) for _ in range(1 + i % 3)])
+    pairs = toy_world.make_pairs(5, rng, False, "p")
+    asked = [(render(pair, "instruct", "judge"), [toy_world.teach(pair, rng, Flaws()) for _ in range(1 + i % 3)])
              for i, pair in enumerate(pairs)]  # fmt: skip
     asked[1][1].append("<answer>[[A]]</answer>")
     found = rstar.rank_traces(str(scorer), asked, max_tokens=budget)
@@ -677,7 +678,7 @@ def test_what_ranks_is_part_of_the_run(fake, tmp_path, scorer):
     distill.distil(cfg)
     with pytest.raises(UserError, match="another configuration"):
         distill.distil(replace(cfg, rstar=""))
-    toy.build_model(toy.build_tokenizer(), 1).save_pretrained(judge)  # trained again
+    files.build_model(files.build_tokenizer(), 1).save_pretrained(judge)  # trained again
     with pytest.raises(UserError, match="another configuration"):
         distill.distil(cfg)
     with pytest.raises(UserError, match="--samples"):

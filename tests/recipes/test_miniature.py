@@ -18,18 +18,15 @@ from pathlib import Path
 import pytest
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import build_data
-import distill
 import eval as evaluation
 import grpo
-import probes
-import run
 import sft
-import toy
-import toy_probe
 from cor_prompt import encode_prompt, encode_target, parse_trace, render
+from evaluation import probes
+from judging.verdicts import Judgement
+from prepare import build_data, distill
 from recipes import miniature, miniature_results
 from recipes.miniature import ROWS, Row, Task, code_of, execute, plan
 from recipes.miniature_results import (
@@ -43,9 +40,12 @@ from recipes.miniature_results import (
     write_tables,
 )
 from reward import format_reward, parse_verdict
-from run import UserError
+from runtime import cli, disk
+from runtime.errors import UserError
+from toy import probe, world
+from toy.files import Build, build, build_tokenizer
+from toy.world import Flaws
 from variants import scalar_rm, toy_forms
-from verdicts import Judgement
 
 # ---- the rows ------------------------------------------------------------------------------------------
 
@@ -66,30 +66,30 @@ def test_rows_have_different_names_and_start_from_rows_that_exist():
 def test_every_command_is_one_that_its_script_takes(row, words):
     here = f"runs/tables/seed-3/{row}"
     if words[:2] == ["python", "sft.py"]:
-        assert run.parse(sft.Config, sft.PRESETS, words[2:]).out == here
-    elif words[:2] == ["python", "distill.py"]:
-        assert run.parse(distill.Config, distill.PRESETS, words[2:]).out == here
-    elif words[:2] == ["python", "build_data.py"]:
-        assert run.parse(build_data.Config, build_data.PRESETS, words[2:]).out == here
-    elif words[:2] == ["python", "probes.py"]:
-        assert tyro.cli(probes.Probes, args=words[2:]).out == here
+        assert cli.parse(sft.Config, sft.PRESETS, words[2:]).out == here
+    elif words[:3] == ["python", "-m", "prepare.distill"]:
+        assert cli.parse(distill.Config, distill.PRESETS, words[3:]).out == here
+    elif words[:3] == ["python", "-m", "prepare.build_data"]:
+        assert cli.parse(build_data.Config, build_data.PRESETS, words[3:]).out == here
+    elif words[:3] == ["python", "-m", "evaluation.probes"]:
+        assert tyro.cli(probes.Probes, args=words[3:]).out == here
     elif words[:3] == ["python", "-m", "variants.toy_forms"]:
         assert tyro.cli(toy_forms.Config, args=words[3:]).form in row
     elif words[:3] == ["python", "-m", "variants.scalar_rm"]:
-        assert run.parse(scalar_rm.Config, scalar_rm.PRESETS, words[3:]).out == here
-    elif words[:2] == ["python", "grpo.py"] or words[1] == "-m":
+        assert cli.parse(scalar_rm.Config, scalar_rm.PRESETS, words[3:]).out == here
+    elif words[:4] == ["python", "-m", "toy", "build"]:
+        assert tyro.cli(Build, args=words[4:]).seed == 3
+    elif words[:4] == ["python", "-m", "toy", "probe"]:
+        assert tyro.cli(probe.Probe, args=words[4:]).model == f"runs/tables/seed-3/{row}"
+    elif words[:2] == ["python", "grpo.py"] or (words[1] == "-m" and words[2] != "toy"):
         script = importlib.import_module(words[2]) if words[1] == "-m" else grpo
-        cfg = run.parse(getattr(script, "Config", grpo.Config), getattr(script, "PRESETS", grpo.PRESETS),
+        cfg = cli.parse(getattr(script, "Config", grpo.Config), getattr(script, "PRESETS", grpo.PRESETS),
                         words[2 + (words[1] == "-m") :])  # fmt: skip
         assert cfg.out == f"runs/tables/seed-3/{row}" and cfg.held_out and cfg.seed == 3
     elif words[:3] == ["python", "eval.py", "run"]:
         assert tyro.cli(evaluation.Run, args=words[3:]).both_orders
-    elif words[:3] == ["python", "toy.py", "build"]:
-        assert tyro.cli(toy.Build, args=words[3:]).seed == 3
-    elif words[:3] == ["python", "toy.py", "probe"]:
-        assert tyro.cli(toy_probe.Probe, args=words[3:]).model == f"runs/tables/seed-3/{row}"
     else:
-        assert words[0] in ("cat", "grep", "head", "mkdir") or words[:3] == ["python", "toy.py", "serve"]
+        assert words[0] in ("cat", "grep", "head", "mkdir") or words[:4] == ["python", "-m", "toy", "serve"]
 
 
 def test_every_row_of_a_table_is_a_row_that_is_run():
@@ -128,13 +128,13 @@ def test_ports_differ():
 @pytest.fixture(scope="module")
 def taught() -> list:
     rng = random.Random(3)
-    return [replace(p, trace=toy.teach(p, rng, toy.Flaws())) for p in toy.make_pairs(400, rng, False, "p")]
+    return [replace(p, trace=world.teach(p, rng, Flaws())) for p in world.make_pairs(400, rng, False, "p")]
 
 
 @pytest.mark.parametrize(("form", "style"), [("untyped", "plain"), ("rubrics", "rubrics"), ("plain", "plain")])
 def test_another_form_keeps_verdict_and_checks(taught, form, style):
     for pair in taught:
-        text = toy.reshape(pair, pair.trace, form, random.Random(0))
+        text = world.reshape(pair, pair.trace, form, random.Random(0))
         before, after = parse_trace(pair.trace), parse_trace(text)
         assert after.type is None and after.answer == before.answer
         assert format_reward(text, style) == 1.0  # so that the cold start is not paid for leaving the form
@@ -148,20 +148,20 @@ def test_a_sum_without_its_solution_by_hand(taught):
              "<eval> A 8 8 yes 1 3 no wrong ; B 8 8 yes 3 3 yes right </eval> <answer>[[B]]</answer>")  # fmt: skip
     pair, rng = replace(taught[0], winner="A"), random.Random(0)
     end = "<eval> right A 8 1 no B 8 3 yes ; total A 0 B 1 </eval> <answer>[[B]]</answer>"
-    assert toy.reshape(pair, trace, "plain", rng) == end
-    assert toy.reshape(pair, trace, "rubrics", rng) == "<rubric> right </rubric> " + end
-    assert toy.reshape(pair, trace, "answer", rng) == "<answer>[[A]]</answer>"  # the right letter, not the teacher's
-    assert toy.reshape(pair, trace, "cor", rng) == trace
+    assert world.reshape(pair, trace, "plain", rng) == end
+    assert world.reshape(pair, trace, "rubrics", rng) == "<rubric> right </rubric> " + end
+    assert world.reshape(pair, trace, "answer", rng) == "<answer>[[A]]</answer>"  # the right letter, not the teacher's
+    assert world.reshape(pair, trace, "cor", rng) == trace
 
 
 def test_every_form_and_prompt_is_made_of_the_vocabulary_and_fits_the_caps(taught):
-    tokenizer = toy.build_tokenizer()
+    tokenizer = build_tokenizer()
     unknown = tokenizer.convert_tokens_to_ids("<|unk|>")
     longest = {}
     for form, style, prompt in (("cor", "instruct", "judge"), ("plain", "plain", "judge {data}"),
                                 ("untyped", "plain", "judge {data}"),
                                 ("rubrics", "rubrics", "judge"), ("answer", "instruct", "judge")):  # fmt: skip
-        texts = [replace(pair, trace=toy.reshape(pair, pair.trace, form, random.Random(0))) for pair in taught[:100]]
+        texts = [replace(pair, trace=world.reshape(pair, pair.trace, form, random.Random(0))) for pair in taught[:100]]
         ids = [encode_prompt(render(pair, style, prompt), tokenizer) for pair in texts]
         targets = [encode_target(pair, tokenizer) for pair in texts]
         assert not any(unknown in row for row in ids + targets) and max(map(len, ids)) <= 64
@@ -172,7 +172,7 @@ def test_every_form_and_prompt_is_made_of_the_vocabulary_and_fits_the_caps(taugh
 
 def test_the_mixture_has_all_its_forms(taught):
     rng = random.Random(0)
-    texts = [toy.reshape(pair, pair.trace, "mixed", rng) for pair in taught]
+    texts = [world.reshape(pair, pair.trace, "mixed", rng) for pair in taught]
     starts = [sum(text.startswith(tag) for text in texts) for tag in ("<type>", "<eval>", "<answer>")]
     assert sum(starts) == len(texts) and min(starts) > len(texts) / 4
 
@@ -182,7 +182,7 @@ def test_worlds_of_another_form_or_size_differ_in_nothing_else(tmp_path):
     files = ("start/model.safetensors", "prompt.txt", "sft.jsonl", "rl.jsonl", "held_out.jsonl", "world.json")
 
     def world(name: str, **options: object) -> dict[str, bytes]:
-        toy.build(toy.Build(str(tmp_path / name), **small, **options))
+        build(Build(str(tmp_path / name), **small, **options))
         return {file: (tmp_path / name / file).read_bytes() for file in files}
 
     cor = world("cor")
@@ -200,7 +200,7 @@ def test_worlds_of_another_form_or_size_differ_in_nothing_else(tmp_path):
     assert {file for file in files if wide[file] != cor[file]} == {"world.json", "start/model.safetensors"}
     for folder, form in (("plain", "cor"), ("cor", "plain")):
         with pytest.raises(UserError, match="traces was"):
-            toy.build(toy.Build(str(tmp_path / folder), traces=form, **small))
+            build(Build(str(tmp_path / folder), traces=form, **small))
 
 
 # ---- what is run, and run again ------------------------------------------------------------------------
@@ -293,6 +293,17 @@ def test_code_counts_without_comments_and_docstrings(tmp_path, monkeypatch):
     assert digest() == first
     (tmp_path / "part.py").write_text("def g():\n    return 2\n")
     assert digest() != first
+    for room in ("a", "b"):  # files of one name, by way of their rooms
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "part.py").write_text("x = 1\n")
+    (tmp_path / "a" / "__main__.py").write_text("from a import part\nfrom b.part import x\n")
+    found = set()
+    for text in ("x = 1\n", "x = 2\n"):
+        for room in ("a", "b"):
+            (tmp_path / room / "part.py").write_text(text)
+            code_of.cache_clear()
+            found.add(code_of("python -m a build"))
+    assert len(found) == 3
     code_of.cache_clear()
 
 
@@ -391,8 +402,8 @@ def fake_run(root: Path, name: str, seed: int, share: int) -> None:
     """A reinforced row as its commands leave it: 20 pairs, of which `share` are right after and half before."""
     side = root / f"seed-{seed}"
     record = {"key": "k", "finished": True, "commands": ["python x.py"], "cpu_seconds": 60.0, "wall_seconds": 90.0}
-    run.write_whole(side / "records" / f"{name}.json", json.dumps(record))
-    run.write_whole(side / "logs" / f"{name}.log", "$ python x.py\n 10%|#   |\r 90%|### |\rdone\n")
+    disk.write_whole(side / "records" / f"{name}.json", json.dumps(record))
+    disk.write_whole(side / "logs" / f"{name}.log", "$ python x.py\n 10%|#   |\r 90%|### |\rdone\n")
     for step, right in ((0, 10), (80, share)):
         lines = [
             judgement("", "A", "A" if i < right else "B", pair_id=f"held_out-{i}", order=order,
@@ -400,9 +411,9 @@ def fake_run(root: Path, name: str, seed: int, share: int) -> None:
             for i in range(20) for order in ("AB", "BA")
         ]  # fmt: skip
         text = "".join(json.dumps(vars(one)) + "\n" for one in lines)
-        run.write_whole(side / name / "rollouts" / f"step_{step:06d}.jsonl", text)
+        disk.write_whole(side / name / "rollouts" / f"step_{step:06d}.jsonl", text)
     metrics = [{"step": i, "reward/mean": i / 80, "rollout/length_mean": 45.0, "eval/accuracy": 0.5} for i in range(80)]
-    run.write_whole(side / name / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in [*metrics, {"step": 80}]))
+    disk.write_whole(side / name / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in [*metrics, {"step": 80}]))
 
 
 def test_runs_become_tables(tmp_path):

@@ -1,4 +1,4 @@
-"""report.py on folders written by hand: numbers, joins, and a page that hostile text cannot leave."""
+"""report/ on folders written by hand: numbers, joins, and a page that hostile text cannot leave."""
 
 import base64
 import hashlib
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import report as rp
 from data import Pair, load_pairs, save_pairs
-from run import UserError
-from verdicts import Judgement, tally
+from judging.verdicts import Judgement, tally
+from report import page as rp
+from runtime.errors import UserError
 
 HOSTILE = (
     "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> --><svg/onload=alert(3)></div></title>"

@@ -8,8 +8,8 @@ import pytest
 from browser import CHROMIUM, Browser
 from test_report import GRPO, HOSTILE, SFT, judge, make_pairs, write_demo, write_evaluation, write_jsonl
 
-import report as rp
 from data import load_pairs
+from report import page as rp
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 STAGES = ["start", "sft", "grpo step 0", "grpo step 2", "grpo step 4", "grpo", "curve/votes"]

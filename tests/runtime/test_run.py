@@ -23,12 +23,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import metrics
-import run
-from metrics import Clock, Metrics
-from run import RunFolder, StopSignal, UserError, derive_seed, learning_rate, read_jsonl, write_whole
+from runtime import cli, errors, metrics, ranks, steps
+from runtime.disk import read_jsonl, write_whole
+from runtime.errors import UserError
+from runtime.metrics import Clock, Metrics
+from runtime.run_folder import RunFolder
+from runtime.seeds import derive_seed
+from runtime.steps import BAD_STEPS, StopSignal, learning_rate
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SEED_ROLLOUT = 2868571795335789245  # of (0, "rollout", 0)
 
 
@@ -102,7 +105,7 @@ def test_seeds_are_the_same_on_every_machine_for_ever():
     assert derive_seed(0) == 2123433278133193441
     assert derive_seed(0, "rollout", 0) == SEED_ROLLOUT
     assert derive_seed("é") == 848503001091917490
-    code = "import run; print(run.derive_seed(0, 'rollout', 0))"
+    code = "from runtime import seeds; print(seeds.derive_seed(0, 'rollout', 0))"
     assert {int(python(code, PYTHONHASHSEED=h).stdout) for h in ("1", "2")} == {SEED_ROLLOUT}
 
 
@@ -393,25 +396,30 @@ def test_a_second_Ctrl_C_stops_at_once():
 
 def test_any_rank_that_was_asked_stops_all(monkeypatch):
     with StopSignal() as stop:
-        monkeypatch.setattr(run, "gather", lambda value: [value, True])
+        monkeypatch.setattr(ranks, "gather", lambda value: [value, True])
         assert stop.requested() is True
 
 
 RANK_CODE = """
-import os, signal, json, run
-from metrics import Metrics
+import os
+import signal
+import json
+from runtime import cli
+from runtime import ranks
+from runtime.steps import StopSignal
+from runtime.metrics import Metrics
 def main():
-    run.join_ranks(1)
+    ranks.join_ranks(1)
     metrics = Metrics()
-    metrics.add("loss", 10.0 if run.rank() == 0 else 2.0, 4 if run.rank() == 0 else 2)
-    metrics.add("empty", 0.0, run.rank())
-    metrics.add_max("max", run.rank())
-    with run.StopSignal() as stop:
+    metrics.add("loss", 10.0 if ranks.rank() == 0 else 2.0, 4 if ranks.rank() == 0 else 2)
+    metrics.add("empty", 0.0, ranks.rank())
+    metrics.add_max("max", ranks.rank())
+    with StopSignal() as stop:
         early = stop.requested()
-        if run.rank() == 1:
+        if ranks.rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        print(json.dumps([run.gather(run.rank()), metrics.reduce(), early, stop.requested()]))
-run.start(main)
+        print(json.dumps([ranks.gather(ranks.rank()), metrics.reduce(), early, stop.requested()]))
+cli.start(main)
 """
 
 
@@ -438,18 +446,29 @@ def test_T13_two_real_ranks_agree_on_metrics_and_on_stopping():
 
 
 def test_bad_input_ends_in_one_line_and_exit_code_2():
-    done = python("import run\ndef main(): raise run.UserError('--data x.jsonl: no such file')\nrun.start(main)")
+    done = python("""from runtime import cli
+from runtime.errors import UserError
+def main(): raise UserError('--data x.jsonl: no such file')
+cli.start(main)""")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: --data x.jsonl: no such file\n")
 
 
 def test_bad_input_is_one_line_even_where_a_library_said_more():
-    done = python("import run\ndef main(): raise run.UserError('data: a\\n  b\\n\\nc')\nrun.start(main)")
+    done = python("""from runtime import cli
+from runtime.errors import UserError
+def main(): raise UserError('data: a\\n  b\\n\\nc')
+cli.start(main)""")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: data: a")
 
 
 def test_Ctrl_C_ends_with_exit_code_130_and_one_line():
-    code = "import run, time\ndef main():\n    print('up', flush=True)\n    time.sleep(60)\nrun.start(main)"
+    code = """from runtime import cli
+import time
+def main():
+    print('up', flush=True)
+    time.sleep(60)
+cli.start(main)"""
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
@@ -464,13 +483,15 @@ def test_Ctrl_C_ends_with_exit_code_130_and_one_line():
 
 
 def test_a_good_end_is_0_and_a_bug_keeps_its_traceback():
-    assert python("import run; run.start(lambda: print('done'))").returncode == 0
-    broken = python("import run; run.start(lambda: 1 / 0)")
+    assert python("from runtime import cli; cli.start(lambda: print('done'))").returncode == 0
+    broken = python("from runtime import cli; cli.start(lambda: 1 / 0)")
     assert broken.returncode == 1 and "ZeroDivisionError" in broken.stderr
 
 
 def test_importing_the_shared_files_needs_neither_torch_nor_transformers():
-    code = "import run, data, cor_prompt, reward, sys; print([m for m in ('torch', 'transformers', 'datasets', 'tyro') "
+    files = "cli, disk, errors, metrics, ranks, run_folder, seeds, steps"  # of runtime/
+    code = f"from runtime import {files}\nimport data, cor_prompt, reward, sys\n"
+    code += "print([m for m in ('torch', 'transformers', 'datasets', 'tyro') "
     assert python(code + "if m in sys.modules])").stdout == "[]\n"
 
 
@@ -479,30 +500,30 @@ PRESETS = {"large": LARGE, "tiny": replace(LARGE, preset="tiny", lr=0.5, total_u
 
 
 def test_the_first_preset_is_the_default():
-    assert run.parse(Config, PRESETS, []) == LARGE
+    assert cli.parse(Config, PRESETS, []) == LARGE
 
 
 @pytest.mark.parametrize("argv", (["--preset", "tiny"], ["--preset=tiny"]))
 def test_a_preset_gives_the_defaults_and_flags_override_them(argv):
-    assert run.parse(Config, PRESETS, argv) == PRESETS["tiny"]
+    assert cli.parse(Config, PRESETS, argv) == PRESETS["tiny"]
     expected = replace(PRESETS["tiny"], lr=0.25, lr_schedule="linear")
-    assert run.parse(Config, PRESETS, [*argv, "--lr", "0.25", "--lr-schedule", "linear"]) == expected
-    assert run.parse(Config, PRESETS, ["--lr", "0.25", "--lr-schedule", "linear", *argv]) == expected
+    assert cli.parse(Config, PRESETS, [*argv, "--lr", "0.25", "--lr-schedule", "linear"]) == expected
+    assert cli.parse(Config, PRESETS, ["--lr", "0.25", "--lr-schedule", "linear", *argv]) == expected
 
 
 def test_the_command_line_is_read_by_default(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x.py", "--preset", "tiny", "--lr", "3"])
-    assert run.parse(Config, PRESETS) == replace(PRESETS["tiny"], lr=3.0)
+    assert cli.parse(Config, PRESETS) == replace(PRESETS["tiny"], lr=3.0)
 
 
 def test_an_unknown_preset_is_named_with_the_choices():
     with pytest.raises(UserError, match="--preset huge: unknown; choose one of large, tiny"):
-        run.parse(Config, PRESETS, ["--preset", "huge", "--lr", "1"])
+        cli.parse(Config, PRESETS, ["--preset", "huge", "--lr", "1"])
 
 
 def test_help_shows_the_presets_values(capsys):
     with pytest.raises(SystemExit) as caught:
-        run.parse(Config, PRESETS, ["--preset", "tiny", "--help"])
+        cli.parse(Config, PRESETS, ["--preset", "tiny", "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "0.5" in text and "learning rate" in text and "0.002" not in text
@@ -511,7 +532,7 @@ def test_help_shows_the_presets_values(capsys):
 @pytest.mark.parametrize("argv", (["--lr", "fast"], ["--learning-rate", "1"], ["--lr-schedule", "cubic"], ["--preset"]))
 def test_a_flag_that_is_wrong_ends_with_exit_code_2(argv, capsys):
     with pytest.raises(SystemExit) as caught:
-        run.parse(Config, PRESETS, argv)
+        cli.parse(Config, PRESETS, argv)
     assert caught.value.code == 2
 
 
@@ -519,50 +540,60 @@ def test_the_papers_sizes_are_refused_without_a_GPU(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"--preset paper-7b.*GPU"):
-        run.check_hardware("paper-7b")
-    run.check_hardware("tiny")
+        cli.check_hardware("paper-7b")
+    cli.check_hardware("tiny")
 
 
 def test_a_prompt_file_is_read_without_its_last_line_break(tmp_path):
     path = tmp_path / "prompt.txt"
     path.write_text("Judge 判.\n\n{data}\n\n", encoding="utf-8")
-    assert run.read_prompt(str(path)) == "Judge 判.\n\n{data}\n"
-    assert run.read_prompt("") is None
+    assert cli.read_prompt(str(path)) == "Judge 判.\n\n{data}\n"
+    assert cli.read_prompt("") is None
     path.write_bytes(b"\xff\xfe")
     for bad in (path, tmp_path, tmp_path / "none.txt"):
         with pytest.raises(UserError, match=r"--prompt-file .*cannot be read"):
-            run.read_prompt(str(bad))
+            cli.read_prompt(str(bad))
 
 
 @given(st.text(st.characters(exclude_categories=())))
 def test_T15_visible_text_controls_nothing(text):
     """Strangers' texts reach terminals and reports: no escape sequence, no direction mark, no lone surrogate."""
-    shown = run.visible(text)
+    shown = errors.visible(text)
     assert not {unicodedata.category(c) for c in shown if c not in "\n\t"} & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     shown.encode("utf-8")
-    assert run.visible(shown) == shown
+    assert errors.visible(shown) == shown
     if text.isprintable():
         assert shown == text
     assert shown.count("\n") == text.count("\n")
 
 
 def test_under_torchrun_the_interpreter_is_not_torn_down():
-    code = "import atexit, run\natexit.register(print, 'torn down')\nrun.start(lambda: print('done'))"
+    code = """import atexit
+from runtime import cli
+atexit.register(print, 'torn down')
+cli.start(lambda: print('done'))"""
     assert python(code).stdout == "done\ntorn down\n"
     assert python(code, RANK="0", WORLD_SIZE="1").stdout == "done\n"
-    failed = python("import run\ndef main(): raise run.UserError('bad')\nrun.start(main)", RANK="0", WORLD_SIZE="1")
+    failed = python(
+        """from runtime import cli
+from runtime.errors import UserError
+def main(): raise UserError('bad')
+cli.start(main)""",
+        RANK="0",
+        WORLD_SIZE="1",
+    )
     assert (failed.returncode, failed.stderr) == (2, "error: bad\n")
 
 
 LEAVE_CODE = """
 import os, sys
 sys.argv = ["x"]
-import metrics
-import run
-run.join_ranks()
+from runtime import metrics
+from runtime import ranks
+ranks.join_ranks()
 import torch.distributed.fsdp  # what a script imports later must not keep the group's threads alive
-run.gather(run.rank())
-run.leave_ranks()
+ranks.gather(ranks.rank())
+ranks.leave_ranks()
 names = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
 print([name for name in names if "gloo" in name])
 """
@@ -593,22 +624,23 @@ def test_no_gloo_thread_outlives_the_group():
     ],
 )
 def test_what_the_machine_lacks_ends_in_one_line_with_advice(error, advice):
-    assert advice in run.remedy(error) and "same command continues" in run.remedy(error)
+    assert advice in errors.remedy(error) and "same command continues" in errors.remedy(error)
     code = (
-        f"import run\ndef main(): raise {type(error).__name__}(*{error.args!r}, {getattr(error, 'filename', None)!r})"
+        "from runtime import cli\n"
+        f"def main(): raise {type(error).__name__}(*{error.args!r}, {getattr(error, 'filename', None)!r})"
     )
-    done = python((code if isinstance(error, OSError) else code.rsplit(",", 1)[0] + ")") + "\nrun.start(main)")
+    done = python((code if isinstance(error, OSError) else code.rsplit(",", 1)[0] + ")") + "\ncli.start(main)")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and advice in done.stderr
 
 
 def test_out_of_memory_on_a_card_names_the_flags():
     torch = pytest.importorskip("torch")
-    assert "--micro-batch-tokens" in run.remedy(torch.OutOfMemoryError("CUDA out of memory"))
+    assert "--micro-batch-tokens" in errors.remedy(torch.OutOfMemoryError("CUDA out of memory"))
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), FileNotFoundError(errno.ENOENT, "no", "f"), KeyError("x")])
 def test_a_bug_has_no_remedy(error):
-    assert run.remedy(error) == ""
+    assert errors.remedy(error) == ""
 
 
 def test_what_is_not_finite_is_counted_and_leaves_the_others_alone():
@@ -624,9 +656,9 @@ def test_what_is_not_finite_is_counted_and_leaves_the_others_alone():
 def test_bad_steps_in_a_row_are_counted_and_end_a_run():
     bad = 0
     for skipped, expected in [(0.5, 1), (1.0, 2), (0.0, 0), (1.0, 1)]:
-        bad = run.count_bad({"optim/skipped": skipped}, bad)
+        bad = steps.count_bad({"optim/skipped": skipped}, bad)
         assert bad == expected
     with pytest.raises(KeyboardInterrupt):
-        run.stop_early(run.BAD_STEPS - 1)
-    with pytest.raises(run.UserError, match="not finite"):
-        run.stop_early(run.BAD_STEPS)
+        steps.stop_early(BAD_STEPS - 1)
+    with pytest.raises(errors.UserError, match="not finite"):
+        steps.stop_early(BAD_STEPS)

@@ -22,15 +22,14 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 import batch
 import grpo
-import head
 import model
 import rollout
-import run
 import sft
-import sizes
-from run import UserError
+from ops import head
+from runtime import cli, ranks, sizes
+from runtime.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.sh"))
 SCRIPTS = {"sft.py": sft, "grpo.py": grpo}
 DISTILLED = "deepseek-ai/DeepSeek-R1-Distill-Qwen-"
@@ -408,7 +407,7 @@ def write_config(folder: Path, size: str) -> None:
 
 def dry_run(script: str, argv: list[str]) -> None:
     module = SCRIPTS[script]
-    module.train(run.parse(module.Config, module.PRESETS, argv))
+    module.train(cli.parse(module.Config, module.PRESETS, argv))
 
 
 REFUSED = {  # on eight cards of 80 GB
@@ -420,8 +419,8 @@ REFUSED = {  # on eight cards of 80 GB
 @pytest.mark.parametrize("script, preset", [(s, p) for s, m in SCRIPTS.items() for p in m.PRESETS])
 def test_every_preset_says_what_it_needs_on_eight_gpus(script, preset, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "check_hardware", lambda preset: pytest.fail("a dry run needs no GPU"))
-    monkeypatch.setattr(run, "join_ranks", lambda: pytest.fail("a dry run joins no ranks"))
+    monkeypatch.setattr(cli, "check_hardware", lambda preset: pytest.fail("a dry run needs no GPU"))
+    monkeypatch.setattr(ranks, "join_ranks", lambda: pytest.fail("a dry run joins no ranks"))
     cfg = SCRIPTS[script].PRESETS[preset]
     if cfg.model.startswith("runs/"):
         found = re.search(r"\d+b", preset)
@@ -469,7 +468,8 @@ def test_a_dry_run_ends_with_0_and_a_refusal_with_2():
 
 
 def test_sizes_need_no_torch():
-    code = "import sys, sizes; sizes.table(); assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = """import sys
+from runtime import sizes; sizes.table(); assert not {'torch', 'transformers'} & set(sys.modules)"""
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
@@ -508,7 +508,7 @@ def rehearse(recipe: Path, size: str, gpu_gb: str, tmp_path: Path, monkeypatch, 
     for script, arguments, gpus in commands(recipe, tmp_path, *argv, **env):
         arguments = [*arguments, "--dry-run", str(gpus), "--gpu-gb", gpu_gb]
         dry_run(script, arguments)
-        cfg = run.parse(SCRIPTS[script].Config, SCRIPTS[script].PRESETS, arguments)
+        cfg = cli.parse(SCRIPTS[script].Config, SCRIPTS[script].PRESETS, arguments)
         write_config(tmp_path / cfg.out / "model", size)
         made.append((script, cfg, gpus))
     return made

@@ -16,24 +16,25 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import toy
-import toy_oracle
-import toy_probe
 from cor_prompt import control_tokens, defuse, encode_prompt, encode_target, parse_trace, render, section
 from data import Pair, load_pairs, swap
+from judging.endpoint import EndpointSampler
 from reward import format_reward, parse_verdict
-from rollout import EndpointSampler, Rollout, TorchSampler, load_sampler
-from run import UserError
+from rollout import Rollout, TorchSampler, load_sampler
+from runtime.errors import UserError
+from toy import files, oracle, probe
+from toy.files import FILES, VOCABULARY_SIZE, Build
+from toy.world import CLEAN, SYSTEM, Flaws, is_held_out, make_chat, make_pairs, make_sum, numbers, teach, write_solution
 
-SMALL = toy.Build(folder="", sft_pairs=400, rl_pairs=200, held_out_pairs=100, sft_held_out_pairs=50)
+SMALL = Build(folder="", sft_pairs=400, rl_pairs=200, held_out_pairs=100, sft_held_out_pairs=50)
 
 
 def build(folder: Path, **changes: object) -> str:
     """Build quietly; what was printed."""
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        toy.build(replace(SMALL, folder=str(folder), **changes))
+        files.build(replace(SMALL, folder=str(folder), **changes))
     return said.getvalue()
 
 
@@ -59,11 +60,11 @@ def tokenizer(world):
 def pairs() -> list[Pair]:
     """600 pairs with traces of the flawed teacher."""
     rng = random.Random(5)
-    return [replace(p, trace=toy.teach(p, rng, toy.Flaws())) for p in toy.make_pairs(600, rng, False, "p")]
+    return [replace(p, trace=teach(p, rng, Flaws())) for p in make_pairs(600, rng, False, "p")]
 
 
 def ids_of(pair: Pair, tokenizer) -> list[int]:
-    return encode_prompt(render(pair, "instruct", toy.SYSTEM), tokenizer)
+    return encode_prompt(render(pair, "instruct", SYSTEM), tokenizer)
 
 
 # ---- files ---------------------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ def test_the_size_of_one_file_does_not_change_the_others(world, tmp_path):
 
 
 def test_files_hold_what_they_promise(world):
-    assert {p.name for p in world.iterdir()} == set(toy.FILES)
+    assert {p.name for p in world.iterdir()} == set(FILES)
     sizes = {"sft": 400, "rl": 200, "held_out": 100, "sft_held_out": 50}
     for name, size in sizes.items():
         loaded = load_pairs(str(world / f"{name}.jsonl"))
@@ -115,7 +116,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(toy, "make_pairs", fail)
+    monkeypatch.setattr(files, "make_pairs", fail)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "world")
     assert list(tmp_path.iterdir()) == []
@@ -132,14 +133,14 @@ def test_the_model_has_the_promised_shape(world):
     assert model.config.max_position_embeddings == 256
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert 0.09 < model.model.embed_tokens.weight.std() < 0.11
-    assert model.generation_config.eos_token_id == toy.VOCABULARY_SIZE - 1
+    assert model.generation_config.eos_token_id == VOCABULARY_SIZE - 1
 
 
 def test_the_loaded_tokenizer_is_the_built_one(tokenizer, pairs):
     """T16: ids are compared after the round trip through the folder."""
-    built = toy.build_tokenizer()
+    built = files.build_tokenizer()
     assert tokenizer.get_vocab() == built.get_vocab()
-    assert sorted(built.get_vocab().values()) == list(range(toy.VOCABULARY_SIZE))
+    assert sorted(built.get_vocab().values()) == list(range(VOCABULARY_SIZE))
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|pad|>")
     for pair in pairs[:50]:
         assert ids_of(pair, tokenizer) == ids_of(pair, built)
@@ -158,14 +159,14 @@ def test_traces_survive_encoding_and_their_verdict_stays_literal(tokenizer, pair
 def test_prompts_have_every_word_and_keep_the_template(tokenizer, pairs):
     unknown = tokenizer.convert_tokens_to_ids("<|unk|>")
     for pair in pairs:
-        messages = render(pair, "instruct", toy.SYSTEM)
+        messages = render(pair, "instruct", SYSTEM)
         prompt, target = encode_prompt(messages, tokenizer), encode_target(pair, tokenizer)
         assert unknown not in prompt + target
         template = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         assert prompt == (template["input_ids"] if hasattr(template, "keys") else template)
         lengths = {"Reasoning": (32, 45), "Chat": (36, 49)}
         assert (len(prompt), len(target)) == lengths[pair.category]
-    for marker in toy.prompt_markers():
+    for marker in files.prompt_markers():
         assert len(tokenizer.encode(marker, add_special_tokens=False)) == 1
 
 
@@ -201,17 +202,17 @@ def test_no_held_out_question_is_trained(world):
     seen = {n: {question(p) for p in load_pairs(str(world / f"{n}.jsonl"))}
             for n in ("sft", "rl", "held_out", "sft_held_out")}  # fmt: skip
     assert (seen["sft"] | seen["rl"]).isdisjoint(seen["held_out"] | seen["sft_held_out"])
-    assert 0.15 < sum(toy.is_held_out(i, j) for i in range(10, 50) for j in range(10, 50)) / 1600 < 0.25
+    assert 0.15 < sum(is_held_out(i, j) for i in range(10, 50) for j in range(10, 50)) / 1600 < 0.25
 
 
 def test_the_gold_label_is_right_and_balanced():
-    pairs = toy.make_pairs(4000, random.Random(1), False, "p")
+    pairs = make_pairs(4000, random.Random(1), False, "p")
     counts = Counter((p.category, p.winner) for p in pairs)
     assert all(900 < counts[c, w] < 1100 for c in ("Reasoning", "Chat") for w in "AB")
     for pair in pairs:
         better, worse = (pair.response_a, pair.response_b) if pair.winner == "A" else (pair.response_b, pair.response_a)
         if pair.category == "Reasoning":
-            total = sum(toy.numbers(pair.context[-1]["content"]))
+            total = sum(numbers(pair.context[-1]["content"]))
             assert better == f"it is {total}." and worse != better and re.fullmatch(r"it is \d\d\.", worse)
         else:
             colour, noun = (re.search(rf"{w} (\w+)", pair.context[-1]["content"])[1] for w in ("mention", "about"))
@@ -221,17 +222,17 @@ def test_the_gold_label_is_right_and_balanced():
 
 @pytest.mark.parametrize("kind, flawed", [("Reasoning", 0.82), ("Chat", 0.85)])
 def test_the_teacher_is_as_good_as_promised(kind, flawed):
-    make = toy.make_sum if kind == "Reasoning" else toy.make_chat
+    make = make_sum if kind == "Reasoning" else make_chat
     rng = random.Random(2)
     pairs = [make(rng) for _ in range(4000)]
 
-    def right(flaws: toy.Flaws) -> float:
-        return sum(parse_verdict(toy.teach(p, rng, flaws)) == p.winner for p in pairs) / len(pairs)
+    def right(flaws: Flaws) -> float:
+        return sum(parse_verdict(teach(p, rng, flaws)) == p.winner for p in pairs) / len(pairs)
 
-    assert abs(right(toy.Flaws()) - flawed) < 0.025
-    assert right(toy.CLEAN) == 1.0
-    assert replace(SMALL, clean_teacher=True).flaws == toy.CLEAN
-    assert replace(SMALL, flaw=0.2).flaws == toy.Flaws(carry=0.2, blind=0.2)
+    assert abs(right(Flaws()) - flawed) < 0.025
+    assert right(CLEAN) == 1.0
+    assert replace(SMALL, clean_teacher=True).flaws == CLEAN
+    assert replace(SMALL, flaw=0.2).flaws == Flaws(carry=0.2, blind=0.2)
 
 
 def test_the_verdict_follows_from_the_written_checks(pairs):
@@ -259,11 +260,11 @@ def test_the_verdict_follows_from_the_written_checks(pairs):
 def test_the_blind_spots_are_systematic():
     """With a certain flaw every carry is dropped and every response is polite; a clean teacher sees both."""
     rng = random.Random(3)
-    sums = [p for p in (toy.make_sum(rng) for _ in range(200)) if p.meta["carry"] == "yes"]
-    chats = [p for p in (toy.make_chat(rng) for _ in range(200)) if p.meta["impolite"] == "yes"]
-    for flaws, right in ((toy.Flaws(1.0, 1.0, 0.0, 0.0), False), (toy.CLEAN, True)):
-        assert {toy_probe.solution_is_right(toy.teach(p, rng, flaws), p) for p in sums} == {right}
-        polite = {re.search(r"polite (A \w+ no|A \w+ yes B \w+ no)", toy.teach(p, rng, flaws)) is not None
+    sums = [p for p in (make_sum(rng) for _ in range(200)) if p.meta["carry"] == "yes"]
+    chats = [p for p in (make_chat(rng) for _ in range(200)) if p.meta["impolite"] == "yes"]
+    for flaws, right in ((Flaws(1.0, 1.0, 0.0, 0.0), False), (CLEAN, True)):
+        assert {probe.solution_is_right(teach(p, rng, flaws), p) for p in sums} == {right}
+        polite = {re.search(r"polite (A \w+ no|A \w+ yes B \w+ no)", teach(p, rng, flaws)) is not None
                   for p in chats}  # fmt: skip
         assert polite == {right}
 
@@ -271,22 +272,22 @@ def test_the_blind_spots_are_systematic():
 def test_a_swapped_pair_gets_the_other_verdict(pairs):
     for pair in pairs[:100]:
         flipped = swap(pair)
-        verdicts = {parse_verdict(toy.teach(p, random.Random(0), toy.CLEAN)) for p in (pair, flipped)}
+        verdicts = {parse_verdict(teach(p, random.Random(0), CLEAN)) for p in (pair, flipped)}
         assert verdicts == {"A", "B"}
 
 
 # ---- the teacher as an oracle --------------------------------------------------------------------------
 
 
-def ask(pair: Pair, cfg: toy_oracle.Serve, failed: str = "", verdict: str = "", **fields: object) -> dict:
+def ask(pair: Pair, cfg: oracle.Serve, failed: str = "", verdict: str = "", **fields: object) -> dict:
     """One request, hinted if `failed` is given, answered without HTTP."""
-    messages = render(pair, "instruct", toy.SYSTEM)
+    messages = render(pair, "instruct", SYSTEM)
     if failed:
         note = (
             f"\n\n{section('the Failed Judgement', defuse(failed))}\n\nIt is <answer>[[{verdict}]]</answer>, no doubt."
         )
         messages[-1] = {"role": "user", "content": messages[-1]["content"] + note}
-    return toy_oracle.completion({"messages": messages, "seed": 3, "max_tokens": 64, **fields}, cfg)
+    return oracle.completion({"messages": messages, "seed": 3, "max_tokens": 64, **fields}, cfg)
 
 
 def text_of(reply: dict, k: int = 0) -> str:
@@ -294,7 +295,7 @@ def text_of(reply: dict, k: int = 0) -> str:
 
 
 def test_the_oracle_is_the_teacher_and_repeats_itself(pairs):
-    cfg = toy_oracle.Serve()
+    cfg = oracle.Serve()
     texts = [text_of(ask(p, cfg)) for p in pairs]
     assert texts == [text_of(ask(p, cfg)) for p in reversed(pairs)][::-1]
     right = sum(parse_verdict(t) == p.winner for t, p in zip(texts, pairs, strict=True)) / len(pairs)
@@ -305,19 +306,19 @@ def test_the_oracle_is_the_teacher_and_repeats_itself(pairs):
         assert [text_of(ask(p, cfg, **changed), -1) for p in pairs] != texts
     assert [text_of(ask(p, replace(cfg, seed=1))) for p in pairs] != texts
     clean = replace(cfg, clean_teacher=True)
-    assert all(text_of(ask(p, clean)) == toy.teach(p, random.Random(0), toy.CLEAN) for p in pairs[:100])
+    assert all(text_of(ask(p, clean)) == teach(p, random.Random(0), CLEAN) for p in pairs[:100])
 
 
 def test_the_oracle_counts_the_tokenizers_tokens_and_obeys_max_tokens(pairs, tokenizer):
     for pair in pairs[:50]:
-        reply = ask(pair, toy_oracle.Serve(), n=2)
+        reply = ask(pair, oracle.Serve(), n=2)
         targets = [encode_target(replace(pair, trace=text_of(reply, k)), tokenizer) for k in (0, 1)]
         usage = reply["usage"]
         assert usage["prompt_tokens"] == len(ids_of(pair, tokenizer))
         assert usage["completion_tokens"] == sum(map(len, targets))
         whole = len(targets[0])
         for limit in (1, 7, whole - 1, whole):
-            cut = ask(pair, toy_oracle.Serve(), max_tokens=limit)
+            cut = ask(pair, oracle.Serve(), max_tokens=limit)
             assert (cut["choices"][0]["finish_reason"] == "stop") == (limit == whole)
             assert cut["usage"]["completion_tokens"] == limit
             ids = encode_target(replace(pair, trace=text_of(cut)), tokenizer)[:-1]
@@ -329,31 +330,29 @@ def test_told_the_verdict_it_redoes_the_step_or_forces_the_verdict(pairs):
     assert len(wrong) > 50
     for pair in wrong:
         redone, forced = (
-            text_of(ask(pair, toy_oracle.Serve(repair=kind), pair.trace, pair.winner)) for kind in ("redo", "force")
+            text_of(ask(pair, oracle.Serve(repair=kind), pair.trace, pair.winner)) for kind in ("redo", "force")
         )
-        assert redone == toy.teach(pair, random.Random(0), toy.CLEAN) and parse_verdict(redone) == pair.winner
+        assert redone == teach(pair, random.Random(0), CLEAN) and parse_verdict(redone) == pair.winner
         assert forced == pair.trace.replace("[[A]]", "[[x]]").replace("[[B]]", "[[x]]").replace("x", pair.winner)
         if pair.category == "Reasoning":
-            assert toy_probe.solution_is_right(redone, pair)
+            assert probe.solution_is_right(redone, pair)
         mislabelled = "B" if pair.winner == "A" else "A"
-        assert parse_verdict(text_of(ask(pair, toy_oracle.Serve(), pair.trace, mislabelled))) == pair.winner, (
-            "not obeyed"
-        )
+        assert parse_verdict(text_of(ask(pair, oracle.Serve(), pair.trace, mislabelled))) == pair.winner, "not obeyed"
         garbage = text_of(
-            ask(pair, toy_oracle.Serve(repair="force"), "<answer>[[A]]</answer> no? [The End of it]", pair.winner)
+            ask(pair, oracle.Serve(repair="force"), "<answer>[[A]]</answer> no? [The End of it]", pair.winner)
         )
         assert parse_verdict(garbage) == pair.winner
-    assert not all(toy_probe.solution_is_right(p.trace, p) for p in wrong if p.category == "Reasoning")
+    assert not all(probe.solution_is_right(p.trace, p) for p in wrong if p.category == "Reasoning")
 
 
 def test_the_oracle_over_http(pairs, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = toy_oracle.make_server(toy_oracle.Serve(port=0))
+    server = oracle.make_server(oracle.Serve(port=0))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/v1"
         sampler = EndpointSampler(url, "teacher", concurrency=16, retries=0)
-        conversations = [render(p, "instruct", toy.SYSTEM) for p in pairs]
+        conversations = [render(p, "instruct", SYSTEM) for p in pairs]
         began = time.monotonic()
         found = sampler.chat(conversations, 2, 1.0, 64, list(range(600)))
         assert time.monotonic() - began < 60
@@ -363,13 +362,13 @@ def test_the_oracle_over_http(pairs, monkeypatch):
             with pytest.raises(UserError, match=r"status 400.*(tiny world|this world)"):
                 sampler.chat([[{"role": "user", "content": content}]], 1, 1.0, 64, [0])
         with pytest.raises(UserError, match=r"--port \d+: cannot be opened"):
-            toy_oracle.make_server(toy_oracle.Serve(port=server.server_port))
+            oracle.make_server(oracle.Serve(port=server.server_port))
     finally:
         server.shutdown()
         server.server_close()
     for wrong in ({"port": 99999}, {"flaw": 2.0}):
         with pytest.raises(UserError, match="--"):
-            toy_oracle.make_server(toy_oracle.Serve(**wrong))
+            oracle.make_server(oracle.Serve(**wrong))
 
 
 # ---- probe ---------------------------------------------------------------------------------------------
@@ -393,14 +392,14 @@ def reader(prompt: str, prefix: str) -> str:
     a, b, first, _ = (int(x.replace(" ", "")) for x in re.findall(r"\d \d", prompt))
     line = prefix.rpartition(";")[2] if prefix else str(a + b)
     believed = int("".join(re.findall(r"\d", line)))
-    solution = f"<solution> {toy.write_solution(a, b, a % 10 + b % 10, 0, 0, a + b)} </solution> "
+    solution = f"<solution> {write_solution(a, b, a % 10 + b % 10, 0, 0, a + b)} </solution> "
     return ("" if prefix else solution) + f"<answer>[[{'A' if first == believed else 'B'}]]</answer>"
 
 
 def numbers_of(sampler) -> dict[str, dict[str, object]]:
     rng = random.Random(4)
-    sums = [toy.make_sum(rng, held_out=True) for _ in range(60)]
-    return toy_probe.measure(sampler, sums, toy.SYSTEM, 64)
+    sums = [make_sum(rng, held_out=True) for _ in range(60)]
+    return probe.measure(sampler, sums, SYSTEM, 64)
 
 
 def test_the_probe_tells_a_reader_from_a_guesser(tokenizer):
@@ -419,10 +418,10 @@ def test_the_probe_tells_a_reader_from_a_guesser(tokenizer):
 
 def test_forced_solutions_say_the_wrong_number():
     rng = random.Random(6)
-    for pair in (toy.make_sum(rng, held_out=True) for _ in range(200)):
-        wrong = str(toy.numbers(pair.response_b if pair.winner == "A" else pair.response_a)[0])
-        a, b = toy.numbers(pair.context[-1]["content"])
-        whole, last = (parse_trace(toy_probe.forced_prefix(pair, w)).solution.split(" ; ") for w in (True, False))
+    for pair in (make_sum(rng, held_out=True) for _ in range(200)):
+        wrong = str(numbers(pair.response_b if pair.winner == "A" else pair.response_a)[0])
+        a, b = numbers(pair.context[-1]["content"])
+        whole, last = (parse_trace(probe.forced_prefix(pair, w)).solution.split(" ; ") for w in (True, False))
         assert whole[2].split() == last[2].split() == list(wrong)
         assert [whole[1][-1], whole[0][-1]] == list(wrong)
         assert [last[1][-1], last[0][-1]] == list(str(a + b))
@@ -431,12 +430,12 @@ def test_forced_solutions_say_the_wrong_number():
 
 def test_the_probe_runs_on_an_untrained_model(world, tmp_path, capsys):
     out = tmp_path / "probe.json"
-    toy_probe.probe(toy_probe.Probe(str(world / "start"), str(world), str(out), items=8, max_tokens=8))
+    probe.probe(probe.Probe(str(world / "start"), str(world), str(out), items=8, max_tokens=8))
     rows = json.loads(out.read_text())
     assert rows["solution_line_right"]["n"] == 8 and rows["verdict_right"]["verdict_rate"] == 0.0
     assert "verdict follows a forced solution" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"prompt\.txt"):
-        toy_probe.probe(toy_probe.Probe(str(world / "start"), str(tmp_path), str(out)))
+        probe.probe(probe.Probe(str(world / "start"), str(tmp_path), str(out)))
 
 
 def test_the_world_is_read_by_the_sampler(world):

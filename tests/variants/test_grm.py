@@ -11,19 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import grpo
-import pointwise
-import toy
 from cor_prompt import encode_prompt, encode_target
 from data import Pair, load_pairs, save_pairs, swap
-from endpoint import Reply
+from judging import pointwise
+from judging.verdicts import judge_pairs, tally
 from model import load_tokenizer
-from rollout import Rollout
-from run import UserError
+from rollout import Reply, Rollout
+from runtime.errors import UserError
+from toy import files
+from toy.files import Build
+from toy.world import SYSTEM
 from variants import grm, rrm, toy_forms
-from verdicts import judge_pairs, tally
 
 ASK = ({"role": "user", "content": "What is 2+2?"},)
 PAIR = Pair("p", "s", ASK, "four", "five", "A")
@@ -193,7 +194,7 @@ def test_held_out_pairs_are_judged_in_both_orders_by_the_judges_own_verdict(vari
 def worlds(tmp_path_factory):
     """{form: folder} of small toy worlds."""
     root = tmp_path_factory.mktemp("worlds")
-    toy.build(toy.Build(str(root / "cor"), sft_pairs=200, rl_pairs=24, held_out_pairs=6, sft_held_out_pairs=5))
+    files.build(Build(str(root / "cor"), sft_pairs=200, rl_pairs=24, held_out_pairs=6, sft_held_out_pairs=5))
     for form in ("scores", "boxed"):
         toy_forms.write(toy_forms.Config(str(root / "cor"), str(root / form), form))
     return {form: root / form for form in ("cor", "scores", "boxed")}
@@ -207,7 +208,7 @@ def test_the_toys_other_forms_keep_pairs_chains_and_ids(worlds, form, variant):
     unknown = tokenizer.convert_tokens_to_ids("<|unk|>")
     rows, cor = (load_pairs(str(worlds[f] / "sft.jsonl")) for f in (form, "cor"))
     for row, old in zip(rows, cor, strict=True):
-        assert row.messages == tuple(variant.prompt(old, "instruct", toy.SYSTEM))
+        assert row.messages == tuple(variant.prompt(old, "instruct", SYSTEM))
         assert row.trace.partition("\\boxed")[0] == old.trace.partition("<answer>")[0]
         ids = encode_target(row, tokenizer)
         assert unknown not in encode_prompt(row.messages, tokenizer) + ids

@@ -14,17 +14,19 @@ from pathlib import Path
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import grpo
-import run
-import toy
 from batch import Group, collate
+from runtime import cli, ranks
+from toy import files
+from toy.files import Build
 from variants import dapo, dr_grpo, stable_reinforce
 from variants.dapo import differ
 from variants.stable_reinforce import filtered_advantages, stable_loss
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = grpo.PRESETS["tiny"]
 
 
@@ -67,7 +69,7 @@ def test_dapo_is_four_settings_and_a_filter(monkeypatch):
 
 def test_a_whole_run_has_no_constant_group_left(tmp_path):
     world = tmp_path / "world"
-    toy.build(toy.Build(str(world), sft_pairs=2, rl_pairs=24, held_out_pairs=2, sft_held_out_pairs=2))
+    files.build(Build(str(world), sft_pairs=2, rl_pairs=24, held_out_pairs=2, sft_held_out_pairs=2))
     cfg = replace(
         dapo.PRESETS["tiny"], model=str(world / "start"), data=str(world / "rl.jsonl"), held_out="", steps=3,
         prompt_file=str(world / "prompt.txt"), prompts_per_step=4, group_size=3, mini_batch=2, max_response_tokens=8,
@@ -94,7 +96,7 @@ def test_dr_grpo_is_two_settings(monkeypatch):
     given = given_to_train(monkeypatch, "dr_grpo")
     assert given == {"cfg": dr_grpo.PRESETS["tiny"]}
     flags = ["--preset", "tiny", "--agg", "const", "--no-scale-by-std", "--out", given["cfg"].out]
-    assert run.parse(grpo.Config, grpo.PRESETS, flags) == given["cfg"]
+    assert cli.parse(grpo.Config, grpo.PRESETS, flags) == given["cfg"]
 
 
 def loss_of(cfg: grpo.Config, responses: list[list[int]], rewards: list[float]) -> float:
@@ -145,7 +147,7 @@ def test_T5_a_round_of_equal_rewards_has_no_advantage(value):
 def test_the_round_is_that_of_all_ranks(monkeypatch):
     """This rank's six are all right; the other's six hold the one that is wrong."""
     other = torch.tensor([[1.0] * 5 + [-1.0]], dtype=torch.float64)
-    monkeypatch.setattr(run, "gather", lambda mine: [mine, other])
+    monkeypatch.setattr(ranks, "gather", lambda mine: [mine, other])
     got = filtered_advantages(torch.ones(1, 6))
     assert got.dtype == torch.float32 and got[0].tolist() == pytest.approx([0.30151] * 6, abs=1e-4)
 
@@ -225,12 +227,12 @@ REWARDS = [[1.0] * 3, [1.0, 1.0, -1.0], [1.0] * 3, [1.0] * 3]
 
 
 def filter_a_share() -> None:
-    run.join_ranks()
-    mine = torch.tensor(REWARDS)[run.rank() :: run.world_size()]
-    found = run.gather(filtered_advantages(mine).tolist())
-    if run.rank() == 0:
+    ranks.join_ranks()
+    mine = torch.tensor(REWARDS)[ranks.rank() :: ranks.world_size()]
+    found = ranks.gather(filtered_advantages(mine).tolist())
+    if ranks.rank() == 0:
         print(json.dumps(found))
-    run.leave_ranks()
+    ranks.leave_ranks()
 
 
 def test_two_ranks_share_a_rounds_mean(tmp_path):
@@ -244,4 +246,4 @@ def test_two_ranks_share_a_rounds_mean(tmp_path):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run.start(filter_a_share)
+    cli.start(filter_a_share)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tiny_models
@@ -22,17 +23,20 @@ import tiny_tokenizers
 
 import grpo
 import model
-import run
-import toy
 from batch import Group
 from cor_prompt import plain_tokenizer
 from data import Pair
 from rollout import Rollout
+from runtime import ranks as runtime_ranks
+from runtime.errors import UserError
+from runtime.steps import StopSignal
+from toy import files
+from toy.files import Build
 from variants import rlpr, std_filter
 from variants.rlpr import PRESETS, encode_verdict, rlpr_score, verdict_probabilities, with_verdict
 from variants.std_filter import StdFilter, running_std
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = PRESETS["tiny"]
 A, B = "<answer>[[A]]</answer>", "<answer>[[B]]</answer>"
 
@@ -54,7 +58,7 @@ def pair(winner: str) -> Pair:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy") / "world"
-    toy.build(toy.Build(str(folder), sft_pairs=8, rl_pairs=24, held_out_pairs=2, sft_held_out_pairs=2))
+    files.build(Build(str(folder), sft_pairs=8, rl_pairs=24, held_out_pairs=2, sft_held_out_pairs=2))
     return folder
 
 
@@ -257,7 +261,7 @@ def test_groups_below_their_share_of_it_are_refused_from_round_11(tmp_path):
 
 def test_the_folder_of_another_method_is_refused(tmp_path):
     (tmp_path / "checkpoints" / "step_000004").mkdir(parents=True)
-    with pytest.raises(run.UserError, match="use another --out"):
+    with pytest.raises(UserError, match="use another --out"):
         StdFilter(str(tmp_path), 0.5)
 
 
@@ -292,7 +296,7 @@ def test_T10_a_run_that_is_stopped_and_continued_keeps_its_running_deviation(wor
 
     def go(out: Path, stop: int = 0) -> None:
         calls = iter(range(1, 100))
-        monkeypatch.setattr(run.StopSignal, "requested", lambda _: next(calls) == stop)
+        monkeypatch.setattr(StopSignal, "requested", lambda _: next(calls) == stop)
         cfg = replace(base, out=str(out))
         groups = StdFilter(cfg.out, cfg.std_beta)
 
@@ -341,29 +345,29 @@ def test_what_train_is_given(monkeypatch, tmp_path):
 
 def score_a_share(folder: Path) -> None:
     """What each rank runs: its pairs' rewards on a sharded policy, and two rounds of the filter."""
-    run.join_ranks()
+    runtime_ranks.join_ranks()
     tokenizer = tiny_tokenizers.chatml()
     mesh = model.make_mesh(torch.float64)
     policy = model.load_policy(str(folder / "model"), torch.float64, mesh, torch.float64)
     groups = [traces(tokenizer, prompt, 12)[: 3 * (i + 1)][-3:] for i, prompt in enumerate((5, 60, 2, 9))]
     groups[3] = [replace(r, text="", response_ids=[]) for r in groups[3]]  # nothing to score but the bare verdict
-    mine, ranks = groups[run.rank() :: run.world_size()], run.world_size()
-    pairs = [pair("AB"[i % 2]) for i in range(4)][run.rank() :: ranks]
+    mine, ranks = groups[runtime_ranks.rank() :: runtime_ranks.world_size()], runtime_ranks.world_size()
+    pairs = [pair("AB"[i % 2]) for i in range(4)][runtime_ranks.rank() :: ranks]
     found = {}
     for budget in (1, 100, 4096):
         rewards = rlpr_score([r for group in mine for r in group], pairs, policy, tokenizer,
                              replace(TINY, micro_batch_tokens=budget))  # fmt: skip
-        found[str(budget)] = [row for rows in zip(*run.gather(rewards.tolist()), strict=True) for row in rows]
+        found[str(budget)] = [row for rows in zip(*runtime_ranks.gather(rewards.tolist()), strict=True) for row in rows]
     std = StdFilter(str(folder), 0.5)
     for step in range(2):
-        every = spread(0.1, 0.2 + step, 0.3, 0.7)[run.rank() :: ranks]
+        every = spread(0.1, 0.2 + step, 0.3, 0.7)[runtime_ranks.rank() :: ranks]
         std.keep(every)
         std.keep(every / 3)
         std.advantage(every, True)
-    if run.rank() == 0:
+    if runtime_ranks.rank() == 0:
         (folder / f"ranks-{ranks}.json").write_text(json.dumps({"rewards": found, "std": std.history}))
-    assert run.gather(std.history) == [std.history] * ranks
-    run.leave_ranks()
+    assert runtime_ranks.gather(std.history) == [std.history] * ranks
+    runtime_ranks.leave_ranks()
 
 
 def test_T13_two_ranks_score_and_filter_as_one_does(tmp_path):

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import grpo
 from data import Pair, swap
-from pointwise import render_scoring
+from judging.pointwise import render_scoring
 from rollout import Rollout
-from run import UserError
+from runtime.errors import UserError
 from variants.rrm import SYSTEM, prompt, rrm_score, verdict
 
 ASK = ({"role": "user", "content": "What is 2+2?"},)

@@ -17,24 +17,27 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import exact_norms, make_config, make_lm, make_tokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import eval as evaluation
-import run
-import scalar
-import toy
 from data import Pair, load_pairs, save_pairs, swap
-from outcomes import read_log, score_rows
-from scalar import ScalarModel, encode_reply, judge_scalar, load_scalar, load_scorer, pack, read_scores
+from evaluation.outcomes import read_log, score_rows
+from judging import scalar
+from judging.scalar import ScalarModel, encode_reply, judge_scalar, load_scalar, load_scorer, pack, read_scores
+from runtime import disk
+from runtime.errors import UserError
+from runtime.steps import StopSignal
+from toy import files
+from toy.files import Build
 from variants import scalar_rm
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy") / "world"
-    toy.build(toy.Build(str(folder), sft_pairs=4, rl_pairs=24, held_out_pairs=6, sft_held_out_pairs=4))
+    files.build(Build(str(folder), sft_pairs=4, rl_pairs=24, held_out_pairs=6, sft_held_out_pairs=4))
     return folder
 
 
@@ -140,7 +143,7 @@ def test_pairs_that_do_not_fit_a_micro_batch_are_left_out_and_counted(world, tmp
         kept = groups_of(world, dataclasses.replace(cfg, **changes))
         assert len(kept) == sizes.count(sizes[0])
         assert f"{24 - len(kept)} of 24 pairs exceed {sizes[0]} tokens" in capsys.readouterr().out
-    with pytest.raises(run.UserError, match="no pair fits 3 tokens"):
+    with pytest.raises(UserError, match="no pair fits 3 tokens"):
         groups_of(world, dataclasses.replace(cfg, max_length=3))
 
 
@@ -148,7 +151,7 @@ def test_pairs_that_do_not_fit_a_micro_batch_are_left_out_and_counted(world, tmp
 
 
 def metrics(out: Path) -> list[dict]:
-    return [row for _, row in run.read_jsonl(out / "metrics.jsonl")]
+    return [row for _, row in disk.read_jsonl(out / "metrics.jsonl")]
 
 
 def test_the_first_loss_is_log_2_and_it_falls(world, tmp_path):
@@ -163,7 +166,7 @@ def test_T10_a_stopped_run_continues_bit_for_bit(world, tmp_path, monkeypatch):
     scalar_rm.train(small(world, straight))
     with monkeypatch.context() as patch:
         calls = iter(range(100))
-        patch.setattr(run.StopSignal, "requested", lambda self: next(calls) + 1 == 2)
+        patch.setattr(StopSignal, "requested", lambda self: next(calls) + 1 == 2)
         with pytest.raises(KeyboardInterrupt):
             scalar_rm.train(small(world, broken))
     scalar_rm.train(small(world, broken))
@@ -258,7 +261,7 @@ def test_architectures_that_packing_was_not_tested_with_are_refused(tmp_path, fi
     config = json.loads((tmp_path / "config.json").read_text())
     changes = {"use_sliding_window": True, "sliding_window": 4, "layer_types": [first, "sliding_attention"]}
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
-    with pytest.raises(run.UserError, match="tested architectures"):
+    with pytest.raises(UserError, match="tested architectures"):
         load_scorer(str(tmp_path), torch.float32)
 
 
@@ -296,7 +299,7 @@ def folder_of(path: Path, **changes) -> str:
     ],
 )
 def test_models_of_another_kind_are_refused_in_one_line(tmp_path, changes, message):
-    with pytest.raises(run.UserError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_scalar(folder_of(tmp_path, **changes))
     assert "\n" not in str(error.value)
 
@@ -304,12 +307,12 @@ def test_models_of_another_kind_are_refused_in_one_line(tmp_path, changes, messa
 def test_a_language_model_is_not_loaded_with_a_random_head(tmp_path):
     make_lm("llama", num_labels=1).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(run.UserError, match=r"no scalar reward model \(LlamaForCausalLM\)"):
+    with pytest.raises(UserError, match=r"no scalar reward model \(LlamaForCausalLM\)"):
         load_scalar(str(tmp_path))
     written = json.loads((tmp_path / "config.json").read_text())
     changed = written | {"architectures": ["LlamaForSequenceClassification"]}
     (tmp_path / "config.json").write_text(json.dumps(changed))
-    with pytest.raises(run.UserError, match=r"1 weights are missing, score.weight among them"):
+    with pytest.raises(UserError, match=r"1 weights are missing, score.weight among them"):
         load_scalar(str(tmp_path))
 
 
@@ -365,7 +368,7 @@ def test_a_response_goes_through_the_model_once():
 
 def test_ready_made_prompts_are_refused():
     pair = Pair("p", "s", (), "", "", "A", messages=({"role": "user", "content": "judge"},))
-    with pytest.raises(run.UserError, match="ready-made prompt holds no responses"):
+    with pytest.raises(UserError, match="ready-made prompt holds no responses"):
         list(judge_scalar(Known({}), [pair]))
 
 
@@ -404,5 +407,5 @@ def test_rm_bench_counts_a_scalar_model_by_the_same_rules(tmp_path):
                                     {"base_url": "http://localhost:1/v1"}, {"prompt_file": "p.txt"}])  # fmt: skip
 def test_eval_refuses_settings_that_scores_do_not_have(tmp_path, change):
     cfg = evaluation.Run("m", "d.jsonl", str(tmp_path / "out"), scalar=True, **change)
-    with pytest.raises(run.UserError, match="--scalar: scores have no"):
+    with pytest.raises(UserError, match="--scalar: scores have no"):
         evaluation.evaluate(cfg)

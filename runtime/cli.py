@@ -1,0 +1,88 @@
+"""Command line: presets and flags -> a config; how a script starts and ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from runtime import ranks
+from runtime.errors import UserError, remedy
+
+C = TypeVar("C")
+
+
+def start(main: Callable[[], object]) -> None:
+    """Run a script: what the user can mend ends in one line and exit code 2, Ctrl-C in exit code 130."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # true, and meant
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")  # not ours to mend
+    code = 0
+    try:
+        main()
+        ranks.leave_ranks()  # not after an error: a rank must never wait for peers that may be gone
+    except KeyboardInterrupt:
+        print("stopped: the same command continues", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader has seen enough; keep the interpreter from flushing into the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        advice = remedy(error)
+        if not advice:
+            raise
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(10)  # the node's first rank most likely says the same, and torchrun then ends this one
+        print("error:", " ".join(advice.split()), file=sys.stderr)
+        code = 2
+    if "RANK" in os.environ:  # a Gloo thread that lets go of a tensor while Python is torn down aborts the process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
+
+
+def parse(config: type[C], presets: Mapping[str, C], argv: list[str] | None = None) -> C:
+    """Command line -> config. `--preset` is read first, so that its values are the defaults in `--help`.
+
+    The first preset is the default one. Raises UserError for an unknown preset.
+    """
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else argv
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default=next(iter(presets)))
+    name = first.parse_known_args(argv)[0].preset
+    if name not in presets:
+        raise UserError(f"--preset {name}: unknown; choose one of {', '.join(presets)}")
+    return tyro.cli(config, default=presets[name], args=argv)
+
+
+def read_prompt(path: str) -> str | None:
+    """Text of --prompt-file without its last newline; None for no file."""
+    if not path:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompt-file {path}: cannot be read ({error})") from None
+
+
+def check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be more than 0")
+
+
+def check_hardware(preset: str) -> None:
+    """The paper's sizes need GPUs; say so in one line instead of running out of memory an hour later."""
+    import torch
+
+    if preset.startswith("paper") and not torch.cuda.is_available():
+        raise UserError(f"--preset {preset} is the paper's run and needs GPUs (the 7B: eight of 80 GB under "
+                        "torchrun); this machine has none, try --preset tiny")  # fmt: skip

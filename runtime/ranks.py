@@ -1,0 +1,50 @@
+"""The processes of one run: join, leave, who am I, one object from each.
+
+Torch is imported inside functions only, so that judging over an endpoint needs none.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+
+def join_ranks(timeout_minutes: float = 120.0) -> None:
+    """Under torchrun: join the process group. The timeout has to outlive the slowest rank's generation."""
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+    import torch.distributed.checkpoint  # imported later, it would hold on to the group past its end
+
+    if "RANK" in os.environ and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+
+
+def leave_ranks() -> None:
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def gather(value: Any) -> list[Any]:
+    """One object per rank, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,44 @@
+"""The tiny world: pairs, teacher, tokenizer and untrained model, small enough for one CPU.
+
+    python -m toy build runs/toy                                                  # writes a folder, seconds
+    python -m toy probe --model runs/grpo --world runs/toy --out runs/probe.json  # does reasoning matter?
+    python -m toy serve                                                           # the teacher, for prepare/distill.py
+
+Half the pairs ask for a sum of two numbers (Reasoning), half for a sentence that keeps three rules (Chat).
+The teacher that writes the SFT traces reasons step by step and lets its verdict follow from its written
+checks, but it has two systematic blind spots: it forgets the carry, and it takes everybody for polite.
+Imitation copies most of both; reinforcement on verdicts can remove them, because the teacher is right often
+enough for samples to differ. The head room is built in: how much is won here says nothing about large models.
+Told the right verdict, as in pass 2 of distillation, the teacher either redoes its flawed step or keeps its flawed
+reasoning and forces the verdict: what the second does to a judge's honesty is what `probe` measures.
+
+Nothing but the files of this folder knows that the world is a toy: it is read like any model folder
+and data file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from runtime.cli import start
+from toy.files import Build, build
+from toy.oracle import Serve, serve
+from toy.probe import Probe, probe
+
+
+def main() -> None:
+    configs: dict[str, Callable[..., Any]] = {"build": Build, "probe": Probe, "serve": Serve}
+    cfg = tyro.extras.subcommand_cli_from_dict(configs, prog="python -m toy", description=__doc__)
+    if isinstance(cfg, Build):
+        build(cfg)
+    elif isinstance(cfg, Probe):
+        probe(cfg)
+    else:
+        serve(cfg)
+
+
+if __name__ == "__main__":
+    start(main)

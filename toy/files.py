@@ -1,0 +1,218 @@
+"""The tiny world as files: tokenizer, untrained model, prompt and data."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from cor_prompt import render
+from data import Pair, save_pairs
+from reward import parse_verdict
+from runtime.disk import write_whole
+from runtime.errors import UserError
+from runtime.seeds import derive_seed
+from toy.world import CLEAN, COLOURS, CURT, NOUNS, POLITE, SYSTEM, VERBS, Flaws, Form, make_pairs, reshape, teach, user
+
+VOCABULARY_SIZE = 96
+WORDS = """system user assistant judge Reasoning Chat what is it write about mention polite the
+           A B yes no right wrong total""".split()
+SIGNS = list("0123456789+=?.;:")
+TAGS = [f"<{slash}{tag}>" for tag in ("type", "rubric", "solution", "eval", "answer") for slash in ("", "/")]
+CONTROL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+FILES = ("start", "prompt.txt", "sft.jsonl", "sft_held_out.jsonl", "rl.jsonl", "held_out.jsonl", "world.json")
+
+
+# ---- tokenizer and model -------------------------------------------------------------------------------
+
+
+def prompt_markers() -> list[str]:
+    """The fixed markers of the prompt, read from a rendered one, such as `[Client Question]`."""
+    pair = Pair("", "", (user("?"),), "?", "?", "A")
+    return re.findall(r"\[[^\[\]]+\]", render(pair, "instruct", SYSTEM)[-1]["content"])
+
+
+def whole_words() -> list[str]:
+    """Texts with signs in them that are one token each."""
+    return [*prompt_markers(), *TAGS, "[[A]]", "[[B]]"]
+
+
+def pieces() -> str:
+    """The regular expression of one token's text."""
+    return "|".join(map(re.escape, whole_words())) + r"|[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]"
+
+
+def build_tokenizer() -> Any:
+    """One word, digit, sign, tag or prompt marker a token: 96 entries, as many as the model has rows.
+
+    Markers and tags are words of the vocabulary, not added tokens, because a judge's prompt is encoded
+    without any added token. The three control tokens are added tokens only, so no text can reach them.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<|unk|>", *whole_words(), *WORDS, *SIGNS, *COLOURS, *NOUNS, *VERBS, *POLITE, *CURT]
+    words += [f"<|unused_{i}|>" for i in range(VOCABULARY_SIZE - len(CONTROL) - len(words))]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<|unk|>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(pieces()), "removed", invert=True)
+    # a blank before every token but the verdict and its closing tag: <answer>[[B]]</answer> stays literal
+    blank = decoders.Replace(Regex(r"^(?!\[\[|</answer>)"), " ")
+    core.decoder = decoders.Sequence([blank, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    core.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in CONTROL])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=CONTROL[0], eos_token=CONTROL[2], padding_side="left",
+        additional_special_tokens=[CONTROL[1]], model_max_length=256,
+        clean_up_tokenization_spaces=False)  # fmt: skip
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }} {{ message['content'] }}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+    )
+    return tokenizer
+
+
+def build_model(tokenizer: Any, seed: int, hidden: int = 64, layers: int = 2) -> Any:
+    """An untrained Llama of 129,344 parameters, float32. The wide init (0.1) and the short rope period (100)
+    are what lets so small a model learn in a minute; head_dim 32 is the least that serving engines take."""
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY_SIZE, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, intermediate_size=3 * hidden, tie_word_embeddings=True,
+        initializer_range=0.1, rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+        max_position_embeddings=256, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, dtype="float32")  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    return model
+
+
+# ---- build ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Build:
+    """Write the tiny world: an untrained model with its tokenizer, a prompt file, four data files."""
+
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
+    """Folder to write. It must be missing or empty, or hold the world of the same settings."""
+    seed: int = 0
+    """Seed of the weights, the pairs and the teacher (an integer)."""
+    flaw: float = 0.6
+    """Probability (0..1) of each of the teacher's two blind spots. At 0.2 imitation alone loses them."""
+    clean_teacher: bool = False
+    """A teacher without any error, slips included; --flaw is ignored."""
+    sft_pairs: int = 8000
+    """Training pairs with the teacher's trace, sft.jsonl (pairs)."""
+    rl_pairs: int = 1920
+    """Training pairs without a trace, rl.jsonl (pairs). 120 rounds of 16 see each once."""
+    held_out_pairs: int = 250
+    """Pairs about questions that no training file has, held_out.jsonl (pairs)."""
+    sft_held_out_pairs: int = 200
+    """The same with traces, for the held-out loss, sft_held_out.jsonl (pairs)."""
+    traces: Form = "cor"
+    """What the traces hold: cor all parts, untyped no type, rubrics neither type nor solution, plain no rubric
+    either, answer the right letter alone (rl.jsonl has it too), mixed one of cor, plain and answer."""
+    hidden: int = 64
+    """Width of the model (even)."""
+    layers: int = 2
+    """Layers of the model."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What world.json holds; the last three only where they are not the default."""
+        usual = {"traces": "cor", "hidden": 64, "layers": 2}
+        named = {name: value for name, value in asdict(self).items() if name != "folder"}
+        return {name: value for name, value in named.items() if usual.get(name) != value}
+
+    @property
+    def flaws(self) -> Flaws:
+        return CLEAN if self.clean_teacher else Flaws(carry=self.flaw, blind=self.flaw)
+
+
+def build(cfg: Build) -> None:
+    """The whole folder appears at once, by one rename, or not at all."""
+    if not 0.0 <= cfg.flaw <= 1.0:
+        raise UserError(f"--flaw {cfg.flaw}: a probability, from 0 to 1")
+    for name in ("sft_pairs", "rl_pairs", "held_out_pairs", "sft_held_out_pairs", "hidden", "layers"):
+        if getattr(cfg, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: at least 1")
+    folder, settings = Path(cfg.folder), cfg.settings
+    if already_built(folder, settings):
+        print(f"{folder} already holds this world; nothing to do")
+        return
+    try:
+        parent = folder.absolute().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".toy-", dir=parent) as aside:
+            part = Path(aside) / "world"
+            part.mkdir()
+            write_world(part, cfg)
+            write_whole(part / "world.json", json.dumps(settings, indent=2) + "\n")
+            os.replace(part, folder)  # an empty folder may be there
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error})") from None
+    print(f"wrote {folder}: {', '.join(FILES)}")
+
+
+def already_built(folder: Path, settings: dict[str, Any]) -> bool:
+    """True if `folder` holds the world of these settings; UserError if it holds anything else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    missing = [name for name in FILES if not (folder / name).exists()]
+    if missing:
+        raise UserError(f"{folder} holds other things (no {missing[0]} is in it); use another DIR")
+    try:
+        before = json.loads((folder / "world.json").read_text(encoding="utf-8"))
+        changed = [f"{k} was {before.get(k, 'the default')}, is {settings.get(k, 'the default')}"
+                   for k in sorted({*settings, *before}) if before.get(k) != settings.get(k)]  # fmt: skip
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder / 'world.json'}: not a JSON object ({error}); use another DIR") from None
+    if changed:
+        raise UserError(f"{folder} holds a world of other settings ({', '.join(changed)}); use another DIR")
+    return True
+
+
+def write_world(part: Path, cfg: Build) -> None:
+    """Every file but world.json, each from a random stream of its own: no size changes another file."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, cfg.seed, cfg.hidden, cfg.layers).save_pretrained(part / "start")
+    tokenizer.save_pretrained(part / "start")
+    write_whole(part / "prompt.txt", SYSTEM + (" {data}" if cfg.traces in ("untyped", "plain") else "") + "\n")
+
+    def stream(name: str) -> random.Random:
+        return random.Random(derive_seed(cfg.seed, name))
+
+    for name, count, held_out, taught in (
+        ("sft", cfg.sft_pairs, False, True),
+        ("sft_held_out", cfg.sft_held_out_pairs, True, True),
+        ("rl", cfg.rl_pairs, False, cfg.traces == "answer"),
+        ("held_out", cfg.held_out_pairs, True, False),
+    ):
+        pairs, teacher = make_pairs(count, stream(name), held_out, name), stream(f"{name} teacher")
+        if taught:
+            pairs = [replace(pair, trace=teach(pair, teacher, cfg.flaws)) for pair in pairs]
+            forms = stream(f"{name} forms")
+            pairs = [replace(pair, trace=reshape(pair, pair.trace or "", cfg.traces, forms)) for pair in pairs]
+        write_whole(part / f"{name}.jsonl", save_pairs(pairs))
+        for kind in ("Reasoning", "Chat") if name == "sft" else ():
+            right = [parse_verdict(p.trace or "") == p.winner for p in pairs if p.category == kind]
+            print(f"teacher, {kind}: {mean(right)} of its verdicts are right (n {len(right)})")
+
+
+def mean(values: Sequence[bool]) -> float | None:
+    """Share of True, to four places; None of nothing."""
+    return round(sum(values) / len(values), 4) if values else None
