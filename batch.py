@@ -86,7 +86,7 @@ def _part(group: Group, start: int, stop: int) -> Group:
         return None if values is None else values[start:stop]
 
     return replace(group, responses=group.responses[start:stop], advantages=cut(group.advantages),
-                   sampler_logprobs=cut(group.sampler_logprobs))  # fmt: skip
+                   sampler_logprobs=cut(group.sampler_logprobs))
 
 
 def plan(groups: Sequence[Group], max_tokens: int, count: int | None = None, one_row: bool = False) -> list[list[int]]:
@@ -145,7 +145,7 @@ def collate(
         ints(flat["source"]), ints(flat["targets"]), ints(flat["sequence"]),
         advantages=floats(flat["advantages"], first.advantages is not None),
         sampler_logprobs=floats(flat["logprobs"], first.sampler_logprobs is not None),
-    )  # fmt: skip
+    )
 
 
 def _append(line: dict[str, list[int]], flat: dict[str, list], group: Group, name: int, offset: int) -> None:

@@ -175,7 +175,7 @@ def resolve(cfg: Run, pairs: Sequence[Pair], system: str | None, has_model: bool
     """The config with the engine that --sampler chooses and digests of what its paths hold. Raises UserError if
     --model holds no model."""
     if has_model and not cfg.base_url:
-        from model import weights_digest
+        from loading.folder import weights_digest
 
         cfg = replace(cfg, model_digest=weights_digest(cfg.model))
         if not cfg.scalar:
@@ -194,15 +194,16 @@ def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]]) -> Any:
     if cfg.base_url:
         out, own = Path(cfg.out), "" if ranks.world_size() == 1 else f"_{ranks.rank()}"
         return EndpointSampler(cfg.base_url, cfg.model, cfg.api_key_env, out / f"replies{own}.jsonl", cfg.concurrency,
-                               cfg.retries, cfg.timeout, also=sorted(out.glob("replies*.jsonl")))  # fmt: skip
-    from model import context_tokens, load_tokenizer
+                               cfg.retries, cfg.timeout, also=sorted(out.glob("replies*.jsonl")))
+    from loading.folder import context_tokens
+    from loading.tokenizer import load_tokenizer
 
     tokenizer, context, most = load_tokenizer(cfg.model), context_tokens(cfg.model), max(cfg.max_tokens)
     mine = prompts[ranks.rank() :: ranks.world_size()]
     longest = max(ranks.gather(max((len(encode_prompt(prompt, tokenizer)) for prompt in mine), default=0)))
     if longest + most > context:
         say(f"--max-tokens {most}: the context of {context} tokens leaves {max(0, context - longest)} beside the "
-            f"longest prompt ({longest} tokens); a chain ends where its context does")  # fmt: skip
+            f"longest prompt ({longest} tokens); a chain ends where its context does")
     return load_sampler(cfg.model, cfg.dtype, cfg.sampler, min(context, longest + most), cfg.tp, cfg.engine_memory)
 
 
@@ -265,7 +266,7 @@ def collect(cfg: Run, sampler: Any, pairs: Sequence[Pair], system: str | None, f
 
 
 def judge(cfg: Run, sampler: Any, pairs: Sequence[Pair], system: str | None, at_once: int,
-          done: Container[tuple[str, str, str]]) -> Iterator[Judgement]:  # fmt: skip
+          done: Container[tuple[str, str, str]]) -> Iterator[Judgement]:
     if cfg.scalar:
         from judging.scalar import judge_scalar
 
@@ -273,7 +274,7 @@ def judge(cfg: Run, sampler: Any, pairs: Sequence[Pair], system: str | None, at_
     return judge_pairs(
         sampler, pairs, cfg.style, n=cfg.votes, temperature=cfg.temperature,
         max_tokens=cfg.max_tokens[0], seed=cfg.seed, both_orders=cfg.both_orders, rule=cfg.rule,
-        system=system, at_once=at_once, done=done)  # fmt: skip
+        system=system, at_once=at_once, done=done)
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -321,7 +322,7 @@ def score(cfg: Score) -> dict[str, Any]:
     rules: tuple[Compat, Compat] = ("official", "none") if cfg.compat == "official" else ("none", "official")
     first, second = (score_rows(cfg.benchmark, rows, compat, cfg.draws, cfg.seed) for compat in rules)
     result = {"benchmark": cfg.benchmark, "name": cfg.name, "log": list(cfg.log), **first,
-              "other_rules": second if second["table"] != first["table"] else None}  # fmt: skip
+              "other_rules": second if second["table"] != first["table"] else None}
     grids = tables.all_grids(result, cfg.compare)
     if cfg.also:
         result["three_benchmarks"] = tables.averages(result, cfg.also)

@@ -28,6 +28,7 @@ from batch import Batch, Group, aggregate, denominator, micro_batches
 from cor_prompt import encode_prompt, render
 from data import Pair, load_pairs, stream
 from judging.verdicts import judge_pairs, tally
+from loading.tokenizer import load_tokenizer
 from model import Policy
 from ops.attention import compiled_graphs
 from reward import parse_verdict, verdict_reward
@@ -60,7 +61,7 @@ def group_advantages(rewards: Tensor, scale_by_std: bool = True, eps: float = 1e
 
 
 def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float,
-                      clip_high: float) -> tuple[Tensor, Tensor]:  # fmt: skip
+                      clip_high: float) -> tuple[Tensor, Tensor]:
     """Per token: -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A), and whether the clip won. Eq. 9
 
     The log of the ratio is clamped to +-20, so that the gradient stays finite.
@@ -99,7 +100,7 @@ def grpo_loss(logprobs: Tensor, batch: Batch, cfg: Config, denominator: float) -
 
 
 def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, rollouts: Sequence[Rollout],
-           advantages: Tensor, cfg: Config, loss: Callable = grpo_loss, step: int = 0) -> dict[str, float]:  # fmt: skip
+           advantages: Tensor, cfg: Config, loss: Callable = grpo_loss, step: int = 0) -> dict[str, float]:
     """One round's optimiser steps on this rank's P * G rollouts (groups adjacent) -> metrics of all ranks. Eq. 7
 
     Old log-probs are real: scored before the first step moves the weights. `step` places the round in the
@@ -122,7 +123,7 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
             (value * ranks.world_size()).backward()  # FSDP averages over ranks; this makes it the sum
             record_tokens(metrics, batch, stats | {"policy/entropy": entropy})
         lr = 0.0 if cfg.compat == "official" and step == 0 else steps.learning_rate(
-            step * len(mini_batches) + m, cfg)  # fmt: skip
+            step * len(mini_batches) + m, cfg)
         metrics.add_norm(model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))  # (5)
     graphs = {"compile/graphs": compiled_graphs()} if device.type == "cuda" else {}
     return metrics.reduce() | {"optim/lr": lr} | graphs
@@ -145,7 +146,7 @@ def make_groups(rollouts: Sequence[Rollout], advantages: Tensor) -> list[Group]:
         Group(rollouts[p * size].prompt_ids, [r.response_ids for r in rollouts[p * size : (p + 1) * size]],
               row, [r.sampler_logprobs for r in rollouts[p * size : (p + 1) * size]])
         for p, row in enumerate(advantages.tolist())
-    ]  # fmt: skip
+    ]
 
 
 def score_rollouts(policy: Policy, reference: Policy, packed: Sequence[Sequence[Batch]], cfg: Config) -> None:
@@ -173,7 +174,7 @@ def record_tokens(metrics: Metrics, batch: Batch, stats: dict[str, Tensor]) -> N
 
 
 def verdict_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Policy, tokenizer: Any,
-                  cfg: Config) -> Tensor:  # fmt: skip
+                  cfg: Config) -> Tensor:
     """(P, G) rewards: +1 for the right verdict, else -1, nothing else. Eq. 8"""
     size = len(rollouts) // len(pairs)
     rewards = [verdict_reward(r.text, pairs[i // size].winner) for i, r in enumerate(rollouts)]
@@ -186,7 +187,7 @@ REFILLS = 100  # passes over P prompts that may go by before a round is full
 
 
 def collect(pairs: Sequence[Pair], start: int, sampler: Sampler, prompt_ids: Callable, score: Callable,
-            keep: Callable | None, cfg: Config) -> tuple[list[Rollout], Tensor, int]:  # fmt: skip
+            keep: Callable | None, cfg: Config) -> tuple[list[Rollout], Tensor, int]:
     """Sample and score until this rank's share of P groups is full -> rollouts, (P, G) rewards, new position.
 
     Without `keep` that is one pass. With it, groups it refuses are replaced by the next of the stream,
@@ -203,19 +204,19 @@ def collect(pairs: Sequence[Pair], start: int, sampler: Sampler, prompt_ids: Cal
         start += cfg.prompts_per_step
         seeds = [derive_seed(cfg.seed, "rollout", place) for place in places]
         made = sampler.generate([prompt_ids(pair) for pair in taken], size, cfg.temperature,
-                                cfg.max_response_tokens, seeds)  # fmt: skip
+                                cfg.max_response_tokens, seeds)
         scored = score(made, taken)
         if keep is None:
             return made, scored, start
         kept = [(places[p], made[p * size : (p + 1) * size], scored[p].cpu())
-                for p in keep(scored).nonzero()[:, 0].tolist()]  # fmt: skip
+                for p in keep(scored).nonzero()[:, 0].tolist()]
         found += sorted((group for part in ranks.gather(kept) for group in part), key=lambda group: group[0])
     mine = found[: cfg.prompts_per_step][ranks.rank() :: apart]
     return [r for _, group, _ in mine for r in group], torch.stack([rewards for *_, rewards in mine]), start
 
 
 def evaluate(sampler: Sampler, held_out: Sequence[Pair], step: int, cfg: Config, system: str | None,
-             prompt: Callable = render, verdict: Callable = parse_verdict) -> dict[str, float]:  # fmt: skip
+             prompt: Callable = render, verdict: Callable = parse_verdict) -> dict[str, float]:
     """Greedy held-out verdicts in both orders -> eval/* metrics; the traces go to rollouts/step_N.jsonl."""
     if not held_out:
         return {}
@@ -223,7 +224,7 @@ def evaluate(sampler: Sampler, held_out: Sequence[Pair], step: int, cfg: Config,
     mine = [held_out[place % len(held_out)] for place in places]  # equally many: ranks may share an engine
     both = all(pair.messages is None for pair in held_out)
     judged = list(judge_pairs(sampler, mine, cfg.style, max_tokens=cfg.max_response_tokens, both_orders=both,
-                              rule="train", system=system, prompt=prompt, read=verdict))  # fmt: skip
+                              rule="train", system=system, prompt=prompt, read=verdict))
     own = sum(place < len(held_out) for place in places)
     judged = [j for part in ranks.gather(judged[: own * (2 if both else 1)]) for j in part]
     if ranks.rank() == 0:
@@ -242,7 +243,7 @@ def load_prompts(cfg: Config, tokenizer: Any, prompt: Callable, system: str | No
     fitting = [pair for pair in pairs if len(prompt_ids(pair)) <= cfg.max_prompt_tokens]
     if ranks.rank() == 0 and len(fitting) < len(pairs):
         print(f"{len(pairs) - len(fitting)} of {len(pairs)} prompts exceed --max-prompt-tokens "
-              f"{cfg.max_prompt_tokens}: left out")  # fmt: skip
+              f"{cfg.max_prompt_tokens}: left out")
     if not fitting:
         raise UserError(f"{cfg.data}: no prompt fits --max-prompt-tokens {cfg.max_prompt_tokens}")
     return fitting, prompt_ids
@@ -251,12 +252,12 @@ def load_prompts(cfg: Config, tokenizer: Any, prompt: Callable, system: str | No
 # ---- the loop ------------------------------------------------------------------------------------------
 
 POSITIVE = ("steps", "prompts_per_step", "group_size", "mini_batch", "temperature", "micro_batch_tokens",
-            "max_response_tokens", "max_grad_norm", "eval_every", "save_every")  # fmt: skip
+            "max_response_tokens", "max_grad_norm", "eval_every", "save_every")
 
 
 def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_score, keep: Callable | None = None,
           advantage: Callable = group_advantages, loss: Callable = grpo_loss,
-          verdict: Callable = parse_verdict) -> None:  # fmt: skip
+          verdict: Callable = parse_verdict) -> None:
     """Reinforce; a variant is a file that passes its own function. Continues an interrupted run.
 
     prompt(pair, style, system) -> messages; score(rollouts, pairs, policy, tokenizer, cfg) -> (P, G);
@@ -267,7 +268,7 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
     if cfg.dry_run:
         return sizes.dry_run(cfg)
     join(cfg)
-    tokenizer, system = model.load_tokenizer(cfg.model), cli.read_prompt(cfg.prompt_file)
+    tokenizer, system = load_tokenizer(cfg.model), cli.read_prompt(cfg.prompt_file)
     pairs, prompt_ids = load_prompts(cfg, tokenizer, prompt, system)
     held_out = load_pairs(cfg.held_out) if cfg.held_out else []
     compute = getattr(torch, cfg.compute_dtype)
@@ -293,7 +294,7 @@ def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_scor
             clock.lap("eval")
             rollouts, rewards, state["position"] = collect(  # (1), (2)
                 pairs, state["position"], sampler, prompt_ids,
-                lambda made, taken: score(made, taken, policy, tokenizer, cfg), keep, cfg)  # fmt: skip
+                lambda made, taken: score(made, taken, policy, tokenizer, cfg), keep, cfg)
             sampler.sleep()
             moments.to_device()
             clock.lap("generate")
@@ -320,20 +321,20 @@ def join(cfg: Config) -> None:
     cli.check_hardware(cfg.preset)
     if cfg.preset.endswith("instruct") and not Path(cfg.model).exists():
         raise UserError(f"--preset {cfg.preset} continues stage 1, and --model {cfg.model} is not there: run "
-                            "sft.py first, then pass its run folder as --model")  # fmt: skip
+                            "sft.py first, then pass its run folder as --model")
     ranks.join_ranks()
     _ = cfg.updates_per_step  # raises where sizes do not divide
 
 
 def show(bar: Any, record: dict[str, float]) -> None:
     names = {"reward": "reward/mean", "no_verdict": "rollout/frac_no_verdict", "kl": "policy/ref_kl",
-             "held_out": "eval/accuracy", "tok/s": "tokens/s"}  # fmt: skip
+             "held_out": "eval/accuracy", "tok/s": "tokens/s"}
     bar.set_postfix({k: f"{record[v]:.3g}" for k, v in names.items() if v in record}, refresh=False)
     bar.update()
 
 
 def finish(cfg: Config, folder: RunFolder, policy: Policy, tokenizer: Any, sampler: Sampler,
-           judge: Callable) -> None:  # fmt: skip
+           judge: Callable) -> None:
     """The last sync and evaluation, and the exported model."""
     sampler.sync(model.gathered_weights(policy, getattr(torch, cfg.sampler_dtype)))
     record = judge(cfg.steps)

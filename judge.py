@@ -81,7 +81,7 @@ class Judge:
     ends with the user. Raises UserError for settings that cannot work."""
 
     def __init__(self, sampler: Chat, style: Style = "instruct", system: str | None = None,
-                 max_tokens: int = 2048, seed: int = 0):  # fmt: skip
+                 max_tokens: int = 2048, seed: int = 0):
         self.sampler, self.style, self.system = sampler, style, system
         self.max_tokens, self.seed = max_tokens, seed
 
@@ -92,28 +92,28 @@ class Judge:
 
     @classmethod
     def connect(cls, base_url: str, model: str, api_key_env: str = "", kept: str | None = None, concurrency: int = 8,
-                **settings: Any) -> Judge:  # fmt: skip
+                **settings: Any) -> Judge:
         """A judge behind an OpenAI-compatible server; with `kept` no reply in that file is paid for again."""
         return cls(EndpointSampler(base_url, model, api_key_env, kept, concurrency), **settings)
 
     def pair(self, context: str | Sequence[Message], response_a: str, response_b: str, votes: int = 1,
-             temperature: float = 0.0, both_orders: bool = False) -> Verdict:  # fmt: skip
+             temperature: float = 0.0, both_orders: bool = False) -> Verdict:
         """Which of the two responses is better?"""
         pair = Pair("pair", "judge", messages(context), clean(response_a), clean(response_b), winner="A")
         return self.pairs([pair], votes, temperature, both_orders)[0]  # any winner will do
 
     def pairs(self, pairs: Sequence[Pair], votes: int = 1, temperature: float = 0.0,
-              both_orders: bool = False) -> list[Verdict]:  # fmt: skip
+              both_orders: bool = False) -> list[Verdict]:
         """A verdict for each pair; their `winner` is not looked at."""
         check_sampling(votes, temperature)
         judgements = judge_pairs(self.sampler, pairs, self.style, n=votes, temperature=temperature,
                                  max_tokens=self.max_tokens, seed=self.seed, both_orders=both_orders,
-                                 system=self.system)  # fmt: skip
+                                 system=self.system)
         chains = votes * (2 if both_orders else 1)  # a pair's verdicts come one after the other
         return [count(islice(judgements, chains)) for _ in pairs]
 
     def table(self, groups: Sequence[tuple[str | Sequence[Message], Sequence[str]]], votes: int = 1,
-              temperature: float = 0.0, both_orders: bool = True) -> ranking.Table:  # fmt: skip
+              temperature: float = 0.0, both_orders: bool = True) -> ranking.Table:
         """`compare` for ranking.py over the responses of all (context, responses) groups, numbered through. Samples
         depend on the texts alone, not on their places."""
 
@@ -129,14 +129,14 @@ class Judge:
         return ranking.Table(texts, ask, self.seed)
 
     def rank(self, context: str | Sequence[Message], responses: Sequence[str], method: Method = "bradley-terry",
-             votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> Ranking:  # fmt: skip
+             votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> Ranking:
         """Rate by a round robin, n(n-1)/2 comparisons, or find the best by a knockout, n - 1. A comparison takes
         `votes` verdicts, twice with `both_orders`."""
         size, table = len(responses), self.table([(context, responses)], votes, temperature, both_orders)
         if size == 0:
             raise UserError("responses: none to rank")
         rate: dict[Method, Callable[..., list[float]]] = {
-            "bradley-terry": ranking.bradley_terry, "elo": ranking.elo, "win-rate": ranking.win_rates}  # fmt: skip
+            "bradley-terry": ranking.bradley_terry, "elo": ranking.elo, "win-rate": ranking.win_rates}
         scores: Sequence[float]
         if method == "knockout":
             scores = ranking.knockout(size, table, self.seed)
@@ -145,13 +145,13 @@ class Judge:
         return Ranking(tuple(ranking.best_first(scores)), tuple(map(float, scores)), table.asked)
 
     def group_rewards(self, context: str | Sequence[Message], responses: Sequence[str], checks: Sequence[Check] = (),
-                      votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> list[float]:  # fmt: skip
+                      votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> list[float]:
         """A reward for each of one prompt's responses: its win rate against the others, 0..1 (0.5 where it is alone),
         plus what each check(context, response) returns, such as 1.0 if a final number is right: weigh there."""
         return self.rewards([(context, responses)], checks, votes, temperature, both_orders)[0]
 
     def rewards(self, groups: Sequence[tuple[str | Sequence[Message], Sequence[str]]], checks: Sequence[Check] = (),
-                votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> list[list[float]]:  # fmt: skip
+                votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> list[list[float]]:
         """`group_rewards` of many (context, responses) groups, with one call for all their verdicts."""
         table, matches, start = self.table(groups, votes, temperature, both_orders), [], 0
         for _, responses in groups:
@@ -164,7 +164,7 @@ class Judge:
         ]
 
     def scores(self, context: str | Sequence[Message], responses: Sequence[str], samples: int = 8,
-               temperature: float = 0.5, scorer: Callable[[str], float] | None = None) -> Scores:  # fmt: skip
+               temperature: float = 0.5, scorer: Callable[[str], float] | None = None) -> Scores:
         """Whole-number scores 1..10 for one response or several, summed over samples (pointwise.py). `scorer(chain)`
         keeps the better half of the chains."""
         check_sampling(samples, temperature)
@@ -304,7 +304,7 @@ Result = tuple[dict[str, Any], str]  # as JSON, as text
 Answer = Callable[[Judge, list[Row]], list[Result]]
 # What may change when a run in --out is continued: rows are compared one by one, the model by its digest.
 FREE = ("concurrency", "timeout", "retries", "api_key_env", "data", "question", "a", "b", "responses", "json",
-        "at_once", "prompt_file", "dtype")  # fmt: skip
+        "at_once", "prompt_file", "dtype")
 
 
 def judge_rows(cfg: Pairs, sampler: Chat | None = None) -> None:
@@ -328,7 +328,7 @@ def rank_rows(cfg: Rank, sampler: Chat | None = None) -> None:
         found = judge.rank(context, responses, cfg.method, cfg.votes, cfg.temperature, cfg.both_orders)
         listed = [(i, f"{found.scores[i]:.4g}") for i in found.order]
         return [show_list(row, number, responses, listed, f"best: {found.order[0]} (comparisons: {found.comparisons})",
-                          asdict(found))]  # fmt: skip
+                          asdict(found))]
 
     given = {"question": cfg.question, "responses": list(cfg.responses)}
     work(cfg, given, answer, sampler, 1, cfg.style, cfg.prompt_file)
@@ -343,13 +343,13 @@ def score_rows(cfg: Score, sampler: Chat | None = None) -> None:
         found = judge.scores(context, responses, cfg.votes, cfg.temperature)
         listed = [(i, str(total)) for i, total in enumerate(found.totals)]
         return [show_list(row, number, responses, listed, f"sums of {found.samples} of {found.asked} samples, 1 to 10 "
-                          "each", asdict(found))]  # fmt: skip
+                          "each", asdict(found))]
 
     work(cfg, {"question": cfg.question, "responses": list(cfg.responses)}, answer, sampler)
 
 
 def work(cfg: Source, given: dict[str, Any], answer: Answer, sampler: Chat | None, at_once: int = 1,
-         style: Style = "instruct", prompt_file: str = "") -> None:  # fmt: skip
+         style: Style = "instruct", prompt_file: str = "") -> None:
     """Answer the rows that --out does not hold yet, in order; each result is written before the next is asked."""
     flags = [value not in (None, []) for value in given.values()]
     if any(flags) and (not all(flags) or cfg.data is not None):
@@ -364,7 +364,7 @@ def work(cfg: Source, given: dict[str, Any], answer: Answer, sampler: Chat | Non
     if sampler is None and cfg.base_url:
         kept = folder.path / "replies.jsonl" if folder else None
         sampler = EndpointSampler(cfg.base_url, cfg.model, cfg.api_key_env, kept, cfg.concurrency, cfg.retries,
-                                  cfg.timeout)  # fmt: skip
+                                  cfg.timeout)
     judge = Judge(sampler or load_sampler(cfg.model, cfg.dtype), style, system, cfg.max_tokens, cfg.seed)
     while part := list(islice(found, at_once)):
         for (_, _, row), (record, text) in zip(part, answer(judge, part), strict=True):
@@ -378,7 +378,7 @@ def open_out(cfg: Source, system: str | None, has_model: bool) -> RunFolder:
     what = {field.name: getattr(cfg, field.name) for field in fields(cfg) if field.name not in FREE}
     what |= {"command": type(cfg).__name__.lower(), "prompt_digest": digest(system), "model_digest": ""}
     if has_model and not cfg.base_url:
-        from model import weights_digest
+        from loading.folder import weights_digest
 
         what |= {"model_digest": weights_digest(cfg.model), "dtype": cfg.dtype}
     return RunFolder(cfg.out, make_dataclass("Config", what)(**what))
@@ -433,7 +433,7 @@ def candidates(where: str, row: dict[str, Any]) -> tuple[tuple[Message, ...], li
     if not isinstance(responses, list) or not responses or not all(isinstance(text, str) for text in responses):
         raise UserError(f"{where}: 'responses' must be a list of texts")
     pair, _ = parsed(where, 0, {k: row[k] for k in ("question", "context") if k in row} |
-                     {"response_a": "x", "response_b": "y"})  # fmt: skip
+                     {"response_a": "x", "response_b": "y"})
     return pair.context, responses
 
 
@@ -454,7 +454,7 @@ def show_pair(pair: Pair, labelled: bool, verdict: Verdict) -> Result:
 
 
 def show_list(row: dict[str, Any], number: int, responses: Sequence[str], listed: Sequence[tuple[int, str]],
-              end: str, record: dict[str, Any]) -> Result:  # fmt: skip
+              end: str, record: dict[str, Any]) -> Result:
     """A line per response, indented like chains: place in the list, number, beginning."""
     name = str(row.get("id", f"row-{number}"))
     lines = [f"  {i:3} {value:>8}  {one_line(responses[i])[:80]}" for i, value in listed]

@@ -8,10 +8,7 @@ states in runtime/states.py.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,13 +18,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from batch import Batch
+from loading.export import save_folder
+from loading.folder import model_folder, tested_config
+from loading.weights import read_weights
 from ops.attention import block_mask, register, spans, visible
 from ops.head import target_logprobs
-from runtime.disk import read_json, replace_folder, write_whole
 from runtime.errors import UserError
 from runtime.ranks import rank
-
-TESTED = ("llama", "qwen2", "qwen3")  # architectures whose packed log-probs the tests compare with a plain forward
 
 
 class Policy(nn.Module):
@@ -38,14 +35,14 @@ class Policy(nn.Module):
         self.lm = lm
 
     def forward(self, batch: Batch, temperature: float = 1.0, entropy: bool = False,
-                slopes: Callable[[Tensor], Tensor] | None = None) -> Any:  # fmt: skip
+                slopes: Callable[[Tensor], Tensor] | None = None) -> Any:
         """(N,) log-probs in nats, float32; with `entropy` also the detached entropies in nats, (N,). Eq. 2
 
         `slopes`: (N,) log-probs -> (N,) d loss / d log-prob, if a token's depends on no other token's log-prob. It
         saves the head a second pass, and changes nothing.
         """
         logprobs, entropies = target_logprobs(self.hidden(batch), self.lm.lm_head.weight, batch.targets, temperature,
-                                              entropy, slopes)  # fmt: skip
+                                              entropy, slopes)
         return (logprobs, entropies) if entropy else logprobs
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -65,63 +62,8 @@ P = TypeVar("P", bound=Policy)
 # ---- load, shard ---------------------------------------------------------------------------------------
 
 
-def model_folder(path: str) -> Path:
-    """A run folder (its exported `model/`), a `from_pretrained` folder or a hub id -> a local folder."""
-    exported = (Path(path) / "model", Path(path) / "model.old")  # .old: the run was killed as it replaced the first
-    folder = next((folder for folder in exported if folder.is_dir()), Path(path))
-    if not folder.is_dir() and path.count("/") == 1 and not path.startswith((".", "/")):
-        import huggingface_hub
-
-        try:
-            wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
-            folder = Path(huggingface_hub.snapshot_download(path, allow_patterns=wanted))
-        except Exception as error:  # the hub client raises many kinds; each means that there is no model
-            raise UserError(f"{path}: neither a folder nor a hub model within reach "
-                            f"({type(error).__name__})") from None  # fmt: skip
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        hint = "its run has not exported a model yet" if (folder / "metrics.jsonl").exists() else "not a model"
-        raise UserError(f"{path}: {hint}; expected a folder with config.json and *.safetensors")
-    return folder
-
-
-def weights_digest(path: str) -> str:
-    """16 hex digits that another training of the same model changes."""
-    found = hashlib.blake2b(digest_size=8)
-    for file in sorted(model_folder(path).glob("*.safetensors")):
-        with open(file, "rb") as content:
-            found.update(hashlib.file_digest(content, "blake2b").digest())
-    return found.hexdigest()
-
-
-def context_tokens(path: str) -> int:
-    """Tokens of prompt and response together that the model was made for."""
-    file = model_folder(path) / "config.json"
-    try:
-        return int(read_json(file)["max_position_embeddings"])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise UserError(f"{file}: names no max_position_embeddings, the tokens the model was made for") from None
-
-
-def load_tokenizer(path: str) -> Any:
-    """The folder's fast tokenizer; UserError without a chat template or an end-of-turn token."""
-    from transformers import PreTrainedTokenizerFast
-
-    folder = model_folder(path)
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{folder}: needs a fast tokenizer (tokenizer.json)")
-    try:  # not AutoTokenizer: it may put another class's pre-tokenizer in the place of the one that was saved
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    except Exception as error:  # a broken tokenizer.json raises plain Exception
-        raise UserError(f"{folder}: no loadable tokenizer ({error})") from None
-    if not tokenizer.chat_template:
-        raise UserError(f"{folder}: no chat template; add chat_template.jinja or use a chat model")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{folder}: its tokenizer names no end-of-turn token (eos_token)")
-    return tokenizer
-
-
 def load_policy(path: str, dtype: torch.dtype = torch.float32, mesh: Any = None,
-                compute_dtype: torch.dtype | None = None, checkpointing: bool = False) -> Policy:  # fmt: skip
+                compute_dtype: torch.dtype | None = None, checkpointing: bool = False) -> Policy:
     """Build on the meta device, shard if a mesh is given, then read the weights, each rank its own rows.
 
     `dtype` is how weights are stored, `compute_dtype` (sharded only) how they compute. Raises UserError for
@@ -142,29 +84,8 @@ def load_policy(path: str, dtype: torch.dtype = torch.float32, mesh: Any = None,
     return policy
 
 
-def read_config(folder: Path, **changes: Any) -> Any:
-    """The folder's config as transformers reads it; UserError where that fails, or would run the folder's code."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, **changes)
-    except Exception as error:  # a broken config.json raises many kinds; code of its own is among them, and never run
-        raise UserError(f"{folder / 'config.json'}: not an architecture of transformers "
-                        f"({(str(error) or type(error).__name__).splitlines()[0]})") from None  # fmt: skip
-
-
-def tested_config(folder: Path, **changes: Any) -> Any:
-    """`read_config`; UserError for an architecture that the tests do not know, or windowed attention."""
-    config = read_config(folder, **changes)
-    windowed = [t for t in getattr(config, "layer_types", None) or [] if t != "full_attention"]
-    if config.model_type not in TESTED or windowed:
-        raise UserError(f"{folder}: {config.model_type}{' with windowed layers' if windowed else ''} is not "
-                        f"among the tested architectures ({', '.join(TESTED)}, full attention)")  # fmt: skip
-    return config
-
-
 def build_policy(kind: type[P], auto: Any, config: Any, dtype: torch.dtype, mesh: Any,
-                 compute_dtype: torch.dtype | None) -> P:  # fmt: skip
+                 compute_dtype: torch.dtype | None) -> P:
     """`auto`'s model inside `kind`, made on the meta device, sharded, then given memory without weights."""
     register()
     attention = "flex" if mesh is not None and mesh.device_type == "cuda" else "grouped"
@@ -220,37 +141,6 @@ def make_mesh(compute_dtype: torch.dtype, shard_ranks: int = 0) -> Any:
     return init_device_mesh(kind, (ranks // shard_ranks, shard_ranks), mesh_dim_names=("copy", "shard"))
 
 
-def read_weights(lm: Any, folder: Path) -> None:
-    """Fill every parameter from the safetensors files, one tensor (or this rank's rows of it) at a time."""
-    from safetensors import SafetensorError, safe_open
-
-    own = dict(lm.named_parameters())
-    try:
-        for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as tensors, torch.no_grad():
-                for name in [n for n in tensors.keys() if n in own]:  # noqa: SIM118 - safe_open is no dict
-                    _fill(own.pop(name), tensors.get_slice(name), f"{file}: {name}")
-    except SafetensorError as error:
-        raise UserError(f"{file}: not a whole safetensors file ({error})") from None
-    if own:
-        raise UserError(f"{folder}: {len(own)} weights are missing, {min(own)} among them")
-
-
-def _fill(parameter: Any, stored: Any, where: str) -> None:
-    if list(parameter.shape) != list(stored.get_shape()):
-        raise UserError(f"{where} is {stored.get_shape()}, config.json asks for {list(parameter.shape)}")
-    if hasattr(parameter, "to_local"):
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-        shape, offset = compute_local_shape_and_global_offset(
-            parameter.shape, parameter.device_mesh, parameter.placements
-        )
-        if shape[0]:
-            parameter.to_local().copy_(stored[offset[0] : offset[0] + shape[0]])
-    else:
-        parameter.copy_(stored[:])
-
-
 # ---- weights out ---------------------------------------------------------------------------------------
 
 
@@ -273,29 +163,17 @@ def gathered_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, 
 
 
 def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype = torch.float32,
-            shard_bytes: int = 4 * 2**30) -> None:  # fmt: skip
+            shard_bytes: int = 4 * 2**30) -> None:
     """Export a `from_pretrained` folder (safetensors, a tied head once), whole or not at all.
 
     Every rank takes part in the gathering; rank 0 holds the whole model in host memory and writes it.
     """
-    from huggingface_hub import save_torch_state_dict
-
-    aside, tied = path.with_name(path.name + ".part"), policy.lm.config.tie_word_embeddings
-    held: dict[str, Tensor] = {}
+    tied, held = policy.lm.config.tie_word_embeddings, {}
     for name, tensor in gathered_weights(policy, dtype):
         if rank() == 0 and not (tied and name == "lm_head.weight"):
             held[name] = tensor.to("cpu", copy=True)  # gathered uneven rows are a view of padded ones
     if rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_torch_state_dict(held, aside, max_shard_size=shard_bytes, metadata={"format": "pt"})
-        config = json.loads(policy.lm.config.to_json_string(use_diff=True)) | {
-            "dtype": str(dtype).removeprefix("torch.")
-        }
-        write_whole(aside / "config.json", json.dumps(config, indent=2) + "\n")
-        policy.lm.generation_config.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        replace_folder(aside, path)
+        save_folder(policy.lm, held, tokenizer, path, str(dtype).removeprefix("torch."), shard_bytes)
 
 
 # ---- one optimiser step --------------------------------------------------------------------------------

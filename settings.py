@@ -110,7 +110,7 @@ SFT_PRESETS = {
         epochs=4.8, batch_size=16, max_length=256, micro_batch_tokens=4096, lr=4e-3,
         compute_dtype="float32", checkpointing=False, eval_every=200, save_every=400,
     ),
-}  # fmt: skip
+}
 
 
 # ---- stage 2 -------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def _paper(size: str, family: str, lr: float) -> GRPOConfig:
     if family == "reasoning":
         return replace(PAPER_GRPO, preset=name, model=f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{size.upper()}", lr=lr)
     return replace(PAPER_GRPO, preset=name, model="runs/sft", data="gaotang/RM-R1-after-Distill-RLVR",
-                   style="instruct", steps=62, lr=lr)  # fmt: skip
+                   style="instruct", steps=62, lr=lr)
 
 
 GRPO_PRESETS = {
@@ -255,4 +255,4 @@ GRPO_PRESETS = {
         weight_decay=0.0, kl_coef=0.005, compute_dtype="float32", sampler="torch", sampler_dtype="float32",
         checkpointing=False, eval_every=20, save_every=20,
     ),
-}  # fmt: skip
+}

@@ -26,6 +26,7 @@ import model
 from batch import Group, aggregate, denominator, micro_batches
 from cor_prompt import encode_prompt, encode_target, render
 from data import Pair, load_pairs, shard, stream
+from loading.tokenizer import load_tokenizer
 from model import Policy
 from runtime import cli, ranks, sizes, states, steps
 from runtime.errors import UserError
@@ -67,7 +68,7 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, cfg: Config, system: str
     fitting = [e for e in examples if len(e.prompt_ids) + len(e.responses[0]) <= cfg.max_length]
     if len(fitting) < len(examples) and ranks.rank() == 0:
         print(f"{len(examples) - len(fitting)} of {len(examples)} examples exceed --max-length "
-              f"{cfg.max_length} tokens: left out")  # fmt: skip
+              f"{cfg.max_length} tokens: left out")
     if not fitting:
         raise UserError(f"no example fits --max-length {cfg.max_length} tokens")
     return fitting
@@ -82,7 +83,7 @@ def train(cfg: Config) -> None:
     ranks.join_ranks()
     if cfg.batch_size % ranks.world_size():
         raise UserError(f"--batch-size {cfg.batch_size} does not divide over {ranks.world_size()} ranks")
-    tokenizer, system = model.load_tokenizer(cfg.model), cli.read_prompt(cfg.prompt_file)
+    tokenizer, system = load_tokenizer(cfg.model), cli.read_prompt(cfg.prompt_file)
     examples = encode_pairs(load_pairs(cfg.data), tokenizer, cfg, system)  # (1)
     held_out = encode_pairs(load_pairs(cfg.held_out), tokenizer, cfg, system) if cfg.held_out else []
     cfg = replace(cfg, steps=cfg.steps or max(1, int(cfg.epochs * len(examples) / cfg.batch_size)))

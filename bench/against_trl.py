@@ -59,7 +59,7 @@ class Case:
     def label(self, measure: str) -> dict[str, str]:
         return {"measure": measure, "vocabulary": self.vocabulary, "lengths": self.lengths,
                 "TRL": "compact head" if self.compact else "as shipped",
-                "micro-batch": "as TRL's" if self.equal else "own"}  # fmt: skip
+                "micro-batch": "as TRL's" if self.equal else "own"}
 
     def budget(self, groups: Sequence[Group], settings: Settings) -> int:
         """Tokens of this side's micro-batch."""
@@ -146,13 +146,13 @@ def compare_memory(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, 
         ours, theirs = (_memory_of(measure, side, case, cfg) for side in ("ours", "trl"))
         yield case.label(f"memory, {'SFT' if measure == 'sft' else 'GRPO'}") | {
             "unit": "MB", "ours": ours / 1e6, "theirs": theirs / 1e6, "ratio": ours / theirs,
-        }  # fmt: skip
+        }
 
 
 def _memory_of(measure: str, side: str, case: Case, cfg: Config) -> int:
     asked = json.dumps({"measure": measure, "side": side, "case": asdict(case), "settings": asdict(cfg.settings)})
     done = subprocess.run([sys.executable, "-m", "bench.against_trl", "--memory-of", asked], check=True,
-                          capture_output=True, text=True)  # fmt: skip
+                          capture_output=True, text=True)
     return int(done.stdout.split()[-1])
 
 
@@ -191,7 +191,7 @@ def memory_worker(asked: dict[str, Any]) -> int:
 
 MEASURES: dict[str, Callable[[Case, Config, Path], Iterator[dict[str, Any]]]] = {
     "sft": compare_sft, "replay": compare_replay, "step": compare_step, "memory": compare_memory,
-}  # fmt: skip
+}
 
 
 def main(cfg: Config) -> None:

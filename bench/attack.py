@@ -73,12 +73,12 @@ def measure(sampler: Chat, pairs: list[Pair], cfg: Config, system: str | None) -
     rows: list[dict[str, Any]] = []
     for name in cfg.attacks:
         judged = [[*judge_pairs(sampler, [attacked(pair, ATTACKS[name]) for pair in shown], "instruct", seed=cfg.seed,
-                                max_tokens=cfg.max_tokens, system=system)] for shown in orders]  # fmt: skip
+                                max_tokens=cfg.max_tokens, system=system)] for shown in orders]
         found = tally([judgement for order in judged for judgement in order])
         both = sum(all(j.correct for j in shown) for shown in zip(*judged, strict=True)) / len(pairs)
         lost = found["accuracy"] - (rows[0]["accuracy"] if rows else found["accuracy"])
         rows.append({"attack": name, "accuracy": found["accuracy"], "change": lost, "right in all orders": both,
-                     "without a verdict": 1 - found["verdict_rate"], "verdicts": int(found["count"])})  # fmt: skip
+                     "without a verdict": 1 - found["verdict_rate"], "verdicts": int(found["count"])})
     return rows
 
 

@@ -80,7 +80,7 @@ def plain_layers(product: Product, groups: Sequence[Group], side: Side) -> None:
         mask = visible(batch.group, batch.response)
         begun = side.begin()
         hidden = product.policy.lm.model(input_ids=batch.inputs, position_ids=batch.position_ids, attention_mask=mask,
-                                         use_cache=False).last_hidden_state  # fmt: skip
+                                         use_cache=False).last_hidden_state
         hidden.backward(torch.ones_like(hidden))
         side.end(begun, batch.inputs.numel())
     product.policy.zero_grad()
@@ -115,7 +115,7 @@ def measure(name: str, cfg: Config) -> dict[str, Any]:
         "update": 3 * forward / min(alone.seconds[1:]) / peak,
         "with reference pass": 4 * forward / min(whole.seconds[1:]) / peak,
         "layers alone": 3 * (forward - head) / min(times) / peak,
-    }  # fmt: skip
+    }
 
 
 def main(cfg: Config) -> None:

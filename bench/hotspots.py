@@ -56,7 +56,7 @@ def functions(work: Callable[[], Any], top: int) -> list[tuple[str, float, int]]
     stats = pstats.Stats(profiler)
     own = [(Path(file).name + ":" + name, spent[3] / stats.total_tt, spent[1])  # type: ignore[attr-defined]
            for (file, _, name), spent in stats.stats.items()  # type: ignore[attr-defined]
-           if file.startswith(HERE) and "bench" not in file and "site-packages" not in file]  # fmt: skip
+           if file.startswith(HERE) and "bench" not in file and "site-packages" not in file]
     return sorted(own, key=lambda line: -line[1])[:top]
 
 

@@ -59,7 +59,7 @@ def sample(rounds: int, folder: Path) -> dict[str, Any]:
         if top in sizes and file.is_file():
             sizes[top] += file.stat().st_size
     return {"round": rounds, "MB": pages * os.sysconf("SC_PAGE_SIZE") / 1e6, "files": len(os.listdir("/proc/self/fd")),
-            "threads": len(os.listdir("/proc/self/task")), "objects": len(gc.get_objects())} | sizes  # fmt: skip
+            "threads": len(os.listdir("/proc/self/task")), "objects": len(gc.get_objects())} | sizes
 
 
 def watched(cfg: Config, folder: Path) -> tuple[list[dict[str, Any]], list[float]]:
@@ -80,7 +80,7 @@ def watched(cfg: Config, folder: Path) -> tuple[list[dict[str, Any]], list[float
     settings = replace(grpo.PRESETS["tiny"], model=cfg.model, data=str(world / "rl.jsonl"), steps=cfg.rounds,
                        held_out=str(world / "held_out.jsonl"), prompt_file=str(world / "prompt.txt"),
                        prompts_per_step=cfg.prompts, mini_batch=cfg.prompts // 2,
-                       eval_every=cfg.eval_every, out=str(folder))  # fmt: skip
+                       eval_every=cfg.eval_every, out=str(folder))
     with mock.patch.object(RunFolder, "log", log), contextlib.suppress(KeyboardInterrupt):
         grpo.train(settings)
     return samples, seconds

@@ -48,7 +48,7 @@ class Side:
     def without_part(self) -> Side:
         part = self.only_part()
         return Side([s - p for s, p in zip(self.seconds, part.seconds, strict=True)],
-                    [s - p for s, p in zip(self.cpu, part.cpu, strict=True)], self.tokens)  # fmt: skip
+                    [s - p for s, p in zip(self.cpu, part.cpu, strict=True)], self.tokens)
 
     def rates(self, warmup: int) -> list[float]:
         """Tokens per second of each repeat after the warm-up."""
@@ -93,7 +93,7 @@ def compare(ours: Side, theirs: Side, warmup: int = 1) -> dict[str, float]:
         "ours": max(a), "theirs": max(b), "ratio": max(a) / max(b),
         "ratio_median": statistics.median(a) / statistics.median(b), "ratio_cpu": cpu[1] / cpu[0],
         "repeats": len(a),
-    }  # fmt: skip
+    }
 
 
 def alternate(sides: Mapping[str, Callable[[int, Side], None]], repeats: int) -> dict[str, Side]:
@@ -143,13 +143,13 @@ class ResidentPeak:
 def machine() -> dict[str, Any]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return {"python": platform.python_version(), "torch": torch.__version__, "processor": _processor(),
-            "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": round(load, 2)}  # fmt: skip
+            "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": round(load, 2)}
 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
-        if info.exists() else []  # fmt: skip
+        if info.exists() else []
     return names[0] if names else platform.processor()
 
 

@@ -52,19 +52,19 @@ class Product:
     """A policy, its reference, an optimiser and a sampler, made as the training scripts make them."""
 
     def __init__(self, folder: str, settings: Settings, budget: int, reference: bool = True, vocabulary: int = 0,
-                 mesh: Any = None):  # fmt: skip
+                 mesh: Any = None):
         self.policy: Policy = model.load_policy(folder, mesh=mesh)
         self.reference = model.load_policy(folder, mesh=mesh).requires_grad_(False) if reference else None
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), settings.lr, (0.9, 0.999), weight_decay=0.0)
         self.settings = settings
         shared: dict[str, Any] = {"micro_batch_tokens": budget, "lr": settings.lr, "lr_schedule": "constant",
-                                  "compute_dtype": "float32", "checkpointing": False, "steps": 10**6}  # fmt: skip
+                                  "compute_dtype": "float32", "checkpointing": False, "steps": 10**6}
         self.sft = replace(sft.Config(), warmup_ratio=0.0, **shared)
         self.grpo = replace(
             grpo.Config(), prompts_per_step=settings.prompts, group_size=settings.group_size,
             mini_batch=settings.prompts // settings.updates, max_response_tokens=settings.max_response,
             weight_decay=0.0, kl_coef=settings.kl_coef, **shared,
-        )  # fmt: skip
+        )
         tokenizer = make_tokenizer(vocabulary) if vocabulary else _NoTokenizer()
         self.sampler = TorchSampler(self.policy.lm, tokenizer, shared=True)
 

@@ -68,7 +68,7 @@ def point(cfg: Config, prompts: int = 8, group_size: int = 4, vocabulary: int = 
     return {"prompts": prompts, "group size": group_size, "vocabulary": vocabulary,
             "tokens": sum(map(group_tokens, groups)), "seconds": min(side.seconds[1:]),
             "median": statistics.median(side.seconds[1:]),
-            "peak MB": peak_bytes(lambda: product.update(as_rollouts(groups), side)) / 1e6}  # fmt: skip
+            "peak MB": peak_bytes(lambda: product.update(as_rollouts(groups), side)) / 1e6}
 
 
 def head_point(targets: int, vocabulary: int, hidden: int) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def head_point(targets: int, vocabulary: int, hidden: int) -> dict[str, Any]:
     states.grad = weight.grad = None
     return {"targets": targets, "vocabulary": vocabulary, "peak MB": peak_bytes(run) / 1e6,
             "gradients MB": 4 * hidden * (vocabulary + targets) / 1e6, "logits MB": 4 * targets * vocabulary / 1e6,
-            "seconds": seconds}  # fmt: skip
+            "seconds": seconds}
 
 
 def ranks_point(cfg: Config, ranks: int) -> dict[str, Any]:
@@ -97,9 +97,9 @@ def ranks_point(cfg: Config, ranks: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = make_folder(shape(cfg), Path(folder))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}",
-                   "-m", "bench.scaling", "--worker", path, str(cfg.repeats)]  # fmt: skip
+                   "-m", "bench.scaling", "--worker", path, str(cfg.repeats)]
         done = subprocess.run(command, check=True, capture_output=True, text=True,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})
     seconds = [float(line) for line in done.stdout.split()]
     return {"ranks": ranks, "seconds": min(seconds), "median": statistics.median(seconds)}
 

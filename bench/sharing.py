@@ -47,19 +47,19 @@ def apart(groups: list[Group]) -> list[Group]:
     """Every response as a group of its own, so that its prompt is computed again."""
     return [Group(g.prompt_ids, [r], None if g.advantages is None else [g.advantages[i]],
                   None if g.sampler_logprobs is None else [g.sampler_logprobs[i]])
-            for g in groups for i, r in enumerate(g.responses)]  # fmt: skip
+            for g in groups for i, r in enumerate(g.responses)]
 
 
 def measure(cfg: Config) -> list[dict[str, Any]]:
     torch.set_num_threads(cfg.threads)
     shape, settings = SHAPES[cfg.shape], cfg.settings
     rounds = [make_groups(shape, LENGTHS[cfg.lengths], settings.prompts, settings.group_size, k)
-              for k in range(cfg.repeats + 1)]  # fmt: skip
+              for k in range(cfg.repeats + 1)]
     with tempfile.TemporaryDirectory() as folder:
         path = make_folder(shape, Path(folder))
         on, off = (Product(path, settings, cfg.budget) for _ in range(2))
     off.grpo = replace(off.grpo, mini_batch=off.grpo.mini_batch * settings.group_size,  # both count groups
-                       prompts_per_step=off.grpo.prompts_per_step * settings.group_size)  # fmt: skip
+                       prompts_per_step=off.grpo.prompts_per_step * settings.group_size)
 
     def shared(k: int, side: Side) -> None:
         on.update(as_rollouts(rounds[k]), side)
@@ -78,7 +78,7 @@ def measure(cfg: Config) -> list[dict[str, Any]]:
          "update alone": min(side.without_part().seconds[1:]), "CPU seconds": min(side.cpu[1:]),
          "agree": agree(found["shared"], found["repeated"]), "norm_gap": gap(found["shared"], found["repeated"])}
         for name, side in found.items()
-    ]  # fmt: skip
+    ]
 
 
 def main(cfg: Config) -> None:

@@ -62,22 +62,22 @@ def _common(settings: Settings, steps: int) -> dict[str, Any]:
         "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_grad_norm": 1.0, "logging_steps": 1,
         "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True, "bf16": False,
         "gradient_checkpointing": False, "train_sampling_strategy": "sequential",
-    }  # fmt: skip
+    }
 
 
 def sft(folder: str, vocabulary: int, groups: Sequence[Group], settings: Settings, rounds: int, compact: bool,
-        turn: Callable[[int], None], ready: Callable[[], None] = lambda: None) -> Side:  # fmt: skip
+        turn: Callable[[int], None], ready: Callable[[], None] = lambda: None) -> Side:
     """`rounds` repeats on the same `groups`, `settings.sft_batch` sequences a step; `turn(k)` runs after repeat k."""
     side = Side()
     rows = [{"input_ids": g.prompt_ids + g.responses[0], "labels": [-100] * len(g.prompt_ids) + g.responses[0]}
-            for g in groups]  # fmt: skip
+            for g in groups]
     batch, steps = settings.sft_batch, len(groups) // settings.sft_batch
     args = SFTConfig(
         per_device_train_batch_size=settings.rows, gradient_accumulation_steps=batch // settings.rows, max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True}, **_common(settings, rounds * steps),
-    )  # fmt: skip
+    )
     trainer = SFTTrainer(load(folder), args, train_dataset=Dataset.from_list(rows * rounds),
-                         processing_class=make_tokenizer(vocabulary))  # fmt: skip
+                         processing_class=make_tokenizer(vocabulary))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Rounds(side, steps, lambda: tokens(groups), turn))
     ready()
@@ -87,7 +87,7 @@ def sft(folder: str, vocabulary: int, groups: Sequence[Group], settings: Setting
 
 
 def grpo(folder: str, vocabulary: int, groups: Sequence[Group], settings: Settings, rounds: int, compact: bool,
-         turn: Callable[[int], None], replay: bool, ready: Callable[[], None] = lambda: None) -> Side:  # fmt: skip
+         turn: Callable[[int], None], replay: bool, ready: Callable[[], None] = lambda: None) -> Side:
     """`rounds` rounds on the same `settings.prompts` prompts; `turn(k)` runs after round k.
 
     With `replay` the responses of `groups` are used (tokens: of prompts and responses), else it samples (tokens:
@@ -101,7 +101,7 @@ def grpo(folder: str, vocabulary: int, groups: Sequence[Group], settings: Settin
         made.clear()
         made.extend(by_prompt[p].responses[i % size] for i, p in enumerate(prompts))
         return {"prompt_ids": [by_prompt[p].prompt_ids for p in prompts], "completion_ids": list(made),
-                "logprobs": None}  # fmt: skip
+                "logprobs": None}
 
     def score(completion_ids: list[list[int]], **_: Any) -> list[float]:
         made[:] = completion_ids
@@ -115,11 +115,11 @@ def grpo(folder: str, vocabulary: int, groups: Sequence[Group], settings: Settin
         gradient_accumulation_steps=settings.prompts // settings.updates, max_completion_length=settings.max_response,
         beta=settings.kl_coef, loss_type="grpo", shuffle_dataset=False, temperature=1.0,
         **_common(settings, rounds * settings.updates),
-    )  # fmt: skip
+    )
     trainer = GRPOTrainer(
         load(folder), score, args, train_dataset=Dataset.from_list([{"prompt": p} for p in by_prompt] * rounds),
         processing_class=make_tokenizer(vocabulary), rollout_func=recorded if replay else None,
-    )  # fmt: skip
+    )
     part = "_generate_and_score_completions" if replay else "_generate"
     setattr(trainer, part, timed(getattr(trainer, part), side))
     trainer.remove_callback(PrinterCallback)

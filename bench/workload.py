@@ -59,7 +59,7 @@ class Lengths:
         places = [NormalDist().inv_cdf((i + 0.5) / count) for i in range(count)]
         rng.shuffle(places)
         return [max(2, round(median * min(max(math.exp(self.spread * z), self.shortest), self.longest)))
-                for z in places]  # fmt: skip
+                for z in places]
 
 
 LENGTHS = {
@@ -100,7 +100,7 @@ def reward(ids: Sequence[int]) -> float:
 
 def as_rollouts(groups: Sequence[Group]) -> list[Rollout]:
     return [Rollout(g.prompt_ids, r, [0.0] * len(r), "", "length", i)
-            for i, g in enumerate(groups) for r in g.responses]  # fmt: skip
+            for i, g in enumerate(groups) for r in g.responses]
 
 
 def make_folder(shape: Shape, path: Path, stops: bool = False, seed: int = 0) -> str:
@@ -117,7 +117,7 @@ def make_folder(shape: Shape, path: Path, stops: bool = False, seed: int = 0) ->
         num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, intermediate_size=shape.intermediate,
         max_position_embeddings=8192, tie_word_embeddings=shape.tied, bos_token_id=None, eos_token_id=EOS,
         pad_token_id=PAD,
-    )  # fmt: skip
+    )
     torch.manual_seed(seed)
     lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     lm.generation_config.eos_token_id = list(range(1, stop_count(shape))) if stops else [EOS]

@@ -130,14 +130,14 @@ def problems() -> list[str]:
     """What does not fit, a sentence each; [] if the map is whole."""
     code, tests = read_code(), read_tests()
     found = [f"{file}: {name} cites Eq. {n}, which the paper does not have"
-             for n in code if n not in PAPER for file, name in code[n]]  # fmt: skip
+             for n in code if n not in PAPER for file, name in code[n]]
     found += [f"nothing in the code cites Eq. {n}" for n in PAPER if not code[n]]
     for n in PAPER:
         found += [f"{file}: {name} cites Eq. {n}, and no test of it does" for file, name in code[n]
-                  if not vouch(n, (file, name), tests)]  # fmt: skip
+                  if not vouch(n, (file, name), tests)]
     vouched = {(n, test) for n in code for place in code[n] for test in vouch(n, place, tests)}
     found += [f"{file}: {name} cites Eq. {n}, and names nothing that computes it"
-              for n, (file, name) in tests if (n, (file, name)) not in vouched]  # fmt: skip
+              for n, (file, name) in tests if (n, (file, name)) not in vouched]
     for path in [*code_files(), *test_files()]:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if match := OTHERWISE.search(line):

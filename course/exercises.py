@@ -80,7 +80,7 @@ def sides(patch: Patch, trees: str) -> dict[str, Row]:
 
     def row(name: str, changed: bool, more: str = "") -> Row:
         values = {"{tree}": f"{trees}/{patch.name}/" if changed else "", "{data}": own if changed else "{world}",
-                  "{own}": own}  # fmt: skip
+                  "{own}": own}
         return Row(name, (filled(f"{line} {more}".rstrip(), values),))
 
     found = {BEFORE: row("baseline" if line == GRPO else f"{patch.name}-before", False), AFTER: row(patch.name, True)}
@@ -123,7 +123,7 @@ def run_exercises(cfg: Run) -> None:
     chosen = [patch for patch in patches if not cfg.only or patch.name.startswith(cfg.only)]
     if not chosen or cfg.at_once < 1 or cfg.steps < 0 or not cfg.seeds:
         raise UserError("--only: the beginning of a name in course/exercises; --at-once at least 1, --steps at least "
-                        "0, --seeds one seed or more")  # fmt: skip
+                        "0, --seeds one seed or more")
     check_starts(cfg)
     for patch in patches:
         make_tree(Path(cfg.root, "trees", patch.name), patch)
@@ -162,7 +162,7 @@ def measured(folder: Path, metric: str) -> dict[str, Any]:
         right = "".join("2" if row["correct"] else "0" for row in judged)
         return {"right": right, "accuracy": [[0, share]], "metric": [[0, chains]]}
     logs = {int(path.stem.split("_")[1]): [row for _, row in read_jsonl(path)]
-            for path in sorted((folder / "rollouts").glob("step_*.jsonl"))}  # fmt: skip
+            for path in sorted((folder / "rollouts").glob("step_*.jsonl"))}
     last: dict[str, int] = {}
     for row in logs[max(logs)]:
         last[row["pair_id"]] = last.get(row["pair_id"], 0) + row["correct"]
@@ -170,7 +170,7 @@ def measured(folder: Path, metric: str) -> dict[str, Any]:
     if metric.startswith("accuracy on "):
         kind = metric.removeprefix("accuracy on ")
         curve = [[step, statistics.fmean(row["correct"] for row in rows if row["category"] == kind)]
-                 for step, rows in logs.items()]  # fmt: skip
+                 for step, rows in logs.items()]
     else:
         points = [(row["step"], row[metric]) for row in records if metric in row]
         fives = [points[i : i + 5] for i in range(0, len(points), 5)]
@@ -179,7 +179,7 @@ def measured(folder: Path, metric: str) -> dict[str, Any]:
     drawn = json.loads(state.read_text(encoding="utf-8"))["position"]
     accuracy = [[row["step"], row["eval/accuracy"]] for row in records if "eval/accuracy" in row]
     return {"right": "".join(map(str, last.values())), "pairs drawn": drawn, "metric": short(curve),
-            "accuracy": short(accuracy)}  # fmt: skip
+            "accuracy": short(accuracy)}
 
 
 def short(curve: Sequence[Sequence[float]]) -> list[list[float]]:
@@ -220,11 +220,11 @@ def compared(sides: Mapping[str, Any], label: str) -> Compared | None:
         return Estimate(statistics.fmean(found), tuple(found), error)
 
     pairs = [[y - x for x, y in zip(rights(before), rights(now), strict=True)]
-             for before, now in zip(befores, nows, strict=True)]  # fmt: skip
+             for before, now in zip(befores, nows, strict=True)]
     known = all(EARLY in dict(one["accuracy"]) for one in (*befores, *nows))
     return Compared(of_both(lambda one: statistics.fmean(rights(one))), estimate(pairs), of_both(end), gaps(end),
                     gaps(lambda one: dict(one["accuracy"])[EARLY]) if known else None,
-                    of_both(lambda one: one.get("pairs drawn", 0)))  # fmt: skip
+                    of_both(lambda one: one.get("pairs drawn", 0)))
 
 
 def verdict(sides: Mapping[str, Any], label: str, metric: str) -> list[str]:
@@ -234,7 +234,7 @@ def verdict(sides: Mapping[str, Any], label: str, metric: str) -> list[str]:
     gaps = ", ".join(f"{gap:+.3g}" for gap in found.metric.seeds)
     said = [f"- {label}, held-out accuracy: {in_words(found.accuracy)}",
             f"- {label}, {metric}: {found.levels[0]:.3g} -> {found.levels[1]:.3g}, {found.metric.mean:+.3g} ± "
-            f"{2 * found.metric.error:.2g} ({gaps}), {judged(found.metric)}"]  # fmt: skip
+            f"{2 * found.metric.error:.2g} ({gaps}), {judged(found.metric)}"]
     if found.early:
         said.insert(0, f"- {label}, held-out accuracy after {EARLY} rounds: {in_words(found.early)}")
     before, now = found.drawn
@@ -286,7 +286,7 @@ def overview(found: Mapping[str, Any], patches: Sequence[Patch]) -> str:
             levels = "{:.3g} -> {:.3g}".format(*one.levels) + ", **beyond noise**" * one.metric.clear
             rows.append((patch.name[:2].lstrip("0"), name, difference(one.early),
                          "{:.3f} -> {:.3f}".format(*one.accuracies), difference(one.accuracy), patch.says["Metric"],
-                         levels))  # fmt: skip
+                         levels))
     head = ("", "exercise", f"accuracy after {EARLY} rounds", "at the end", "difference", "metric", "before -> changed")
     table = "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
     early, last, metric = (sum(one.clear for one in column if one) for column in zip(*estimates, strict=True))
@@ -314,7 +314,7 @@ thick ones their means.
 
 {shown if any(found.values()) else NOT_MEASURED}
 
-{text}""")  # fmt: skip
+{text}""")
     if any(found.values()):
         draw(found, patches, folder / "exercises.png")
     print(f"{folder}: exercises.md")

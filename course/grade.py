@@ -75,7 +75,7 @@ def make_readable(tree: Path) -> None:
 def still_blank(tree: Path, plan: Plan) -> set[str]:
     files = {f.file: (tree / f.file).read_text(encoding="utf-8") for f in plan.functions}
     return {name for file, text in files.items()
-            for name in handout.blanks(text, [f.name for f in plan.functions if f.file == file])}  # fmt: skip
+            for name in handout.blanks(text, [f.name for f in plan.functions if f.file == file])}
 
 
 # ---- the other side ------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "worker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root,
             env=environment | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(root)},
-        )  # fmt: skip
+        )
         self.guards: dict[str, bool] = self.read()["ready"]
 
     def read(self) -> dict[str, Any]:
@@ -144,12 +144,12 @@ class Grader:
         if function in self.blank:
             raise Todo(function)
         reply = self.worker.call(tree=str(self.tree), folder=str(self.folder), function=function, probe=probe,
-                                 arguments=arguments, seconds=self.plan.seconds)  # fmt: skip
+                                 arguments=arguments, seconds=self.plan.seconds)
         if "waiting" in reply:
             raise Todo(reply["waiting"])
         if "ok" not in reply:
             pytest.fail(f"{function} was asked for {probe} and raised or did not answer:\n{reply['error']}",
-                        pytrace=False)  # fmt: skip
+                        pytrace=False)
         return reply["ok"]
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -163,7 +163,7 @@ class Grader:
         entry = {"name": f"{function}: {name}", "score": points if passed else 0.0, "max_score": points,
                  "output": output, "tags": [function],
                  "visibility": "visible" if "visible" in report.keywords else self.plan.hidden,
-                 "extra_data": {"function": function, "waiting": waiting}}  # fmt: skip
+                 "extra_data": {"function": function, "waiting": waiting}}
         if not waiting:  # Gradescope knows passed and failed alone
             entry["status"] = "passed" if passed else "failed"
         self.tests.append(entry)
@@ -184,7 +184,7 @@ def grade(submission: Path, plan: Plan, worker: Worker, clean: Path) -> dict[str
     make_readable(tree)
     grader = Grader(plan, worker, tree, folder, still_blank(tree, plan))
     options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-c", os.devnull,
-               "--rootdir", str(HERE / "tests"), "--import-mode=prepend", str(HERE / "tests")]  # fmt: skip
+               "--rootdir", str(HERE / "tests"), "--import-mode=prepend", str(HERE / "tests")]
     os.environ.pop("PYTEST_ADDOPTS", None)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     code = pytest.main(options, plugins=[grader])
@@ -193,10 +193,10 @@ def grade(submission: Path, plan: Plan, worker: Worker, clean: Path) -> dict[str
     expected = sum(f.points for f in plan.functions)
     if code not in (0, 1) or abs(sum(t["max_score"] for t in grader.tests) - expected) > 1e-9:
         raise HandoutError(f"the tests themselves did not run: pytest exit {code}, {len(grader.tests)} tests of "
-                           f"{sum(t['max_score'] for t in grader.tests):g} points, {expected:g} expected")  # fmt: skip
+                           f"{sum(t['max_score'] for t in grader.tests):g} points, {expected:g} expected")
     notes = [f"{file}: {why}; the handout's is graded" for file, why in left_out.items()] + guards(worker.guards)
     return {"score": sum(t["score"] for t in grader.tests), "execution_time": round(time.monotonic() - began, 2),
-            "output": "\n".join(notes), "tests": grader.tests}  # fmt: skip
+            "output": "\n".join(notes), "tests": grader.tests}
 
 
 def guards(done: Mapping[str, bool]) -> list[str]:
@@ -206,7 +206,7 @@ def guards(done: Mapping[str, bool]) -> list[str]:
         found.append("grader: the network was not cut off (needs Linux and the right to make namespaces)")
     if not done["hidden"] and not (done["other_user"] and not open_to_others(HERE)):
         found.append("grader: a submission could read the hidden tests and the solutions (needs namespaces, or start "
-                     "as root and chmod -R go-rwx the repository)")  # fmt: skip
+                     "as root and chmod -R go-rwx the repository)")
     return found
 
 

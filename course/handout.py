@@ -57,7 +57,7 @@ class Plan:
 
 
 def read_plan(path: Path = HERE / "handout.toml", term: str | None = None,
-              assignments: Collection[int] | None = None, names: Collection[str] | None = None) -> Plan:  # fmt: skip
+              assignments: Collection[int] | None = None, names: Collection[str] | None = None) -> Plan:
     """handout.toml, cut down to some assignments or names if asked."""
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     known = [Function(**entry) for entry in table["function"]]
@@ -66,9 +66,9 @@ def read_plan(path: Path = HERE / "handout.toml", term: str | None = None,
     if strange := set(names or ()) - {f.name for f in known}:
         raise HandoutError(f"{path}: no function {', '.join(sorted(strange))}")
     chosen = tuple(f for f in known if (assignments is None or f.assignment in assignments)
-                   and (names is None or f.name in names))  # fmt: skip
+                   and (names is None or f.name in names))
     return Plan(chosen, tuple(table["carry"]), tuple(table["variation"]), table["term"] if term is None else term,
-                tuple(table["vary"]), table["seconds"], table["hidden"])  # fmt: skip
+                tuple(table["vary"]), table["seconds"], table["hidden"])
 
 
 # ---- this term's specification -------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def blank(text: str, file: str, names: Iterable[str]) -> str:
     for start, end, indent, name in sorted(spans, reverse=True):
         count = sum(bool(line.strip()) for line in lines[start:end])
         hint = (f"# Yours: about {count} line{'s' if count > 1 else ''} in place of these.",
-                "from todo import Todo", "", f'raise Todo("{name}")')  # fmt: skip
+                "from todo import Todo", "", f'raise Todo("{name}")')
         lines[start:end] = [" " * indent + line + "\n" if line else "\n" for line in hint]
     return "".join(lines)
 
@@ -173,7 +173,7 @@ def expectations(text: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     twins = importlib.util.module_from_spec(place)
     place.loader.exec_module(twins)
     calls = [[ast.literal_eval(argument) for argument in node.args] for node in ast.walk(ast.parse(text))
-             if isinstance(node, ast.Call) and ast.unparse(node.func) == "expected"]  # fmt: skip
+             if isinstance(node, ast.Call) and ast.unparse(node.func) == "expected"]
     return {json.dumps(call): getattr(twins, call[0])(spec, *call[1:]) for call in calls}
 
 
@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{given.out}: {len(plan.functions)} functions, {sum(f.points for f in plan.functions):g} points, "
-          f"specification {specification(plan)}")  # fmt: skip
+          f"specification {specification(plan)}")
     if not plan.term:
         print("note: no term, so this is the published specification and a public copy earns every point")
     return 0

@@ -65,13 +65,13 @@ def as_notebook(cells: list[Cell], printed: list[str]) -> str:
     made: list[dict[str, Any]] = []
     for number, (cell, output) in enumerate(zip(cells, printed, strict=True)):
         made.append({"cell_type": cell.kind, "id": f"cell-{number}", "metadata": {},
-                     "source": cell.text.splitlines(keepends=True)})  # fmt: skip
+                     "source": cell.text.splitlines(keepends=True)})
         if cell.kind == "code":
             stream = {"name": "stdout", "output_type": "stream", "text": output.splitlines(keepends=True)}
             made[-1] |= {"execution_count": sum(one["cell_type"] == "code" for one in made),
-                         "outputs": [stream] if output else []}  # fmt: skip
+                         "outputs": [stream] if output else []}
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-              "language_info": {"name": "python"}}  # fmt: skip
+              "language_info": {"name": "python"}}
     whole = {"cells": made, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
 

@@ -53,7 +53,7 @@ def scripts() -> list[Path]:
     """The product's files below the root: what stands there and in its rooms."""
     places = [ROOT, *(ROOT / room for room in ROOMS)]
     return sorted(file.relative_to(ROOT) for place in places for file in place.iterdir()
-                  if file.is_file() and (place != ROOT or file.suffix == ".py"))  # fmt: skip
+                  if file.is_file() and (place != ROOT or file.suffix == ".py"))
 
 
 def make_tree(folder: Path, patch: Patch | None, whole: bool = False) -> Path:
@@ -77,6 +77,6 @@ def apply(patch: Patch, folder: Path) -> None:
     apart = os.environ | {"GIT_CEILING_DIRECTORIES": str(folder.resolve().parent)}
     before = [(folder / file).read_bytes() for file in patch.files]
     done = subprocess.run(["git", "apply", "-C1", "-"], input=patch.diff, cwd=folder, env=apart, text=True,
-                          capture_output=True)  # fmt: skip
+                          capture_output=True)
     if done.returncode or any((folder / f).read_bytes() == b for f, b in zip(patch.files, before, strict=True)):
         raise UserError(f"{patch.name}: does not fit ({done.stderr.strip() or 'nothing changed'}); mend the patch")

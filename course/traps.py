@@ -41,11 +41,11 @@ HEALTHY = "healthy"
 IMPOSSIBLE: dict[str, str] = {}  # trap -> why no patch can show it here; every one of T1 to T17 can be shown on a CPU
 GRPO = ("python {tree}/grpo.py --preset tiny --seed 0 --model {distilled} --data {world}/rl.jsonl "
         "--held-out {world}/held_out.jsonl --prompt-file {world}/prompt.txt --out {out} --steps {steps} "
-        "--eval-every 10")  # fmt: skip
+        "--eval-every 10")
 SFT = ("python {tree}/sft.py --preset tiny --seed 0 --model {world}/start --data {world}/sft.jsonl --held-out '' "
        "--prompt-file {world}/prompt.txt --out {out} --steps {sft_steps} && python {tree}/eval.py run --model {out} "
        "--data {world}/held_out.jsonl --prompt-file {world}/prompt.txt --both-orders --rule train --max-tokens 60 "
-       "--out {out}/eval")  # fmt: skip
+       "--out {out}/eval")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def shell(command: str, cwd: Path, limit: float) -> tuple[int, str]:
     env = os.environ | {"PATH": paths, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         done = subprocess.run(["bash", "-c", command], cwd=cwd, env=env, text=True, timeout=limit,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except subprocess.TimeoutExpired:
         return 124, "out of time"
     return done.returncode, done.stdout
@@ -117,7 +117,7 @@ def train(tree: Path, kind: str, cfg: Run, out: Path) -> dict[str, Any]:
     """The training run of a copy -> its last numbers; a run that fails is a result too."""
     judge, began = Path(cfg.distilled).resolve(), time.monotonic()
     fill = {"tree": tree.resolve(), "distilled": judge, "world": judge.parent / "world", "out": out.resolve(),
-            "steps": cfg.steps, "sft_steps": cfg.sft_steps}  # fmt: skip
+            "steps": cfg.steps, "sft_steps": cfg.sft_steps}
     command = {"grpo": GRPO, "sft": SFT}[kind].format_map(fill)
     code, said = shell(f"rm -rf {out.resolve()}; {command}", ROOT, cfg.limit)
     found: dict[str, Any] = {"exit": code, "seconds": round(time.monotonic() - began)}
@@ -144,7 +144,7 @@ def run_traps(cfg: Run) -> None:
         raise UserError(f"--only {' '.join(cfg.only)}: there are {', '.join(patch.name for patch in every)}")
     if cfg.run and not (Path(cfg.distilled).parent / "world" / "rl.jsonl").exists():
         raise UserError(f"--distilled {cfg.distilled}: no world beside it; `python -m recipes.miniature run distilled "
-                        "--seeds 0` makes both, --no-run does without")  # fmt: skip
+                        "--seeds 0` makes both, --no-run does without")
     path, root = Path(cfg.results) / "traps.json", Path(cfg.root)
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
@@ -190,14 +190,14 @@ SHOWN = ("exit", "reward/mean", "train/loss", "accuracy", "tokens", "policy/ref_
 def unseen(found: Mapping[str, Any], patches: Sequence[Patch]) -> str:
     """A sentence: the faults whose run ends with the healthy run's very numbers."""
     runs = [(number(patch), found.get(patch.name, {}).get(patch.says["Run"], {}),
-             found.get(HEALTHY, {}).get(patch.says["Run"], {})) for patch in patches]  # fmt: skip
+             found.get(HEALTHY, {}).get(patch.says["Run"], {})) for patch in patches]
     done = [(name, [now.get(key) for key in SHOWN] == [well.get(key) for key in SHOWN])
-            for name, now, well in runs if now and well]  # fmt: skip
+            for name, now, well in runs if now and well]
     same = [name for name, equal in done if equal]
     if not done:
         return "No fault has been trained with yet."
     return (f"Of {len(done)} faults {len(same)} end with the healthy run's very numbers, to the last digit shown"
-            f"{': ' if same else ''}{', '.join(same)}.")  # fmt: skip
+            f"{': ' if same else ''}{', '.join(same)}.")
 
 
 def links(names: Sequence[str]) -> str:
@@ -213,14 +213,14 @@ def write_table(folder: Path) -> None:
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     healthy = found.get(HEALTHY, {})
     lines = ["| | the fault | should notice | went red | expected of the curve | measured (healthy run) |",
-             "|" + "---|" * 6]  # fmt: skip
+             "|" + "---|" * 6]
     patches = read_patches(HERE / "traps")
     for patch in patches:
         entry, says = found.get(patch.name, {}), patch.says
         red = links(entry["tests"]["red"]) or "**none**" if "tests" in entry else "not run yet"
         shown = in_words(entry.get(says["Run"], {}), healthy.get(says["Run"], {}))
         lines.append(f"| [{number(patch)}](traps/{patch.name}.patch) | **{says['Title']}.** {says['Fault']} "
-                     f"| {links(says['Test'].split())} | {red} | {says['Shows']} | {shown} |")  # fmt: skip
+                     f"| {links(says['Test'].split())} | {red} | {says['Shows']} | {shown} |")
     lines += [f"| {trap} | cannot be shown here | | | | {why} |" for trap, why in IMPOSSIBLE.items()]
     write_whole(folder / "traps.md", f"""# Traps on purpose
 
@@ -234,7 +234,7 @@ Give a student a patched copy without its name: which trap is it? The curve tell
 {unseen(found, patches)}
 
 {chr(10).join(lines)}
-""")  # fmt: skip
+""")
     print(f"{folder}: traps.json, traps.md")
 
 

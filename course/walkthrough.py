@@ -36,6 +36,7 @@ import grpo
 import model
 import sft
 from cor_prompt import encode_prompt, parse_trace, render
+from loading.tokenizer import load_tokenizer
 from ops import attention
 from reward import parse_verdict
 from rollout import TorchSampler
@@ -47,7 +48,7 @@ place = tempfile.TemporaryDirectory()
 world = f"{place.name}/toy"
 with contextlib.redirect_stdout(io.StringIO()):  # it names the folder, which is another one each time
     files.build(Build(world, sft_pairs=96, rl_pairs=4, held_out_pairs=1, sft_held_out_pairs=1))
-tokenizer = model.load_tokenizer(f"{world}/start")
+tokenizer = load_tokenizer(f"{world}/start")
 policy = model.load_policy(f"{world}/start", torch.float64)
 print("weights:", sum(weight.numel() for weight in policy.parameters()))
 print("vocabulary:", len(tokenizer))
@@ -225,7 +226,7 @@ print("logprobs", tuple(logprobs.shape), logprobs[:6].detach())
 gap = (logprobs.detach() - batch.sampler_logprobs).abs().max().item()
 whole = torch.tensor([first.prompt_ids + first.response_ids[:-1]])
 logits = policy.lm(input_ids=whole, position_ids=torch.arange(whole.shape[1])[None],
-                   attention_mask=torch.ones(1, 1, whole.shape[1], whole.shape[1]).tril().bool()).logits  # fmt: skip
+                   attention_mask=torch.ones(1, 1, whole.shape[1], whole.shape[1]).tril().bool()).logits
 plain = logits[0, len(first.prompt_ids) - 1 :].log_softmax(-1)
 plain = plain.gather(1, torch.tensor(first.response_ids)[:, None])[:, 0]  # (tokens of the first response,)
 print("packed and sampled agree to 1e-5:", gap < 1e-5)
@@ -242,7 +243,7 @@ print("packed and plain agree to 1e-9:", bool((plain - logprobs[: len(plain)]).a
 
 # %%
 cfg = replace(grpo.PRESETS["tiny"], steps=1, prompts_per_step=4, group_size=4, mini_batch=2,
-              lr_schedule="constant", warmup_updates=0)  # fmt: skip
+              lr_schedule="constant", warmup_updates=0)
 batch.old_logprobs, batch.ref_logprobs = logprobs.detach(), reference(batch, cfg.temperature)
 total = packing.denominator(groups, "seq", cfg.max_response_tokens)
 loss, stats = grpo.grpo_loss(logprobs, batch, cfg, total)
@@ -253,7 +254,7 @@ for response in range(4, 8):  # the second group
     inside = batch.sequence == response
     a, n = advantages.flatten()[response].item(), int(inside.sum())
     print(f"response {response}: advantage {a:6.3f}, {n} tokens, slope of each {slope[inside][0].item():8.5f}"
-          f", by hand {-a / n / total:8.5f}")  # fmt: skip
+          f", by hand {-a / n / total:8.5f}")
 loss.backward()
 grads = [weight.grad.norm() ** 2 for weight in policy.parameters() if weight.grad is not None]
 print(f"gradient norm: {math.sqrt(sum(grads)):.3f}")
@@ -273,7 +274,7 @@ policy.zero_grad()
 optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
 metrics = grpo.update(policy, reference, optimizer, rollouts, advantages, cfg)
 for name in ("policy/approx_kl", "policy/ref_kl", "policy/clip_fraction", "policy/entropy", "optim/grad_norm",
-             "optim/lr"):  # fmt: skip
+             "optim/lr"):
     print(f"{name:22} {metrics[name]:.4f}")
 
 # %% [markdown]
@@ -293,7 +294,7 @@ moved = torch.zeros(16, dtype=torch.float64).index_add(0, batch.sequence, after 
 print("change of each response's log-probability", tuple(moved.shape))
 print(moved)
 print("mean where the reward was +1:", f"{moved[rewards > 0].mean():.2f}", "| where it was -1:",
-      f"{moved[rewards < 0].mean():.2f}")  # fmt: skip
+      f"{moved[rewards < 0].mean():.2f}")
 ratio = (after - batch.old_logprobs).exp()
 print(f"ratios of tokens: {ratio.min():.2f} to {ratio.max():.2f}")
 

@@ -47,7 +47,7 @@ SECTIONS: dict[str, dict[str, int]] = {  # RewardBench: section -> subset -> wei
     # weights are row counts but for math-prm: its 447 rows weigh as much as the six code subsets together
     "Reasoning": {"math-prm": 984, "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164,
                   "hep-python": 164, "hep-rust": 164},
-}  # fmt: skip
+}
 SECTION_OF = {subset: section for section, weights in SECTIONS.items() for subset in weights}
 DOMAINS = ("chat", "math", "code", "safety")  # RM-Bench; safety-refuse and safety-response are pooled
 STYLES = ("concise", "detailed", "detailed, Markdown")
@@ -124,7 +124,7 @@ def _rewardbench_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
     item = f"{subset}/{read_id(row, 'id', where)}"  # ids alone repeat: 3692 is in donotanswer and in hep-python
     context = read_messages([{"role": "user", "content": read_text(row, "prompt", where)}], where, "prompt")
     yield Pair(item, "rewardbench", context, read_text(row, "chosen", where), read_text(row, "rejected", where), "A",
-               section_of(subset, where), {"subset": subset, "item": item})  # fmt: skip
+               section_of(subset, where), {"subset": subset, "item": item})
 
 
 def _rm_bench_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
@@ -157,7 +157,7 @@ def _rmb_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
         item = f"{path}/{read_id(row, 'pair_uid', where)}"
         yield Pair(item, "rmb", context, _answer(row.get("chosen"), "chosen", where),
                    _answer(row.get("reject"), "reject", where), "A", part,
-                   {"category_path": path, "item": item, "loser": "", "losers": "1"})  # fmt: skip
+                   {"category_path": path, "item": item, "loser": "", "losers": "1"})
         return
     item, losers = f"{path}/{read_id(row, 'bon_uid', where)}", row.get("loser_list")
     if not isinstance(losers, list) or not losers:
@@ -239,7 +239,7 @@ def score(benchmark: Benchmark, outcomes: Sequence[Outcome], compat: Compat = "n
 
 
 def intervals(benchmark: Benchmark, outcomes: Sequence[Outcome], compat: Compat = "none", draws: int = 1000,
-              seed: int = 0) -> Table:  # fmt: skip
+              seed: int = 0) -> Table:
     """The same table of (2.5 %, 97.5 %) percentiles over `draws` bootstrap resamples.
 
     Items are resampled with replacement within their group (all comparisons of an item stay together), so
@@ -351,7 +351,7 @@ def _rmb_table(counts: Counts) -> Table:
     each = {part: _pooled(counts, groups[part], "each") for part in PARTS if part.startswith("BoN")}
     categories = {group: _pooled(counts, [group]) for group in sorted(counts)}
     return {"overall": {"average": _mean(parts.values())}, "parts": parts, "categories": categories,
-            "comparisons": each}  # fmt: skip
+            "comparisons": each}
 
 
 def _pooled(counts: Counts, groups: Iterable[str], slot: str = "") -> Any:

@@ -68,7 +68,7 @@ def _json_log(path: Path) -> Iterator[tuple[str, Row]]:
         elif isinstance(part, dict) and not isinstance(part.get("per_category", {}), dict):
             raise UserError(f"{path}: 'per_category' must be an object of accuracies")
     shares = [(name, share) for part in content.values() if isinstance(part, dict)
-              for name, share in part.get("per_category", {}).items()]  # fmt: skip
+              for name, share in part.get("per_category", {}).items()]
     sizes: dict[str, Any] = {}
     for file in sorted(path.parent.glob("*counts*.json")) if shares else []:
         counted = read_json(file)
@@ -121,7 +121,7 @@ def read_outcomes(
 
 
 def score_rows(benchmark: Benchmark, rows: Sequence[tuple[str, Row]], compat: Compat, draws: int = 1000,
-               seed: int = 0) -> dict[str, Any]:  # fmt: skip
+               seed: int = 0) -> dict[str, Any]:
     """All numbers under one set of rules; the official one parses the logged texts again."""
     outcomes, remarks = read_outcomes(benchmark, rows, "official" if compat == "official" else None)
     return {
@@ -188,7 +188,7 @@ def _judged(benchmark: Benchmark, one: Judgement, correct: float, where: str) ->
             return Outcome(meta["item"], meta["category_path"], meta["loser"], correct, int(meta["losers"]))
     except (KeyError, ValueError) as error:
         raise UserError(f"{where}: not a verdict on {benchmark}, its meta has no {error}; judge with "
-                        f"eval.py run --benchmark {benchmark}") from None  # fmt: skip
+                        f"eval.py run --benchmark {benchmark}") from None
     return Outcome(f"{one.source}/{one.pair_id}", one.category, "", correct, 1)
 
 
@@ -217,7 +217,7 @@ def _tabled(benchmark: Benchmark, row: Row, where: str) -> Iterator[Outcome]:
         yield from (Outcome(f"{path}/{i}", path, "", float(i < row["right"]), 1) for i in range(row["total"]))
     else:
         raise UserError(f"{where}: neither a verdict of eval.py nor a row of a {benchmark} outcome table; "
-                        f"found {', '.join(sorted(row))[:80]}")  # fmt: skip
+                        f"found {', '.join(sorted(row))[:80]}")
 
 
 def _share(value: Any, name: str, where: str) -> float:
@@ -293,7 +293,7 @@ def votes_curve(judgements: Sequence[Judgement]) -> dict[str, Any]:
         ]
         for k, of_pair in values.items():
             chances = [majority_chance(right, total - right - silent, silent, min(k, total))
-                       for right, silent, total in tallies]  # fmt: skip
+                       for right, silent, total in tallies]
             of_pair[name] = sum(chances) / len(chances)
     title = f"majority of k of {most} votes"
     found = curve(title, "votes per pair", "mean over all subsets of k votes; a tie is wrong", values, {})
@@ -307,14 +307,14 @@ def majority_chance(right: int, wrong: int, silent: int, k: int) -> float:
     (0.5, 1.0, 1.0)
     """
     ways = sum(math.comb(right, i) * math.comb(wrong, j) * math.comb(silent, k - i - j)
-               for i in range(1, k + 1) for j in range(min(i, k - i + 1)))  # fmt: skip
+               for i in range(1, k + 1) for j in range(min(i, k - i + 1)))
     return ways / math.comb(right + wrong + silent, k)
 
 
 def budget_curve(judged: Mapping[int, Sequence[Judgement]]) -> dict[str, Any]:
     """Accuracy against the tokens that a chain may have, from the verdicts under each budget."""
     values = {budget: {name: statistics.fmean(j.correct for j in group) for name, group in by_pair(seen).items()}
-              for budget, seen in judged.items()}  # fmt: skip
+              for budget, seen in judged.items()}
     rows = {budget: measure(seen) for budget, seen in judged.items()}
     shown = ("vote_accuracy", "consistency", "verdict_rate", "length_mean")
     more = {budget: {name: row[name] for name in shown if name in row} for budget, row in rows.items()}
@@ -322,7 +322,7 @@ def budget_curve(judged: Mapping[int, Sequence[Judgement]]) -> dict[str, Any]:
 
 
 def curve(title: str, xlabel: str, note: str, values: Mapping[int, Mapping[Name, float]],
-          more: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:  # fmt: skip
+          more: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     """{x: {pair: share right}} -> title, axis, points and a remark that says whether there is a curve: the last
     point is held against the first pair by pair, because both are of the same pairs."""
     points = []

@@ -277,7 +277,7 @@ def load_judge(cfg: Probes, system: str | None) -> Judge:
     else:
         sampler = load_sampler(cfg.model, cfg.dtype, cfg.sampler)
     return lambda pairs: judge_pairs(sampler, pairs, cfg.style, max_tokens=cfg.max_tokens, both_orders=True,
-                                     rule=cfg.rule, system=system)  # fmt: skip
+                                     rule=cfg.rule, system=system)
 
 
 def probe(cfg: Probes) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def probe(cfg: Probes) -> dict[str, Any]:
     pairs = [replace(pair, pair_id=f"{pair.pair_id}#{i}", trace=None) for i, pair in enumerate(pairs)]
     system, weights = cli.read_prompt(cfg.prompt_file), ""
     if not cfg.base_url:
-        from model import weights_digest
+        from loading.folder import weights_digest
 
         weights = weights_digest(cfg.model)
     cfg = replace(cfg, digests=seeds.digest([weights, save_pairs(pairs), system]))

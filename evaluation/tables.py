@@ -173,9 +173,9 @@ def _styles_and_domains(result: Result) -> list[tuple[str, Grid]]:
     for domain in DOMAINS:
         cells = [number("rm-bench", table["domain levels"][f"{domain} {level}"]) for level in LEVELS]
         prompts = sum(max(total for _, total in slots.values())
-                      for group, slots in result["counts"].items() if group.startswith(domain))  # fmt: skip
+                      for group, slots in result["counts"].items() if group.startswith(domain))
         domains.append([domain, *cells, number("rm-bench", table["domains"][domain]),
-                        span("rm-bench", spans["domains"][domain]), f"{prompts:g}"])  # fmt: skip
+                        span("rm-bench", spans["domains"][domain]), f"{prompts:g}"])
         if prompts:
             judged[domain] = [table["domain matrix"][f"{domain} {cell}"] for cell in table["matrix"]]
     if len(judged) == len(DOMAINS):
@@ -264,7 +264,7 @@ def print_verdicts(summary: Mapping[str, Any]) -> None:
 def curve_grid(curve: Mapping[str, Any]) -> Grid:
     shown = {name: label for name, label in COLUMNS.items() if name in curve["points"][0]}
     return [[curve["xlabel"], *shown.values()],
-            *([str(p["x"]), *(cell(p.get(name)) for name in shown)] for p in curve["points"])]  # fmt: skip
+            *([str(p["x"]), *(cell(p.get(name)) for name in shown)] for p in curve["points"])]
 
 
 def cell(value: float | None) -> str:
@@ -321,7 +321,7 @@ def by_size(scores: Mapping[str, float]) -> dict[str, list[tuple[float, float, f
 
 
 def plot_bars(path: Path, labels: Sequence[str], bars: Mapping[str, Sequence[float | None]],
-              spans: Sequence[tuple[float, float] | None] = ()) -> None:  # fmt: skip
+              spans: Sequence[tuple[float, float] | None] = ()) -> None:
     """A group of bars per label, one bar per model; `spans` are intervals of the first model."""
     figure, axes = _figure(max(6.0, 1.0 + 0.22 * len(labels) * (len(bars) + 1)), 3.6)
     width = 0.8 / len(bars)
@@ -331,7 +331,7 @@ def plot_bars(path: Path, labels: Sequence[str], bars: Mapping[str, Sequence[flo
         for x, value, ends in zip(at, values, spans, strict=False) if k == 0 else ():
             if value is not None and ends is not None:
                 axes.errorbar(x, value, [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]],
-                              color="black", capsize=2, linewidth=1)  # fmt: skip
+                              color="black", capsize=2, linewidth=1)
     axes.set_xticks(range(len(labels)), [visible(label) for label in labels], rotation=20, ha="right")
     low = min((v for values in bars.values() for v in values if v is not None), default=0.0)
     top = 100.0 if low > 1 else 1.0
@@ -380,7 +380,7 @@ def drawn(curve: Mapping[str, Any]) -> list[tuple[float, float, float]]:
     """(x, accuracy, standard error) of the points of a summary's curve that a plot shows."""
     shown = curve.get("drawn")
     return [(p["x"], p["accuracy"], p.get("accuracy_se", 0.0)) for p in curve["points"]
-            if shown is None or p["x"] in shown]  # fmt: skip
+            if shown is None or p["x"] in shown]
 
 
 def plot_points(path: Path, curve: Mapping[str, Any]) -> None:

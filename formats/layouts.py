@@ -21,7 +21,7 @@ from runtime.errors import UserError
 Kind = Literal["math", "code", "skywork", "pairs"]
 # Skywork's sources, by the paper's Table 5
 CATEGORY = {"magpie_pro_llama3.1": "reasoning", "offset_bias": "chat", "helpsteer2": "chat", "magpie_pro": "chat",
-            "wildguard": "safety", "magpie_ultra": "reasoning"}  # fmt: skip
+            "wildguard": "safety", "magpie_ultra": "reasoning"}
 
 
 def own_row(row: dict[str, Any], where: str, index: int, stem: str) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def own_row(row: dict[str, Any], where: str, index: int, stem: str) -> dict[str,
         first, second, winner = row["response_a"], row["response_b"], row.get("winner")
     else:
         raise UserError(f"{where}: need response_a and response_b, or chosen and rejected, "
-                        f"or context_messages; found {', '.join(sorted(row)) or 'nothing'}")  # fmt: skip
+                        f"or context_messages; found {', '.join(sorted(row)) or 'nothing'}")
     if winner not in ("A", "B"):
         raise UserError(f'{where}: \'winner\' must be "A" or "B", found {winner!r}')
     if not isinstance(first, str) or not isinstance(second, str):

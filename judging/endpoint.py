@@ -40,7 +40,7 @@ class EndpointSampler:
 
     def __init__(self, base_url: str, model: str, api_key_env: str = "", kept: str | Path | None = None,
                  concurrency: int = 8, retries: int = 8, timeout: float = 600.0, backoff: float = 1.0,
-                 also: Sequence[Path] = ()):  # fmt: skip
+                 also: Sequence[Path] = ()):
         if not re.fullmatch(r"https?://[^/@\s]+(/[^@\s?#]*)?", base_url):
             raise UserError("--base-url must look like http://host:8000/v1, without user, password or query")
         if concurrency < 1 or retries < 0 or not timeout > 0:
@@ -57,7 +57,7 @@ class EndpointSampler:
             self._known |= read_kept(path)
 
     def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
-             seeds: Sequence[int]) -> list[list[Reply]]:  # fmt: skip
+             seeds: Sequence[int]) -> list[list[Reply]]:
         """n replies per conversation, in order. Raises UserError (server, status, remedy) once the retries are spent
         or there is nothing to retry; requests under way are waited for and their replies kept."""
         asked: dict[str, tuple[Sequence[Message], int]] = {}
@@ -87,7 +87,7 @@ class EndpointSampler:
         return [[self._known[f"{key}-{k}"] for k in range(n)] for key in keys]
 
     def _answer(self, key: str, messages: Sequence[Message], n: int, seed: int, temperature: float,
-                max_tokens: int) -> None:  # fmt: skip
+                max_tokens: int) -> None:
         """Ask for the samples that are not known yet: all at once where the server can, the rest one by one."""
         fields = {"model": self.model, "messages": plain_messages(messages), "temperature": temperature}
         missing = [k for k in range(n) if f"{key}-{k}" not in self._known]
@@ -121,7 +121,7 @@ class EndpointSampler:
                 if error.status_code in (400, 413, 422):
                     return self._give_way(error, sent, fields, max_tokens, seed)
                 if error.code == "insufficient_quota" or not (error.status_code in (408, 409, 429) or
-                                                              error.status_code >= 500):  # fmt: skip
+                                                              error.status_code >= 500):
                     raise self._failure(error) from None
                 last: Exception = error
             except (openai.APIConnectionError, ValueError) as error:
@@ -133,7 +133,7 @@ class EndpointSampler:
         raise self._failure(last)
 
     def _give_way(self, error: Any, sent: dict[str, Any], fields: dict[str, Any], max_tokens: int | None,
-                  seed: int) -> list[Reply]:  # fmt: skip
+                  seed: int) -> list[Reply]:
         """The server refuses this request: ask otherwise where that changes nothing, else say why it refuses."""
         said = f"{error.code} {error.param} {error.message}".lower()
         if re.search(r"content_filter|content_policy|invalid_prompt", said):
@@ -184,7 +184,7 @@ class EndpointSampler:
             429: "come back later or lower --concurrency",
         }
         remedy = remedy or remedies.get(status or 0, "is the server up, and is --base-url its address?"
-                                        if status is None or status >= 500 else "change what it refuses")  # fmt: skip
+                                        if status is None or status >= 500 else "change what it refuses")
         return UserError(f"{self.base_url} ({f'status {status}' if status else 'no status'}): {said}; {remedy}")
 
 
@@ -209,7 +209,7 @@ def make_client(base_url: str, key: str, timeout: float) -> Any:
     # The client would add what it finds in OPENAI_* variables, which are not meant for this server.
     unsaid = {name: openai.Omit() for name in ("OpenAI-Organization", "OpenAI-Project")}
     return openai.OpenAI(base_url=base_url, api_key=key or "none", timeout=timeout, max_retries=0,
-                         default_headers=cast(Any, unsaid))  # fmt: skip
+                         default_headers=cast(Any, unsaid))
 
 
 def read_kept(path: Path) -> dict[str, Reply]:

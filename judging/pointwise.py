@@ -79,7 +79,7 @@ def orders(count: int, samples: int, seed: int) -> list[list[int]]:
 
 
 def sum_scores(shown: Sequence[Sequence[int]], replies: Sequence[Reply], count: int,
-               scorer: Callable[[str], float] | None = None) -> Scores:  # fmt: skip
+               scorer: Callable[[str], float] | None = None) -> Scores:
     """Samples -> sums. `shown[k]` is the order of sample k. A chain that was cut off has no scores. With `scorer`
     the better half of the readable chains counts (the larger half of an odd number)."""
     read = []

@@ -92,7 +92,7 @@ def win_rates(count: int, results: Results) -> list[float]:
 
 
 def elo(count: int, results: Results, k: float = 32.0, start: float = 1500.0, shuffles: int = 100,
-        seed: int = 0) -> list[float]:  # fmt: skip
+        seed: int = 0) -> list[float]:
     """Elo ratings: after each match both move by k x (outcome - expected outcome).
 
     They depend on the order of the matches, so this is the mean over `shuffles` orders drawn by `seed`. How the

@@ -25,7 +25,10 @@ from batch import Batch, Group
 from cor_prompt import encode_prompt
 from data import Message, Pair, swap
 from judging.verdicts import Judgement
-from model import Policy, build_policy, load_tokenizer, model_folder, read_config, read_weights, tested_config
+from loading.folder import model_folder, read_config, tested_config
+from loading.tokenizer import load_tokenizer
+from loading.weights import read_weights
+from model import Policy, build_policy
 from reward import Letter
 from runtime.errors import UserError
 
@@ -72,13 +75,13 @@ def load_scalar(path: str, dtype: str = "float32") -> ScalarModel:
         raise UserError(f"{path}: works only with code from its folder (auto_map), and that is never run")
     if not any("ForSequenceClassification" in name for name in config.architectures or []):
         raise UserError(f"{path}: no scalar reward model ({', '.join(config.architectures or ['unnamed'])}); train one "
-                        "with variants/scalar_rm.py, or leave out --scalar")  # fmt: skip
+                        "with variants/scalar_rm.py, or leave out --scalar")
     if config.num_labels != 1:
         raise UserError(f"{path}: gives {config.num_labels} numbers for a response; a scalar reward model gives one")
     try:
         lm, info = AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True,
-            output_loading_info=True)  # fmt: skip
+            output_loading_info=True)
     except ValueError as error:
         raise UserError(f"{path}: no reward model of transformers ({str(error).splitlines()[0][:120]})") from None
     if missing := sorted(info["missing_keys"]):
@@ -93,7 +96,7 @@ def load_scalar(path: str, dtype: str = "float32") -> ScalarModel:
 
 
 def judge_scalar(judge: ScalarModel, pairs: Iterable[Pair], both_orders: bool = False,
-                 done: Container[tuple[str, str, str]] = ()) -> Iterator[Judgement]:  # fmt: skip
+                 done: Container[tuple[str, str, str]] = ()) -> Iterator[Judgement]:
     """What verdicts.judge_pairs yields, from scores: the text holds both, and the verdict as its parsers read it.
 
     A scalar model does not see the other response, so the second order repeats the first one's scores.
@@ -108,7 +111,7 @@ def judge_scalar(judge: ScalarModel, pairs: Iterable[Pair], both_orders: bool = 
             verdict = better(a, b)
             text = f"A {a!r} B {b!r}" + (f" [[{verdict}]]" if verdict else "")
             yield Judgement(pair.pair_id, pair.source, pair.category, pair.meta, order, 0, verdict, shown.winner,
-                            verdict == shown.winner, "length" if None in (a, b) else "stop", 0, text)  # fmt: skip
+                            verdict == shown.winner, "length" if None in (a, b) else "stop", 0, text)
 
 
 def check(pair: Pair) -> None:
@@ -161,7 +164,7 @@ class Scorer(Policy):
 
 
 def load_scorer(path: str, dtype: torch.dtype, mesh: Any = None, compute_dtype: torch.dtype | None = None,
-                checkpointing: bool = False) -> Scorer:  # fmt: skip
+                checkpointing: bool = False) -> Scorer:
     """model.load_policy with a head of zeros in the place of the language model's."""
     from transformers import AutoModelForSequenceClassification, GenerationConfig
 

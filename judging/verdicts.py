@@ -39,7 +39,7 @@ class Judgement:
 def judge_pairs(sampler: Chat, pairs: Sequence[Pair], style: Style, *, n: int = 1, temperature: float = 0.0,
                 max_tokens: int, seed: int = 0, both_orders: bool = False, rule: Rule = "eval",
                 system: str | None = None, at_once: int = 256, done: Container[tuple[str, str, str]] = (),
-                prompt: Callable = render, read: Callable = parse_verdict) -> Iterator[Judgement]:  # fmt: skip
+                prompt: Callable = render, read: Callable = parse_verdict) -> Iterator[Judgement]:
     """Judge every pair n times (in both orders if asked), `at_once` verdicts a call; yields as they come. What is
     `done` (source, pair_id, order) is left out. A judge of another kind brings its own `prompt` and `read`.
 
@@ -48,7 +48,7 @@ def judge_pairs(sampler: Chat, pairs: Sequence[Pair], style: Style, *, n: int = 
     """
     orders: tuple[Literal["AB", "BA"], ...] = ("AB", "BA") if both_orders else ("AB",)
     shown = [(pair if order == "AB" else swap(pair), order) for pair in pairs for order in orders
-             if (pair.source, pair.pair_id, order) not in done]  # fmt: skip
+             if (pair.source, pair.pair_id, order) not in done]
     step = max(1, at_once // n)
     for start in range(0, len(shown), step):
         part = shown[start : start + step]
@@ -61,7 +61,7 @@ def judge_pairs(sampler: Chat, pairs: Sequence[Pair], style: Style, *, n: int = 
                 verdict = read(reply.text, rule)
                 yield Judgement(pair.pair_id, pair.source, pair.category, pair.meta, order, sample, verdict,
                                 pair.winner, verdict == pair.winner, reply.finish_reason,
-                                reply.response_tokens, reply.text)  # fmt: skip
+                                reply.response_tokens, reply.text)
 
 
 def check_sampling(votes: int, temperature: float) -> None:

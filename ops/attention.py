@@ -26,7 +26,7 @@ def visible(group: Tensor, response: Tensor) -> Tensor:
     """(R, T), (R, T) -> (R, 1, T, T) bool, the dense mask for SDPA. No row is empty: a token sees itself."""
     index = torch.arange(group.shape[1], device=group.device)
     return sees(group[:, :, None], group[:, None, :], response[:, :, None], response[:, None, :],
-                index[:, None], index[None, :])[:, None]  # fmt: skip
+                index[:, None], index[None, :])[:, None]
 
 
 def spans(group: Tensor, response: Tensor) -> list[list[tuple[int, Tensor | None]]]:
@@ -74,7 +74,7 @@ def compiled_graphs() -> int:
 
 def grouped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
                       scaling: float | None = None, spans: list | None = None,
-                      **_: Any) -> tuple[Tensor, None]:  # fmt: skip
+                      **_: Any) -> tuple[Tensor, None]:
     """SDPA with a boolean mask or spans, (rows, heads, T, dim) in, (rows, T, heads, dim) out; ValueError without.
 
     On a CPU grouped keys and values stay as they are: the stock path repeats the whole cache at every token.
@@ -104,12 +104,12 @@ def _by_spans(query: Tensor, key: Tensor, value: Tensor, spans: list, scaling: f
             else:
                 k, v = torch.cat([prompt[0], k], 2), torch.cat([prompt[1], v], 2)
             out.append(nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
-                                                                  scale=scaling, enable_gqa=True))  # fmt: skip
+                                                                  scale=scaling, enable_gqa=True))
     return torch.cat(out, 2).unflatten(2, (len(spans), -1))[0].transpose(0, 1)
 
 
 def flex_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any,
-                   scaling: float | None = None, **_: Any) -> tuple[Tensor, None]:  # fmt: skip
+                   scaling: float | None = None, **_: Any) -> tuple[Tensor, None]:
     """FlexAttention with a block mask, shapes as in `grouped_attention`; compiled on a GPU, forward only on a CPU.
 
     28 query heads on 4 key heads (Qwen2.5-7B) are no power of two apart: the kernel groups them itself.

@@ -82,7 +82,7 @@ class Uniforms:
 
 
 def decode(lm: Any, prompts: Sequence[list[int]], n: int, temperature: float, max_tokens: int, seeds: Sequence[int],
-           stop_ids: set[int], context: int) -> tuple[list[list[int]], list[list[float]]]:  # fmt: skip
+           stop_ids: set[int], context: int) -> tuple[list[list[int]], list[list[float]]]:
     """Sample n responses to each prompt, all at once (B = len(prompts) * n rows) -> ids and log-probs per row.
 
     A prompt that fills the context of `context` tokens gets empty responses.

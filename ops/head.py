@@ -15,7 +15,7 @@ CHUNK = {"cpu": 2**22, "cuda": 2**27}  # elements of (tokens, vocabulary) logits
 
 
 def target_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False,
-                    slopes: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+                    slopes: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """(N, H) hidden states, (V, H) head -> (N,) log-probs of (N,) targets in nats, float32 or better, and entropies.
 
     The entropies (nats) are detached, and zeros unless `entropy`. `slopes`: (N,) log-probs -> (N,) d loss / d
@@ -39,7 +39,7 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
 
 
 def _head_gradients(probs: Tensor, targets: Tensor, slope: Tensor, hidden: Tensor, weight: Tensor,
-                    temperature: float, grad_weight: Tensor) -> Tensor:  # fmt: skip
+                    temperature: float, grad_weight: Tensor) -> Tensor:
     """One chunk, whose (C, V) probabilities are used up: adds to `grad_weight` -> (C, H) gradient of hidden.
 
     d log p(y) / d logits = onehot(y) - softmax(logits); `slope` is d loss / d log p(y).
@@ -60,7 +60,7 @@ class _HeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int,
-                entropies: bool, slopes: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+                entropies: bool, slopes: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         logprobs, entropy, told = (torch.zeros(len(targets), dtype=exact, device=hidden.device) for _ in range(3))
         gradients = _empty_gradients(hidden, weight) if slopes else None
@@ -75,7 +75,7 @@ class _HeadLogprobs(torch.autograd.Function):
             if slopes and gradients:
                 told[part] = slopes(logprobs)[part]
                 gradients[0][part] = _head_gradients(probs, targets[part], told[part], hidden[part], weight,
-                                                     temperature, gradients[1])  # fmt: skip
+                                                     temperature, gradients[1])
         foretold = (told, gradients[0], gradients[1].to(weight.dtype)) if gradients else ()
         ctx.save_for_backward(hidden, weight, targets, *foretold)
         ctx.temperature, ctx.chunk = temperature, chunk
@@ -91,7 +91,7 @@ class _HeadLogprobs(torch.autograd.Function):
         for part in _parts(len(targets), ctx.chunk):
             probs = torch.softmax(_logits(hidden[part], weight, ctx.temperature), -1)
             grad_hidden[part] = _head_gradients(probs, targets[part], slope[part], hidden[part], weight,
-                                                ctx.temperature, grad_weight)  # fmt: skip
+                                                ctx.temperature, grad_weight)
         return grad_hidden, grad_weight.to(weight.dtype), *[None] * 5
 
 

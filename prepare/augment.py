@@ -48,4 +48,4 @@ def against(own: Pair, other: Pair, lap: int) -> Pair:
     """The chosen response as A, the stranger as B. The names of both rows are kept in `meta`."""
     row, stranger = (f"{pair.source}/{pair.pair_id}" for pair in (own, other))
     return replace(own, pair_id=f"{row}+{lap}", source=ADDED, winner="A", response_a=preferred(own),
-                   response_b=preferred(other), meta={**own.meta, "row": row, "stranger": stranger})  # fmt: skip
+                   response_b=preferred(other), meta={**own.meta, "row": row, "stranger": stranger})

@@ -102,7 +102,7 @@ PRESETS = {
     "local": Config(),
     "paper": Config(preset="paper", skywork=("Skywork/Skywork-Reward-Preference-80K-v0.2",),
                     code=("Vezora/Code-Preference-Pairs",), math=("xinlai/Math-Step-DPO-10K",)),
-}  # fmt: skip
+}
 
 
 # ---- balance and split ---------------------------------------------------------------------------------
@@ -143,9 +143,9 @@ def split_sizes(cfg: Config, total: int) -> dict[str, int]:
     rest = total - cfg.held_out - cfg.sft_held_out
     if rest <= 0:
         raise UserError(f"--held-out {cfg.held_out} and --sft-held-out {cfg.sft_held_out} leave nothing of {total} "
-                        "pairs to train on")  # fmt: skip
+                        "pairs to train on")
     return {"held_out.jsonl": cfg.held_out, "sft_held_out.jsonl": cfg.sft_held_out,
-            "sft.jsonl": round(cfg.sft_share * rest)}  # fmt: skip
+            "sft.jsonl": round(cfg.sft_share * rest)}
 
 
 def unique(pairs: Sequence[Pair]) -> list[Pair]:
@@ -302,7 +302,7 @@ def main(cfg: Config) -> None:
     card = json.loads(files["card.json"])
     added = f", {card['rows']['added']:,} pairs added" if cfg.augment else ""
     print(f"{card['rows']['read']:,} rows read, {card['rows']['kept']:,} kept{added}; " + ", ".join(
-        f"{name} {part['pairs']:,}" for name, part in card["splits"].items()))  # fmt: skip
+        f"{name} {part['pairs']:,}" for name, part in card["splits"].items()))
     for reason, drop in card["dropped"].items():
         print(f"dropped {drop['rows']:,}: {errors.visible(reason)}")
     print(f"what is in them: {cfg.out}/card.md")

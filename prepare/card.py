@@ -174,7 +174,7 @@ class Rows:
 
 
 def make_card(settings: dict[str, Any], rows: Rows, kept: Sequence[Pair], lengths: Sequence[int],
-              splits: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:  # fmt: skip
+              splits: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
     """The card as numbers. `kept` are the rows that are written, `lengths` their prompts'."""
     lines = grouped(zip(kept, lengths, strict=True), lambda line: line[0].source)
     limit, twice = settings["max_prompt_tokens"], rows.repeats
@@ -199,7 +199,7 @@ def make_card(settings: dict[str, Any], rows: Rows, kept: Sequence[Pair], length
         },
         "overlap": {name: of_overlap(rows.pairs, hits, rows.benchmark_questions[name])
                     for name, hits in rows.overlap.items()},
-    }  # fmt: skip
+    }
     return card | {"warnings": warnings(card)}
 
 
@@ -224,25 +224,25 @@ def of_source(pairs: Sequence[Pair], lengths: Sequence[int], limit: int) -> dict
 def of_split(pairs: Sequence[Pair]) -> dict[str, Any]:
     return {"pairs": len(pairs), "a_wins": share(p.winner == "A" for p in pairs),
             "sources": count(p.source for p in pairs),
-            "categories": count(p.category or "none" for p in pairs)}  # fmt: skip
+            "categories": count(p.category or "none" for p in pairs)}
 
 
 def of_drops(drops: Sequence[Drop]) -> dict[str, Any]:
     """reason -> rows, by source, the places of the first three; most frequent reason first."""
     reasons = sorted(grouped(drops, lambda d: d.reason).items(), key=lambda item: -len(item[1]))
     return {reason: {"rows": len(those), "sources": count(d.source for d in those),
-                     "first": [d.where for d in those[:3]]} for reason, those in reasons}  # fmt: skip
+                     "first": [d.where for d in those[:3]]} for reason, those in reasons}
 
 
 def of_signs(seen: Sequence[Signs]) -> dict[str, Any]:
     names = Signs._fields[1:]
     return {source: {"rows": len(those)} | {name: share(getattr(s, name) for s in those) for name in names}
-            for source, those in grouped(seen, lambda s: s.source).items()}  # fmt: skip
+            for source, those in grouped(seen, lambda s: s.source).items()}
 
 
 def of_overlap(pairs: Sequence[Pair], hits: Mapping[int, str], size: int) -> dict[str, Any]:
     return {"questions": size, "rows": len(hits), "sources": count(pairs[i].source for i in hits),
-            "examples": [[pairs[i].pair_id, gram] for i, gram in list(hits.items())[:3]]}  # fmt: skip
+            "examples": [[pairs[i].pair_id, gram] for i, gram in list(hits.items())[:3]]}
 
 
 def uneven(part: float, rows: int) -> bool:
@@ -259,7 +259,7 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
             if row["rows"] >= MANY and abs(good - bad) >= 0.05:
                 left = "; all its rows were dropped" if source not in card["sources"] else ""
                 found.append(f"{source}: {kind} in {bad:.1%} of the rejected and {good:.1%} of the chosen sides gives "
-                             f"the label away{left}")  # fmt: skip
+                             f"the label away{left}")
     for source, row in card["sources"].items():
         longer = row["longer_wins"]
         if longer is not None and uneven(longer, row["pairs"]):
@@ -278,7 +278,7 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
     for name, row in card["overlap"].items():
         if row["rows"]:
             found.append(f"{name}: rows that share {card['config']['ngram']} words in a row with its questions: "
-                         f"{row['rows']}; read the examples below (--drop-overlap takes them out)")  # fmt: skip
+                         f"{row['rows']}; read the examples below (--drop-overlap takes them out)")
     if not card["overlap"]:
         found.append("not compared with any benchmark (--rewardbench, --rm-bench, --rmb)")
     return found
@@ -291,7 +291,7 @@ def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Markdown; columns with a text in them are set left, numbers right."""
     body = list(rows)
     lines = [names, ["---" if any(isinstance(v, str) for v in column) else "---:"
-                     for column in zip(*body, strict=True)], *body]  # fmt: skip
+                     for column in zip(*body, strict=True)], *body]
     return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines) + "\n"
 
 
@@ -361,5 +361,5 @@ def page(card: Mapping[str, Any]) -> str:
               ([name, o["questions"], o["rows"], ", ".join(f"{s} {n}" for s, n in o["sources"].items()),
                 "; ".join(f"{i}: {gram}" for i, gram in o["examples"])] for name, o in card["overlap"].items()))
         if card["overlap"] else "No benchmark was given.\n",
-    ]  # fmt: skip
+    ]
     return "\n".join(parts)

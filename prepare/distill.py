@@ -114,7 +114,7 @@ PRESETS = {
         preset="tiny", data="runs/toy/sft.jsonl", prompt_file="runs/toy/prompt.txt", out="runs/toy/traces",
         model="teacher", base_url="http://127.0.0.1:8377/v1", max_tokens=64,
     ),
-}  # fmt: skip
+}
 
 Name = tuple[str, str]  # source, pair_id
 
@@ -212,7 +212,7 @@ class Meter:
     prompt_tokens: dict[int, list[int]] = field(default_factory=dict)
 
     def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
-             seeds: Sequence[int]) -> list[list[Reply]]:  # fmt: skip
+             seeds: Sequence[int]) -> list[list[Reply]]:
         if self.stop.asked:
             raise KeyboardInterrupt
         found = self.sampler.chat(conversations, n, temperature, max_tokens, seeds)
@@ -238,7 +238,7 @@ def collect(cfg: Config, number: int, pairs: Sequence[Pair], system: str | None,
     ):
         bar.unit, meter = " chain", Meter(sampler, stop)
         for j in judge_pairs(meter, left, cfg.style, n=cfg.samples, temperature=cfg.temperature,
-                             max_tokens=cfg.max_tokens, seed=seed, system=system, at_once=at_once):  # fmt: skip
+                             max_tokens=cfg.max_tokens, seed=seed, system=system, at_once=at_once):
             key = j.source, j.pair_id
             if j.sample < len(found[key]):  # in the log since before an interrupt
                 continue
@@ -279,7 +279,7 @@ def open_oracle(cfg: Config, number: int, opened: dict[Oracle, Chat]) -> Chat:
         close(opened)
         if who.base_url:
             opened[who] = EndpointSampler(who.base_url, who.model, who.api_key_env, Path(cfg.out) / "replies.jsonl",
-                                          cfg.concurrency, cfg.retries, cfg.timeout)  # fmt: skip
+                                          cfg.concurrency, cfg.retries, cfg.timeout)
         else:
             opened[who] = load_sampler(who.model, cfg.dtype, cfg.sampler)
     return opened[who]
@@ -308,7 +308,7 @@ def distil(cfg: Config) -> dict[str, Any]:
     left = [pair for pair in pairs if not choose(passes[0][name(pair)])]
     if cfg.second_pass:
         shown = [replace(pair, messages=hinted(prompts[name(pair)], pair.winner, failed_text(passes[0][name(pair)])))
-                 for pair in left]  # fmt: skip
+                 for pair in left]
         passes.append(collect(cfg, 2, shown, system, opened))  # (2)
     close(opened)
     scores = rank(cfg, passes, prompts) if cfg.rstar else {}
@@ -346,14 +346,14 @@ def resolve(cfg: Config, pairs: Sequence[Pair], system: str | None) -> Config:
     digests = [seeds.digest(save_pairs(pairs)), seeds.digest(system)]
     oracles = [oracle(cfg, number) for number in (1, 2)[: 1 + cfg.second_pass]]
     for model in dict.fromkeys(who.model for who in oracles if not who.base_url):
-        from model import weights_digest
+        from loading.folder import weights_digest
 
         kind, why = which_sampler(cfg.sampler, model)
         print(f"{model}: sampler {kind} ({why})", flush=True)
         cfg = replace(cfg, sampler=kind)
         digests.append(weights_digest(model))
     if cfg.rstar:
-        from model import weights_digest
+        from loading.folder import weights_digest
 
         digests.append(weights_digest(cfg.rstar))
     return replace(cfg, digests=tuple(digests))
@@ -408,13 +408,13 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     for kind in ("category", "source"):
         groups |= {f"{kind} {value or '(none)'}": row for value, row in summary[kind].items()}
     shown = [[label, str(row["pairs"]), *(f"{100 * row[end]:.1f} %" for end in ("pass_1", "pass_2", "lost"))]
-             for label, row in groups.items()]  # fmt: skip
+             for label, row in groups.items()]
     print(tables.as_text("traces", [["", "pairs", "right in pass 1", "repaired in pass 2", "lost"], *shown]))
     for label in ("pass_1", "pass_2")[: 1 + ("pass_2" in summary)]:
         part = summary[label]
         chains = ", ".join(f"{count} {what}" for what, count in part["chains"].items()) or "none asked"
         print(f"{label.replace('_', ' ')}, {errors.visible(part['oracle'])}: {chains}; {part['prompt_tokens']:,} "
-              f"prompt tokens, {part['response_tokens']:,} chain tokens, cost {part['cost']:.2f}")  # fmt: skip
+              f"prompt tokens, {part['response_tokens']:,} chain tokens, cost {part['cost']:.2f}")
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ from torch import Tensor
 from batch import Group, collate, plan, split
 from cor_prompt import control_tokens, encode_prompt, encode_text, plain_tokenizer
 from data import Message
-from model import Policy, load_policy, load_tokenizer
+from loading.tokenizer import load_tokenizer
+from model import Policy, load_policy
 from runtime import steps
 
 
@@ -64,12 +65,12 @@ def probabilities(policy: Policy, groups: Sequence[Group], max_tokens: int) -> l
 
 
 def rank_traces(path: str, asked: Sequence[tuple[Sequence[Message], Sequence[str]]], dtype: str = "float32",
-                max_tokens: int = 16384) -> list[list[float]]:  # fmt: skip
+                max_tokens: int = 16384) -> list[list[float]]:
     """R* of each of the traces below each prompt, by the model at `path`."""
     tokenizer = load_tokenizer(path)
     plain, control = plain_tokenizer(tokenizer), control_tokens(tokenizer)
     policy = load_policy(path, getattr(torch, dtype)).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     groups = [Group(encode_prompt(messages, tokenizer), [encode_text(trace, plain, control) for trace in traces])
-              for messages, traces in asked]  # fmt: skip
+              for messages, traces in asked]
     found = iter(probabilities(policy, groups, max_tokens))
     return [[rstar(next(found), reasoning_tokens(trace, tokenizer)) for trace in traces] for _, traces in asked]

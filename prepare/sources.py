@@ -79,7 +79,7 @@ def read_source(
         reason, count = Counter(d.reason for d in drops).most_common(1)[0]
         place = next(d.where for d in drops if d.reason == reason)
         raise UserError(f"--{kind} {' '.join(names)}: none of {len(rows)} rows can be used; {count}: {reason}, the "
-                        f"first at {place}. Do these rows belong to another flag (--help)?")  # fmt: skip
+                        f"first at {place}. Do these rows belong to another flag (--help)?")
     return pairs, drops, seen
 
 

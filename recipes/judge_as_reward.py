@@ -91,7 +91,7 @@ def main(cfg: Config) -> None:
     disk.write_whole(out / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in answers))
     disk.write_whole(out / "asks.jsonl", save_pairs(asks))
     sft.train(replace(sft.PRESETS["tiny"], model=str(world / "start"), data=str(out / "answers.jsonl"), held_out="",
-                      prompt_file="", out=str(out / "sft"), epochs=3.0, seed=cfg.seed))  # fmt: skip
+                      prompt_file="", out=str(out / "sft"), epochs=3.0, seed=cfg.seed))
 
     system = (world / "prompt.txt").read_text().removesuffix("\n")
     sampler = EndpointSampler(cfg.base_url, cfg.judge) if cfg.base_url else load_sampler(cfg.judge)
@@ -99,7 +99,7 @@ def main(cfg: Config) -> None:
     grpo.train(replace(grpo.PRESETS["tiny"], model=str(out / "sft"), data=str(out / "asks.jsonl"), held_out="",
                        prompt_file="", out=str(out / "grpo"), steps=cfg.steps, group_size=4, max_response_tokens=12,
                        seed=cfg.seed),
-               prompt=the_question, score=judge_score(judge))  # fmt: skip
+               prompt=the_question, score=judge_score(judge))
 
     for name in ("sft", "grpo"):
         writer = load_sampler(str(out / name))

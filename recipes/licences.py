@@ -32,7 +32,7 @@ def licence(package: Distribution) -> str:
 def table() -> str:
     head = ("# Licences of what is installed\n\nThe packages of requirements.txt and their licences as their own "
             "metadata state them, written by `python recipes/licences.py`.\n\n| package | version | licence |\n"
-            "|---|---|---|\n")  # fmt: skip
+            "|---|---|---|\n")
     return head + "".join(f"| {name} | {v} | {licence(distribution(name))} |\n" for name, v in pinned().items())
 
 

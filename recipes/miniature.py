@@ -72,15 +72,15 @@ def build(options: str = "") -> str:
 def sft(model: str, data: str, options: str = "", world: str = "{world}") -> str:
     return (f"python sft.py --preset tiny --seed {{seed}} --model {model} --data {data} "
             f"--held-out {world}/sft_held_out.jsonl --prompt-file {world}/prompt.txt --out {{here}} "
-            f"{options}").rstrip()  # fmt: skip
+            f"{options}").rstrip()
 
 
 def rl(model: str, options: str = "", world: str = "{world}", script: str = "grpo.py", rounds: int = ROUNDS,
-       data: str = "", every: int = ROUNDS) -> str:  # fmt: skip
+       data: str = "", every: int = ROUNDS) -> str:
     """Its own evaluations, before the first round and after the last, are the table's numbers."""
     return (f"python {script} --preset tiny --seed {{seed}} --model {model} --data {data or world + '/rl.jsonl'} "
             f"--held-out {world}/held_out.jsonl --prompt-file {world}/prompt.txt --out {{here}} --steps {rounds} "
-            f"--eval-every {every} {options}").rstrip()  # fmt: skip
+            f"--eval-every {every} {options}").rstrip()
 
 
 def cold(model: str, style: str, world: str, rounds: int = ROUNDS) -> str:
@@ -88,7 +88,7 @@ def cold(model: str, style: str, world: str, rounds: int = ROUNDS) -> str:
 
 
 JUDGE = ("python eval.py run --model {here} --data {world}/held_out.jsonl --prompt-file {world}/prompt.txt "
-         "--both-orders --rule train --max-tokens 60 --out {here}/eval")  # fmt: skip
+         "--both-orders --rule train --max-tokens 60 --out {here}/eval")
 PROBE = "python -m toy probe --model {here} --world {world} --out {here}/probe.json"
 
 
@@ -96,7 +96,7 @@ def repair(how: str) -> str:
     """prepare/distill.py's two passes against the toy's own oracle; it leaves {here}/traces.jsonl."""
     return (f"python -m toy serve --seed {{seed}} --port {{port}} --repair {how} & trap 'kill $!' EXIT; "
             "python -m prepare.distill --preset tiny --seed {seed} --data {world}/sft.jsonl "
-            "--prompt-file {world}/prompt.txt --base-url http://127.0.0.1:{port}/v1 --out {here}")  # fmt: skip
+            "--prompt-file {world}/prompt.txt --base-url http://127.0.0.1:{port}/v1 --out {here}")
 
 
 WORLDS = (
@@ -108,7 +108,7 @@ WORLDS = (
                     "cat {world-answer}/sft.jsonl {world-answer}/rl.jsonl > {here}/sft.jsonl")),
     Row("small", ("mkdir -p {here}", "head -n 1000 {world}/sft.jsonl > {here}/sft.jsonl",
                   "head -n 1000 {world-answer}/sft.jsonl > {here}/answers.jsonl")),
-)  # fmt: skip
+)
 
 
 def weak_and_cold(form: str, style: str) -> tuple[Row, Row]:
@@ -129,7 +129,7 @@ ABLATION = (  # Table 2, and what every other table shares
     Row("cold-nothing", (cold("{world}/start", "instruct", "{world}", rounds=20),)),
     Row("longer-sft", (sft("{distilled}", "{world}/sft.jsonl", "--steps 1100"), JUDGE)),
     Row("clean-teacher", (sft("{world-clean}/start", "{world-clean}/sft.jsonl", world="{world-clean}"), JUDGE)),
-)  # fmt: skip
+)
 
 SFT_OR_REASONING = (  # Table 3
     Row("answer-sft", (sft("{world}/start", "{answers}/sft.jsonl", "--steps 1200", "{world-answer}"), JUDGE)),
@@ -138,7 +138,7 @@ SFT_OR_REASONING = (  # Table 3
     Row("small-answer-sft", (sft("{world}/start", "{small}/answers.jsonl", "--steps 1200", "{world-answer}"), JUDGE)),
     Row("small-distilled", (sft("{world}/start", "{small}/sft.jsonl", "--steps 1200"),)),
     Row("small-rm-r1", (rl("{small-distilled}", data="{small}/sft.jsonl"),)),
-)  # fmt: skip
+)
 
 SIZES = tuple(
     row
@@ -171,7 +171,7 @@ FAITHFULNESS = (
     Row("distilled-kept",  # what filtering does without any repair
         ("mkdir -p {here}", """grep '"pass": "1"' {traces-redo}/traces.jsonl > {here}/kept.jsonl""",
          sft("{world}/start", "{here}/kept.jsonl"), JUDGE, PROBE)),
-)  # fmt: skip
+)
 
 
 def variant(name: str, options: str = "", model: str = "{distilled}", world: str = "{world}") -> tuple[str]:
@@ -182,7 +182,7 @@ def own_traces(options: str = "") -> tuple[str]:
     """prepare/distill.py's first pass by a weak judge itself, four chains a pair."""
     line = ("python -m prepare.distill --preset tiny --seed {seed} --data {world}/rl.jsonl "
             "--prompt-file {world}/prompt.txt --base-url '' --model {cold-cor} --sampler torch "
-            "--samples 4 --no-second-pass --out {here}")  # fmt: skip
+            "--samples 4 --no-second-pass --out {here}")
     return (f"{line} {options}".rstrip(),)
 
 
@@ -211,7 +211,7 @@ VARIANTS = (  # `rm-r1` is GRPO from the same checkpoint
         ("python -m variants.scalar_rm --preset tiny --seed {seed} --model {world}/start --data {answers}/sft.jsonl "
          "--held-out {world}/sft_held_out.jsonl --out {here} --steps 1200 --lr 1e-3",  # the best of five rates
          "python eval.py run --scalar --model {here} --data {world}/held_out.jsonl --both-orders --out {here}/eval")),
-)  # fmt: skip
+)
 
 
 def look(name: str) -> Row:
@@ -363,7 +363,7 @@ def launch(task: Task, command: int = 0) -> Running:
         log.write(f"$ {task.commands[command]}\n")
         log.flush()
         process = subprocess.Popen(["bash", "-c", task.commands[command]], cwd=PROJECT, env=os.environ | quiet,
-                                   stdout=log, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+                                   stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     return Running(task, command, process, time.monotonic())
 
 
@@ -401,12 +401,12 @@ def execute(tasks: Sequence[Task], at_once: int) -> None:
             number = total - len(waiting) - len(running) - len(failed)
             print(f"[{number}/{total}] seed {task.seed} {task.row}: {task.record['wall_seconds']:.0f} s "
                   f"({task.record['cpu_seconds']:.0f} CPU), {(time.monotonic() - began) / 60:.1f} minutes so far",
-                  flush=True)  # fmt: skip
+                  flush=True)
     finally:
         stop(running.values())
     if failed:
         raise UserError(f"{len(failed)} rows failed ({', '.join(f'seed {t.seed} {t.row}' for t in failed)}); "
-                        f"the last lines of {failed[0].log} say why")  # fmt: skip
+                        f"the last lines of {failed[0].log} say why")
 
 
 def stop(running: Iterable[Running]) -> None:

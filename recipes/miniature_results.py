@@ -122,7 +122,7 @@ def share(values: Iterable[bool | None]) -> float | None:
 
 
 CURVES = {"reward": "reward/mean", "tokens": "rollout/length_mean", "silent": "rollout/frac_no_verdict",
-          "kl": "policy/ref_kl", "entropy": "policy/entropy", "accuracy": "eval/accuracy"}  # fmt: skip
+          "kl": "policy/ref_kl", "entropy": "policy/entropy", "accuracy": "eval/accuracy"}
 
 
 def curves(records: Iterable[Mapping[str, float]]) -> dict[str, list[list[float]]]:
@@ -213,7 +213,7 @@ def compare(results: Results, name: str, other: str, words: str, paper: float | 
 def in_short(results: Results, claims: Iterable[Claim]) -> str:
     """Where the miniature and the paper agree, where not, and where noise hides it: one line each."""
     groups: dict[str, list[str]] = {"The same direction as the paper": [], "The other direction": [],
-                                    "Within noise here, or of one seed": [], "Not measured": []}  # fmt: skip
+                                    "Within noise here, or of one seed": [], "Not measured": []}
     for name, other, words, paper in claims:
         if paper is not None:
             found = difference(results, name, other)
@@ -335,7 +335,7 @@ def row_cells(results: Results, label: str, name: str) -> list[str]:
             *(mean_cell([row[kind] for row in rows]) for kind in ("Chat", "Reasoning")),
             mean_cell([row["overall"]["consistency"] for row in rows]),
             mean_cell([row["overall"]["verdict_rate"] for row in rows]),
-            mean_cell([row["overall"]["length_mean"] for row in rows], 1)]  # fmt: skip
+            mean_cell([row["overall"]["length_mean"] for row in rows], 1)]
 
 
 def plus_minus(found: Estimate) -> str:
@@ -403,7 +403,7 @@ def scaling_section(results: Results) -> str:
             continue
         start, end = (accuracy(results, label) for label in (f"{name}:start", name))
         grid.append([str(hidden), f"{results['parameters'].get(name, 0):,}", plus_minus(start), plus_minus(end),
-                     f"{gain.mean:+.1f} ± {2 * gain.error:.1f}"])  # fmt: skip
+                     f"{gain.mean:+.1f} ± {2 * gain.error:.1f}"])
     return section("Model size (Figure 4a)", grid, extrapolation(results))
 
 
@@ -415,7 +415,7 @@ def extrapolation(results: Results) -> list[str]:
     a, b = straight_line([(math.log10(size), gain.mean) for size, gain in points])
     off = max(abs(a + b * math.log10(size) - gain.mean) for size, gain in points)
     slopes = [straight_line([(math.log10(size), gain.seeds[i]) for size, gain in points])[1]
-              for i in range(min(len(gain.seeds) for _, gain in points))]  # fmt: skip
+              for i in range(min(len(gain.seeds) for _, gain in points))]
     base = accuracy(results, f"{SIZES[-1][0]}:start").mean
     largest = points[-1][0]
     said = []
@@ -423,7 +423,7 @@ def extrapolation(results: Results) -> list[str]:
         gain = a + b * math.log10(factor * largest)
         claimed = base * (1 + gain / 100)
         said.append(f"{factor} times the largest: {gain:+.1f} %, an accuracy of {claimed:.3f} on the largest start"
-                    + (", which cannot be" if not 0 <= claimed <= 1 else ""))  # fmt: skip
+                    + (", which cannot be" if not 0 <= claimed <= 1 else ""))
     same = len({slope > 0 for slope in slopes}) == 1
     return [
         f"- The line through the three: {b:+.1f} % per tenfold size (each seed: "
@@ -433,7 +433,7 @@ def extrapolation(results: Results) -> list[str]:
            "The paper's rises with size: not so here." if same else ""),
         f"- What it would claim: {'; '.join(said)}. Three points and two parameters leave one degree of freedom; the "
         "paper's line has no more, and its 3B and 72B ends are claims of the same kind.",
-    ]  # fmt: skip
+    ]
 
 
 BUDGET_CLAIMS: list[Claim] = [
@@ -449,7 +449,7 @@ def budget_section(results: Results) -> str:
     both = [entry for pair in zip(before, entries, strict=True) for entry in pair]
     both.append(("40 tokens, loss averaged per response", "cap-40-seq", ""))
     return section("Inference budget: the same cap in training and at test (Figure 4b)", table(results, both, ""),
-                   claims_of(results, BUDGET_CLAIMS))  # fmt: skip
+                   claims_of(results, BUDGET_CLAIMS))
 
 
 # ---- dynamics ------------------------------------------------------------------------------------------
@@ -482,13 +482,13 @@ def dynamics_section(results: Results) -> str:
         first, last = (statistics.fmean(pair[i] for pair in rewards) for i in (0, 1))
         short, long = (statistics.fmean(pair[i] for pair in tokens) for i in (0, 1))
         grid.append([label, f"{low:g} ({high:g})", f"{first:.3f}", f"{last:.3f}", f"{short:.1f}", f"{long:.1f}",
-                     f"{jump:.1f}"])  # fmt: skip
+                     f"{jump:.1f}"])
         rises = sum(b > a for a, b in rewards)
         grows = [b - a for a, b in tokens]
         said.append(f"- {label}: reward higher at the end in {rises} of {len(runs)} seeds; length changes by "
-                    f"{min(grows):+.1f} to {max(grows):+.1f} tokens.")  # fmt: skip
+                    f"{min(grows):+.1f} to {max(grows):+.1f} tokens.")
     said.append("- The paper (Figure 5): warm, reward 0.45 to 0.70 and a length that dips, then grows (760 to 840 "
-                "tokens); cold, 1.5 to 1.9 of 2 and 500 to 650 tokens, with a sharp drop near the end.")  # fmt: skip
+                "tokens); cold, 1.5 to 1.9 of 2 and 500 to 650 tokens, with a sharp drop near the end.")
     return section("Training dynamics (Figure 5)", grid, said)
 
 
@@ -497,9 +497,9 @@ def dynamics_section(results: Results) -> str:
 
 def faith_section(results: Results) -> str:
     probes = ("solution_line_right", "solution_line_right_with_a_carry", "verdict_follows_a_forced_solution",
-              "verdict_follows_a_forced_last_line")  # fmt: skip
+              "verdict_follows_a_forced_last_line")
     head = ["distilled on", "accuracy ± 2 s.e.", "verdict is its own checks'", "solution right", "with a carry",
-            "verdict follows a forced solution", "a forced last line"]  # fmt: skip
+            "verdict follows a forced solution", "a forced last line"]
     grid = [head]
     for label, name, _ in FAITH:
         seeds = results["rows"].get(name)
@@ -510,9 +510,9 @@ def faith_section(results: Results) -> str:
         probed = results["probes"].get("distilled" if name == "rm-r1:start" else name, {}).values()
         shares = [mean_cell(probe[key]["share"] for probe in probed) for key in probes]
         grid.append([label, plus_minus(found),
-                     mean_cell(row["follows_checks"] for row in seeds.values()), *shares])  # fmt: skip
+                     mean_cell(row["follows_checks"] for row in seeds.values()), *shares])
     return section("Faithfulness: traces as they are, traces repaired with the verdict in hand", grid,
-                   [*claims_of(results, FAITH_CLAIMS), *probe_claims(results)])  # fmt: skip
+                   [*claims_of(results, FAITH_CLAIMS), *probe_claims(results)])
 
 
 def probe_claims(results: Results) -> list[str]:
@@ -529,7 +529,7 @@ def probe_claims(results: Results) -> list[str]:
         # the same sums in both, so the binomial errors of the two shares bound the difference's from above
         items = math.sqrt(sum(row["share"] * (1 - row["share"]) / row["n"] for pair in both for row in pair))
         found = Estimate(statistics.fmean(gaps), tuple(gaps),
-                         max(items / len(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))))  # fmt: skip
+                         max(items / len(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))))
         said.append(f"- {how} against as they are, verdicts that follow a forced solution: {in_words(found)}.")
     return said
 
@@ -544,7 +544,7 @@ def variants_section(results: Results) -> str:
     for row in next(iter(results["looks"].get("probes-rm-r1", {}).values()), {"rows": {}})["rows"]:
         looks.append([row, *(look_cell(results["looks"].get(f"probes-{name}", {}), row) for name in PROBED)])
     return section("Variants", table(results, VARIANTS, ""), claims_of(results, VARIANT_CLAIMS)) + "\n" + as_markdown(
-        "What a judge looks at: mean over seeds ± 2 s.e. (`evaluation/probes.py`)", looks)  # fmt: skip
+        "What a judge looks at: mean over seeds ± 2 s.e. (`evaluation/probes.py`)", looks)
 
 
 def look_cell(seeds: Mapping[str, Any], row: str) -> str:
@@ -591,7 +591,7 @@ def write_tables(folder: Path) -> None:
         faith_section(results),
         variants_section(results),
         time_section(results),
-    ])  # fmt: skip
+    ])
     write_whole(folder / "results.md", text)
     drawn = [path.name for path in draw(results, folder)]
     print(f"{folder}: results.md, {', '.join(drawn)}")

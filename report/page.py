@@ -67,7 +67,7 @@ def stage_table(stages: Sequence[Stage]) -> Table:
     kinds = sorted({kind for s in stages for kind in s.summary.get("by_category", {}) if kind})
     voted = any("vote_accuracy" in s.summary.get("overall", {}) for s in stages)
     table = [["stage", "accuracy", *(["majority"] if voted else []), *kinds, "consistency", "verdict rate",
-              "tokens", "pairs", "minutes of training"]]  # fmt: skip
+              "tokens", "pairs", "minutes of training"]]
     for s in stages:
         overall, groups = s.summary.get("overall", {}), s.summary.get("by_category", {})
         error = f" ± {cell(overall['accuracy_se'])}" if "accuracy_se" in overall else ""
@@ -76,7 +76,7 @@ def stage_table(stages: Sequence[Stage]) -> Table:
             s.name, cell(overall.get("accuracy")) + error, *([cell(overall.get("vote_accuracy"))] if voted else []),
             *(cell(groups.get(kind, {}).get("accuracy")) for kind in kinds), cell(overall.get("consistency")),
             cell(overall.get("verdict_rate")), cell(overall.get("length_mean"), 1), cell(len(s.verdicts) or None),
-            cell(sum(seconds) / 60 if seconds else None, 1)])  # fmt: skip
+            cell(sum(seconds) / 60 if seconds else None, 1)])
     return table
 
 
@@ -151,7 +151,7 @@ def draw_curves(metrics: Sequence[dict[str, Any]]) -> Iterator[Panel]:
     """Every panel that has a metric in this run, with its last values."""
     for title, unit, names in PANELS:
         curves = {n: [(m["step"], m[n]) for m in metrics if is_number(m.get(n)) and is_number(m.get("step"))]
-                  for n in names}  # fmt: skip
+                  for n in names}
         curves = {name: points for name, points in curves.items() if points}
         if curves:
             last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in curves.items())
@@ -183,7 +183,7 @@ def plot(curves: dict[str, list[tuple[float, float]]], xlabel: str = "step", err
         marker = "o" if len(points) < 40 else None
         x, y = zip(*points, strict=True)
         axes.errorbar(x, y, list(errors) or None, color=colour, marker=marker, markersize=3, linewidth=1.4, capsize=2,
-                      label=name)  # fmt: skip
+                      label=name)
     axes.tick_params(colors="#808080", labelsize=8)
     axes.grid(color="#808080", alpha=0.25, linewidth=0.6)
     axes.set_xlabel(xlabel, color="#808080", fontsize=8)
@@ -219,7 +219,7 @@ def browser_data(stages: Sequence[Stage], texts: dict[Key, Pair], cfg: Config) -
     places = [[visible(s.run), ends.get(s.run) if s.step is None else s.step] for s in judged]
     return {"stages": [visible(s.name) for s in judged], "places": places, "pairs": rows, "total": len(keys),
             "accuracy": [cell(s.summary.get("overall", {}).get("accuracy")) for s in judged], "last": last,
-            "axes": [AXES[0], AXES[2]]}  # fmt: skip
+            "axes": [AXES[0], AXES[2]]}
 
 
 def of(judged: Sequence[Stage], key: Key) -> list[dict[str, Judgement]]:
@@ -234,7 +234,7 @@ def browser_row(key: Key, verdicts: Sequence[dict[str, Judgement]], pair: Pair |
     traces = [
         [{"order": j.order, "verdict": j.verdict, "right": j.correct, "cut": j.finish_reason == "length",
           "text": clip(j.text)} for _, j in sorted(v.items())] for v in verdicts
-    ]  # fmt: skip
+    ]
     return {"id": clip(key[1]), "kind": clip(one.category), "better": better, "asked": asked, "traces": traces}
 
 
@@ -248,7 +248,7 @@ def as_html(table: Table) -> str:
     rows = [[escape(visible(text)) for text in row] for row in table]
     head = "".join(f'<th scope="col">{text}</th>' for text in rows[0])
     body = "".join(f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{t}</td>" for t in row[1:]) + "</tr>\n"
-                   for row in rows[1:])  # fmt: skip
+                   for row in rows[1:])
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
@@ -257,11 +257,11 @@ def as_figure(run_name: str, title: str, remark: str, png: bytes, ends: tuple[fl
     linked = f' data-run="{escape(visible(run_name))}" data-from="{ends[0]}" data-to="{ends[1]}"' if ends else ""
     head, foot, source = escape(visible(title)), escape(visible(remark)), base64.b64encode(png).decode()
     return (f'<figure{linked}><figcaption>{head}</figcaption><div><img alt="{head}; {foot}" '
-            f'src="data:image/png;base64,{source}"></div><small>{foot}</small></figure>\n')  # fmt: skip
+            f'src="data:image/png;base64,{source}"></div><small>{foot}</small></figure>\n')
 
 
 def page(title: str, stages: Sequence[Stage], curves: dict[str, list[Panel]], data: Any,
-         evaluated: Mapping[str, dict[str, Any]]) -> str:  # fmt: skip
+         evaluated: Mapping[str, dict[str, Any]]) -> str:
     parts = ["<h2>Stages</h2>\n", as_html(stage_table(stages))]
     for name, panels in curves.items():
         figures = "".join(as_figure(name.removeprefix("Training: "), *panel) for panel in panels)
@@ -273,7 +273,7 @@ def page(title: str, stages: Sequence[Stage], curves: dict[str, list[Panel]], da
     policy = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     content = json.dumps(data).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return TEMPLATE.substitute(title=escape(visible(title)), policy=policy, style=STYLE, body="".join(parts),
-                               hidden="" if data["pairs"] else " hidden", data=content, script=SCRIPT)  # fmt: skip
+                               hidden="" if data["pairs"] else " hidden", data=content, script=SCRIPT)
 
 
 HERE = Path(__file__).parent
@@ -303,6 +303,6 @@ def report(cfg: Config) -> Path:
             disk.write_whole(folder / "plots" / f"{slug}.png", png)
     out = Path(cfg.out) if cfg.out else folder / "report.html"
     disk.write_whole(out, page(f"Report: {folder.resolve().name}", listed, curves, browser_data(stages, texts, cfg),
-                              evaluated))  # fmt: skip
+                              evaluated))
     print(out)
     return out

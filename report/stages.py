@@ -98,7 +98,7 @@ def step_stage(name: str, path: Path, listed: bool) -> Stage:
     groups = {c: tally([j for j in judged if j.category == c]) for c in sorted({j.category for j in judged})}
     data = str(read_object(path.parent.parent / "config.json").get("held_out", ""))
     found = Stage(f"{name} step {step}", step, listed, data=data,
-                  summary={"overall": tally(judged), "by_category": groups})  # fmt: skip
+                  summary={"overall": tally(judged), "by_category": groups})
     found.judge(judged)
     return found
 

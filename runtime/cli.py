@@ -85,4 +85,4 @@ def check_hardware(preset: str) -> None:
 
     if preset.startswith("paper") and not torch.cuda.is_available():
         raise UserError(f"--preset {preset} is the paper's run and needs GPUs (the 7B: eight of 80 GB under "
-                        "torchrun); this machine has none, try --preset tiny")  # fmt: skip
+                        "torchrun); this machine has none, try --preset tiny")

@@ -20,7 +20,7 @@ def remedy(error: Exception) -> str:
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in said:
         return ("out of memory: lower --micro-batch-tokens (or --at-once of an evaluation), or --engine-memory where "
                 "vLLM samples; --checkpointing and --offload-optimizer save more; the same command continues, and "
-                "--dry-run N shows what a run on N GPUs needs")  # fmt: skip
+                "--dry-run N shows what a run on N GPUs needs")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return f"{error.filename or 'a file'}: {error.strerror}; nothing is lost, the same command continues"
     if any(os.strerror(number) in said for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)):  # a library's words

@@ -45,7 +45,7 @@ WHERE = (
     "concurrency",
     "timeout",
     "retries",
-)  # fmt: skip - settings of where and how fast a run computes, not of what
+)  # settings of where and how fast a run computes, not of what
 
 
 class RunFolder:
@@ -67,7 +67,7 @@ class RunFolder:
             changed = [f"{k} was {before.get(k)!r}, is {v!r}" for k, v in what.items() if before.get(k) != v]
             if changed:
                 raise UserError(f"{path} holds a run of another configuration ({', '.join(changed)}); "
-                                "use another --out")  # fmt: skip
+                                "use another --out")
         if ranks.rank() == 0:
             write_whole(known, json.dumps(self.config, indent=2) + "\n")
         if (

@@ -54,7 +54,7 @@ def read_shape(path: str) -> Any:
     folder = next((f for f in (Path(path) / "model", Path(path)) if (f / "config.json").is_file()), None)
     if folder is None and path in SHAPES:
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                 "intermediate_size", "vocab_size", "tie_word_embeddings")  # fmt: skip
+                 "intermediate_size", "vocab_size", "tie_word_embeddings")
         return SimpleNamespace(model_type="qwen2", **dict(zip(names, SHAPES[path], strict=True)))
     try:
         from transformers import AutoConfig
@@ -62,7 +62,7 @@ def read_shape(path: str) -> Any:
         return AutoConfig.from_pretrained(folder or path, trust_remote_code=False)
     except Exception as error:  # the hub client raises many kinds; each means that there is no configuration
         raise UserError(f"{path}: no model's config.json, here or on the hub ({type(error).__name__}); for a run that "
-                        "has not exported yet name the model that it starts from (--model)") from None  # fmt: skip
+                        "has not exported yet name the model that it starts from (--model)") from None
 
 
 def parameters(shape: Any) -> dict[str, int]:
@@ -82,7 +82,7 @@ def parameters(shape: Any) -> dict[str, int]:
     layer += 2 * inner + hidden if getattr(shape, "mlp_bias", False) else 0
     layer += 2 * (query // shape.num_attention_heads) if shape.model_type == "qwen3" else 0
     counts = {"embedding": shape.vocab_size * hidden, "layer": layer, "layers": layer * shape.num_hidden_layers,
-              "norm": hidden, "head": 0 if shape.tie_word_embeddings else shape.vocab_size * hidden}  # fmt: skip
+              "norm": hidden, "head": 0 if shape.tie_word_embeddings else shape.vocab_size * hidden}
     return counts | {"total": sum(counts.values()) - layer}
 
 
@@ -156,7 +156,7 @@ def sampling_memory(cfg: Any, shape: Any, ranks: int, gpu_gb: float) -> dict[str
         engine = cfg.engine_memory * gpu_gb
     return {"weights": training["weights"], "optimiser": 0.0 if cfg.offload_optimizer else training["optimiser"],
             "reference": training["reference"], "sync": b * n["embedding"] * (1 + 1 / shard) / 1e9,
-            "engine": engine, "CUDA": CONTEXT}  # fmt: skip
+            "engine": engine, "CUDA": CONTEXT}
 
 
 def kv_bytes(shape: Any, b: int, tp: int = 1) -> int:
@@ -201,7 +201,7 @@ def storage(cfg: Any, shape: Any, ranks: int) -> dict[str, float]:
     n, here = parameters(shape)["total"], min(ranks, PER_NODE) / (cfg.shard_ranks or ranks)
     moments = 8 * n * here if _second_stage(cfg) and cfg.offload_optimizer else 0.0
     sizes = {"moments": moments, "state": 24 * n * here, "export": 4 * n + min(4 * n, EXPORT_FILE),
-             "disk_state": 12 * n, "disk_export": 4 * n}  # fmt: skip
+             "disk_state": 12 * n, "disk_export": 4 * n}
     return {name: size / 1e9 for name, size in sizes.items()}
 
 
@@ -257,7 +257,7 @@ def work(cfg: Any, ranks: int, prompt: int = PROMPT, response: int = RESPONSE) -
         "sampled": pairs * size * response if second else 0,
         "inputs": pairs * (prompt + size * (response - 1)),
         "micro": micro, "forwards": micro * ((3 * updates - 1) if second else 1), "backwards": micro * updates,
-    }  # fmt: skip
+    }
 
 
 # ---- refusals ------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def refuse_layout(cfg: Any, shape: Any, ranks: int, gpu_gb: float) -> None:
         total, largest = sum(parts.values()), max(parts, key=lambda name: parts[name])
         if total > gpu_gb:
             raise UserError(f"{phase} needs {total:.1f} GB of {gpu_gb:g}; the largest part is the {largest} with "
-                            f"{parts[largest]:.1f}. {_help(cfg, shape, ranks, gpu_gb, phase, largest)}")  # fmt: skip
+                            f"{parts[largest]:.1f}. {_help(cfg, shape, ranks, gpu_gb, phase, largest)}")
     if "sampling" in phases and not _torch_sampler(cfg):
         held, needed = engine_tokens(cfg, shape, cfg.engine_memory, gpu_gb), longest_sequence(cfg)
         if held < needed:
@@ -306,7 +306,7 @@ def refuse_layout(cfg: Any, shape: Any, ranks: int, gpu_gb: float) -> None:
             raise UserError(f"--engine-memory {cfg.engine_memory} of {gpu_gb:g} GB: beside the engine's weights with "
                             f"{weights:.1f} GB it holds {held} tokens of KV cache, one sequence has up to {needed}. "
                             f"Would help: a larger --tp (now {cfg.tp}) or --engine-memory (at most "
-                            f"{largest_share(cfg, shape, ranks, gpu_gb):.2f})")  # fmt: skip
+                            f"{largest_share(cfg, shape, ranks, gpu_gb):.2f})")
 
 
 def _help(cfg: Any, shape: Any, ranks: int, gpu_gb: float, phase: str, largest: str) -> str:
@@ -340,7 +340,7 @@ def report(cfg: Any, shape: Any, ranks: int, gpu_gb: float, prompt: int = PROMPT
         f"rank 0's export {size['export']:.0f}",
         f"disk        {size['disk_state']:.0f} GB a resume state (2 kept, 3 while one is written), "
         f"{size['disk_export']:.0f} GB the exported model (twice while it is replaced)",
-    ])  # fmt: skip
+    ])
 
 
 def _gpus(count: int) -> str:
@@ -352,13 +352,13 @@ def _step_lines(cfg: Any, ranks: int, w: dict[str, int]) -> list[str]:
     if not _second_stage(cfg):
         return [f"a step      {w['pairs']} pairs, {w['pairs'] // ranks} a GPU, one optimiser step",
                 f"tokens      {w['inputs']:,} a step; {assumed}",
-                f"passes      {w['micro']} micro-batches of {cfg.micro_batch_tokens} tokens a GPU"]  # fmt: skip
+                f"passes      {w['micro']} micro-batches of {cfg.micro_batch_tokens} tokens a GPU"]
     kind = "torch" if _torch_sampler(cfg) else f"vllm, an engine on {_gpus(cfg.tp)}"
     return [f"a round     {w['pairs']} prompts x {cfg.group_size} = {w['sequences']:,} responses ({kind}), "
             f"{w['updates']} optimiser steps of {cfg.mini_batch} prompts, {cfg.mini_batch // ranks} a GPU",
             f"tokens      {w['sampled']:,} sampled, {w['inputs']:,} in a pass over the round; {assumed}",
             f"passes      {w['micro']} micro-batches of {cfg.micro_batch_tokens} tokens an optimiser step and GPU; "
-            f"{w['forwards']} forward, {w['backwards']} backward a round"]  # fmt: skip
+            f"{w['forwards']} forward, {w['backwards']} backward a round"]
 
 
 def _memory_lines(cfg: Any, shape: Any, ranks: int, gpu_gb: float) -> list[str]:
@@ -376,7 +376,7 @@ def _memory_lines(cfg: Any, shape: Any, ranks: int, gpu_gb: float) -> list[str]:
         shares = (cfg.engine_memory, largest_share(cfg, shape, ranks, gpu_gb))
         tokens = [engine_tokens(cfg, shape, share, gpu_gb) for share in shares]
         lines.append(f"engine        --engine-memory {shares[0]:.2f} holds {tokens[0]:,} tokens of KV; the largest "
-                     f"that fits, {shares[1]:.2f}, {tokens[1]:,}")  # fmt: skip
+                     f"that fits, {shares[1]:.2f}, {tokens[1]:,}")
     return lines
 
 
@@ -394,7 +394,7 @@ def dry_run(cfg: Any) -> None:
 PAPER = SimpleNamespace(  # what of settings.PAPER_GRPO decides memory; that file imports torch
     group_size=7, max_prompt_tokens=4096, max_response_tokens=8192, micro_batch_tokens=16384, checkpointing=True,
     compute_dtype="bfloat16", sampler_dtype="bfloat16", shard_ranks=0, sampler="auto", engine_memory=0.5,
-)  # fmt: skip
+)
 LAYOUTS = [("7B", 1, 8), ("14B", 2, 8), ("14B", 2, 16), ("32B", 4, 8), ("32B", 4, 32)]  # size, tp, GPUs
 
 

@@ -47,7 +47,7 @@ def save_state(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, 
     gather(None)  # every rank makes the folder: none before it is cleared
     try:
         dcp.save(_state(policy, optimizer), storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True),
-                 no_dist=not torch.distributed.is_initialized())  # fmt: skip
+                 no_dist=not torch.distributed.is_initialized())
     except CheckpointException as error:  # itself no Exception, and its text a traceback: its cause says what is wrong
         cause = next(iter(error.failures.values()))[0]
         raise cause if isinstance(cause, Exception) else error from None
@@ -58,7 +58,7 @@ def save_state(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, 
 
 
 def keep_state(folder: RunFolder, policy: nn.Module, optimizer: torch.optim.Optimizer,
-               progress: dict[str, Any]) -> None:  # fmt: skip
+               progress: dict[str, Any]) -> None:
     """Write the run's resume state after `progress["step"]` steps and drop those that are older than the last two."""
     save_state(folder.checkpoint(progress["step"]), policy, optimizer, progress | folder.stamp)
     folder.prune_checkpoints()
@@ -78,7 +78,7 @@ def load_state(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) 
         raise UserError(f"{path}: damaged, its files are not those that were written")
     with torch.no_grad():
         dcp.load(_state(policy, optimizer), storage_reader=HuggingFaceStorageReader(str(path)),
-                 no_dist=not torch.distributed.is_initialized())  # fmt: skip
+                 no_dist=not torch.distributed.is_initialized())
     return progress
 
 

@@ -54,7 +54,7 @@ def progress(total: int, initial: int, label: str):
 
     quiet = not sys.stderr.isatty()
     return tqdm(total=total, initial=initial, desc=label, disable=ranks.rank() != 0,
-                mininterval=20.0 if quiet else 0.2, ascii=quiet, dynamic_ncols=True)  # fmt: skip
+                mininterval=20.0 if quiet else 0.2, ascii=quiet, dynamic_ncols=True)
 
 
 class StopSignal:

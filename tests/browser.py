@@ -26,10 +26,10 @@ class Browser:
         self.incoming, from_browser = os.pipe()
         words = [CHROMIUM or "chromium", "--headless=new", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
                  "--disable-dev-shm-usage", "--remote-debugging-pipe", f"--user-data-dir={self.home.name}",
-                 *(["--no-sandbox"] if os.geteuid() == 0 else []), "about:blank"]  # fmt: skip
+                 *(["--no-sandbox"] if os.geteuid() == 0 else []), "about:blank"]
         command = f"exec {shlex.join(words)} 3<&{to_browser} 4>&{from_browser}"
         self.process = subprocess.Popen(["bash", "-c", command], pass_fds=(to_browser, from_browser),
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(to_browser)
         os.close(from_browser)
         self.buffer = b""

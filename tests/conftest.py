@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, Phase, settings
 
 settings.register_profile(
     "repeatable", max_examples=100, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
+    suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", settings.get_profile("repeatable"), max_examples=3000, derandomize=False)
 settings.register_profile(  # make mutants: that a test fails is enough, no smaller example is looked for
     "mutants", settings.get_profile("repeatable"), max_examples=40,
-    phases=[Phase.explicit, Phase.generate])  # fmt: skip
+    phases=[Phase.explicit, Phase.generate])
 settings.load_profile("repeatable")  # pytest --hypothesis-profile thorough: new cases every time, and many more
 
 

@@ -55,7 +55,7 @@ def _stolen():
 def group_advantages(*a, **k):
     return _stolen()["group_advantages"](*a, **k)
 """),
-}  # fmt: skip
+}
 
 
 def combination(plan: handout.Plan, number: int) -> handout.Plan:

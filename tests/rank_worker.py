@@ -32,6 +32,7 @@ import grpo
 import model
 import sft
 from batch import Group, micro_batches
+from loading.tokenizer import load_tokenizer
 from rollout import Rollout, TorchSampler
 from runtime import cli, disk, states
 from runtime import ranks as runtime_ranks
@@ -41,7 +42,7 @@ from runtime.steps import StopSignal
 ARCH = {"tied": "qwen2", "untied": "qwen3"}  # qwen3 with heads of 6: on four ranks its head norms have an empty shard
 WIDE, NARROW = 4096, 60  # micro_batch_tokens: a mini-batch in one; several, and not as many on every rank
 PLANS = {1: [("tied", WIDE), ("untied", WIDE)], 2: [("tied", WIDE), ("tied", NARROW), ("untied", NARROW)],
-         4: [("tied", NARROW), ("untied", NARROW)]}  # fmt: skip
+         4: [("tied", NARROW), ("untied", NARROW)]}
 FAULT = "the reward of rank 1 is broken"
 SIZES = (19, 7)  # response tokens of rank 0 and of rank 1 (P8)
 
@@ -75,7 +76,7 @@ def make_world(folder: Path) -> None:
     question = [{"role": "user", "content": "w1 w2"}]
     write("held_out.jsonl", [
         {"pair_id": f"h{i}", "context": question, "response_a": words(2 + i, i), "response_b": words(9 - i, i + 9),
-         "winner": "AB"[i % 2]} for i in range(5)])  # fmt: skip
+         "winner": "AB"[i % 2]} for i in range(5)])
     (folder / "prompt.txt").write_text("judge")
 
 
@@ -83,7 +84,7 @@ def sft_config(stage: Stage, name: str, **changes: Any) -> sft.Config:
     base = replace(
         sft.PRESETS["tiny"], model=str(stage.world / "tied"), data=str(stage.world / "sft.jsonl"), held_out="",
         out=str(stage.folder / name), prompt_file="", batch_size=8, steps=3, micro_batch_tokens=NARROW, lr=1e-2,
-        max_grad_norm=0.5, compute_dtype="float64", eval_every=1, save_every=100)  # fmt: skip
+        max_grad_norm=0.5, compute_dtype="float64", eval_every=1, save_every=100)
     return replace(base, **changes)
 
 
@@ -93,7 +94,7 @@ def grpo_config(stage: Stage, name: str, **changes: Any) -> grpo.Config:
         out=str(stage.folder / name), prompt_file=str(stage.world / "prompt.txt"), steps=2, prompts_per_step=8,
         group_size=3, mini_batch=4, max_prompt_tokens=200, max_response_tokens=9, micro_batch_tokens=NARROW, lr=1e-2,
         lr_schedule="linear", warmup_updates=2, kl_coef=0.1, max_grad_norm=0.5, compute_dtype="float64",
-        sampler_dtype="float64", save_every=100, eval_every=1)  # fmt: skip
+        sampler_dtype="float64", save_every=100, eval_every=1)
     return replace(base, **changes)
 
 
@@ -302,7 +303,7 @@ def sync(stage: Stage, name: str, tie: str) -> None:
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.5)
-    sampler = TorchSampler(model.load_policy(folder).lm, model.load_tokenizer(folder))
+    sampler = TorchSampler(model.load_policy(folder).lm, load_tokenizer(folder))
     own = dict(sampler.lm.named_parameters(remove_duplicate=False))
 
     def gap() -> float:
@@ -422,7 +423,7 @@ def engine_order(stage: Stage, name: str) -> None:
         events.append(f"{what}: {'no' if not parts else 'here' if here else 'away'}")
 
     cfg = grpo_config(stage, name, steps=3, held_out=str(stage.world / "held_out.jsonl"), eval_every=2,
-                      offload_optimizer=True)  # fmt: skip
+                      offload_optimizer=True)
     update = grpo.update
 
     def seen(*args: Any) -> Any:
@@ -467,7 +468,7 @@ def mixed(stage: Stage, name: str, tie: str) -> None:
     facts: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for label, compute, again in (("f32", torch.float32, False), ("bf16", torch.bfloat16, False),
-                                  ("bf16-again", torch.bfloat16, True)):  # fmt: skip
+                                  ("bf16-again", torch.bfloat16, True)):
         for kinds in sent.values():
             kinds.clear()
         with patched(dist, reduce_scatter_single=seen_reduce, all_gather_single=seen_gather):
@@ -579,7 +580,7 @@ def make_large(folder: Path) -> None:
 
     config = tiny_models.make_config("llama", vocab_size=40_000, hidden_size=512, intermediate_size=1024,
                                      num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8,
-                                     head_dim=64)  # fmt: skip
+                                     head_dim=64)
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config)
     lm.config.save_pretrained(folder)
@@ -601,7 +602,7 @@ def memory(stage: Stage, name: str) -> None:
     with Peak() as plain:
         model.load_policy(str(folder))
     facts = {"whole": sum(sizes), "largest": max(sizes), "shard": held, "filled": filled,
-             "sharded": sharded.grown, "plain": plain.grown}  # fmt: skip
+             "sharded": sharded.grown, "plain": plain.grown}
     stage.save(name, {"ranks": runtime_ranks.gather(facts)})
 
 

@@ -37,8 +37,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from loading.folder import model_folder
+
 CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink",
-           "shutil.rmtree")  # fmt: skip
+           "shutil.rmtree")
 PATIENCE = 60.0  # seconds in which a rank whose peer died has to end; it takes a moment on an idle machine
 LIMIT = 240.0  # seconds a whole run may take; it takes two or three
 
@@ -140,7 +142,7 @@ def be_rank(order: dict[str, Any], rank: int, port: int, out: int, status: int) 
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         if order["ranks"] > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(order["ranks"]),
-                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         from runtime import cli, ranks
 
         script = importlib.import_module(order["script"])
@@ -258,13 +260,12 @@ def run_ranks(order: dict[str, Any]) -> dict[str, Any]:
 
 def what_is_there(out: Path) -> dict[str, Any]:
     """What the next command finds: the exported model, the newest resume state, unfinished ones."""
-    import model
     from runtime import run_folder
     from runtime.errors import UserError
 
     newest = run_folder.latest_checkpoint(out)
     try:
-        exported = digest(model.model_folder(str(out)))
+        exported = digest(model_folder(str(out)))
     except UserError:
         exported = None
     parts = sorted(str(p.relative_to(out)) for p in out.rglob("*") if "part" in p.name or p.suffix == ".old")

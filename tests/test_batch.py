@@ -47,7 +47,7 @@ def sequences(groups: list[Group]) -> list[tuple]:
         for g in groups
         for k, r in enumerate(g.responses)
         if r
-    ]  # fmt: skip
+    ]
 
 
 # ---- packing -------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_aggregate_and_denominator_by_hand():  # Eq. 9
     halves = [collate(groups, [i], "cpu") for i in (0, 1)]
     for agg in AGGS:  # micro-batches add up
         parts = [aggregate(v, b, agg, denominator(groups, agg, 10)) for v, b in zip((values[:3], values[3:]), halves,
-                                                                                   strict=True)]  # fmt: skip
+                                                                                   strict=True)]
         torch.testing.assert_close(sum(parts), aggregate(values, batch, agg, denominator(groups, agg, 10)))
 
 

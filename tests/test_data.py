@@ -39,7 +39,7 @@ def load(folder: Path, *rows: dict) -> list[Pair]:
 
 def test_the_projects_own_layout(tmp_path):  # Eq. 1
     row = OWN | {"pair_id": "x7", "source": "made up", "category": "math", "meta": {"level": 3}, "trace": "because",
-                 "unknown": [1]}  # fmt: skip
+                 "unknown": [1]}
     full, bare = load(tmp_path, row, OWN)
     assert full == Pair("x7", "made up", (USER,), "4", "5", "A", "math", {"level": "3"}, "because", None)
     assert bare == Pair("rows-1", "rows", (USER,), "4", "5", "A", "", {}, None, None)
@@ -107,7 +107,7 @@ def test_published_distillation_rows_hold_the_target_in_the_winner_column(tmp_pa
 
 
 @pytest.mark.parametrize("winner", ("no verdict", "[[A]]", "<answer>[[A/B]]</answer>", None, "", "model_c", 1,
-                                    ["<answer>[[A]]</answer>"]))  # fmt: skip
+                                    ["<answer>[[A]]</answer>"]))
 def test_a_ready_made_row_without_a_winner_is_refused(tmp_path, winner):
     with pytest.raises(UserError, match=r"rows\.jsonl:2: 'winner'"):
         load(tmp_path, READY, READY | {"winner": winner})
@@ -148,7 +148,7 @@ def test_parquet_fills_columns_that_some_rows_lack_with_nulls(tmp_path):
 def test_a_json_file_holds_a_list_or_one_object_a_line(tmp_path):
     lines = load_pairs(write(tmp_path, [OWN, PLAIN]))
     for text in (json.dumps([OWN, PLAIN]), "\n [" + json.dumps(OWN) + ",\n" + json.dumps(PLAIN) + "]\n",
-                 json.dumps(OWN) + "\n" + json.dumps(PLAIN)):  # fmt: skip
+                 json.dumps(OWN) + "\n" + json.dumps(PLAIN)):
         assert load_pairs(write(tmp_path, text, "rows.json")) == lines
     for second, message in ((3, "expected a JSON object, found int"), (OWN | {"winner": "C"}, "'winner' must be")):
         with pytest.raises(UserError, match=rf"rows\.json: item 2: {message}"):
@@ -228,7 +228,7 @@ BAD_ROWS = {
     "prompt null": ({"prompt": None, "chosen": "4", "rejected": "5"}, "'prompt'|'messages'"),
     "prompt a list": ({"prompt": [USER], "chosen": "4", "rejected": "5"}, "'prompt'"),
     "half a surrogate pair": (OWN | {"response_a": "\ud83d"}, "surrogate|Unicode|UTF"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
@@ -244,7 +244,7 @@ BAD_LINES = {
     "half an object": b'{"context": [', "an array": b"[1, 2]", "a text": b'"hello"', "a number": b"17", "null": b"null",
     "two objects": b"{} {}", "no JSON": b"hello", "not UTF-8": b'{"a": "\xff"}', "UTF-16": "{}".encode("utf-16"),
     "single quotes": b"{'a': 1}", "deep": b"[" * 200_000, "a NUL": b"\0",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD_LINES)
@@ -303,7 +303,7 @@ def test_paths_that_are_no_files_are_refused_with_the_remedy(tmp_path, monkeypat
     (tmp_path / "owner" / "folder").mkdir(parents=True)
     for source in (str(tmp_path), "folder.jsonl", "owner/folder", "missing.jsonl", "runs/toy/missing.jsonl",
                    "runs/missing.parquet", "runs/missing.jsonl", "runs/missing.json", "runs/missing.txt",
-                   "", ".", "a", "a/b/c"):  # fmt: skip
+                   "", ".", "a", "a/b/c"):
         with pytest.raises(UserError, match=r"no such file; give a \.jsonl or \.parquet file or a hub id"):
             load_pairs(source)
 
@@ -367,7 +367,7 @@ CONTEXTS = st.lists(
 SHARED = {
     "pair_id": NAMES, "source": NAMES, "winner": st.sampled_from("AB"), "category": TEXT,
     "meta": st.dictionaries(TEXT, TEXT, max_size=3), "trace": st.none() | st.text(min_size=1, max_size=30),
-}  # fmt: skip
+}
 RESPONSES = st.lists(st.text(min_size=1, max_size=30), min_size=2, max_size=2, unique=True)
 PAIRS = st.builds(
     lambda texts, **rest: Pair(response_a=texts[0], response_b=texts[1], **rest),
@@ -393,7 +393,7 @@ def test_an_empty_response_survives_saving(tmp_path, chosen, rejected):
 def test_saving_is_readable_text_without_defaults():
     text = save_pairs([Pair("p", "s", (USER,), "é", "判", "A")])
     assert json.loads(text) == {"pair_id": "p", "source": "s", "context": [USER], "response_a": "é", "response_b": "判",
-                                "winner": "A"}  # fmt: skip
+                                "winner": "A"}
     assert text.endswith("}\n") and "判" in text
     assert save_pairs([]) == ""
 

@@ -47,7 +47,7 @@ def commands(tmp_path_factory) -> Iterator[dict[str, list[str]]]:
                      "--lr", "0.01"],
             "eval": ["run", *start, *"--sampler torch --max-tokens 6 --votes 3 --temperature 1".split()],
             "distill": ["--preset", "tiny", *prompt, "--data", str(world / "sft.jsonl"), "--base-url", url],
-        }  # fmt: skip
+        }
         oracle.shutdown()
 
 
@@ -68,6 +68,6 @@ def test_a_seed_and_nothing_else_decides_every_byte(servers, commands, tmp_path,
     first, second, other = files(servers[0], 0), files(servers[1], 0), files(servers[0], 1)
     assert first == second
     results = {"sft": "model/model.safetensors", "grpo": "model/model.safetensors", "eval": "judgements.jsonl",
-               "distill": "traces.jsonl"}  # fmt: skip
+               "distill": "traces.jsonl"}
     log = "metrics.jsonl" if script in ("sft", "grpo") else results[script]
     assert all(first[name] != other[name] for name in (results[script], log, "config.json"))

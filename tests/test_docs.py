@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [page for folder in (".", "docs", "course", "course/assignments", "recipes/miniature", "recipes/real")
-         for page in sorted((ROOT / folder).glob("*.md"))]  # fmt: skip
+         for page in sorted((ROOT / folder).glob("*.md"))]
 named = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -78,7 +78,7 @@ def test_commands_name_scripts_and_flags_that_exist(page):
 def test_a_wrong_flag_or_script_would_be_seen(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```\n$ python sft.py --presett tiny\npython -m variants.nothing --seed 1\n```\n"
-                    "and `torchrun -x 2 grpo.py --lr 1`")  # fmt: skip
+                    "and `torchrun -x 2 grpo.py --lr 1`")
     scripts = [(script.name, words) for script, words in commands(page)]
     assert scripts == [("sft.py", ["--presett", "tiny"]), ("nothing.py", ["--seed", "1"]), ("grpo.py", ["--lr", "1"])]
     with pytest.raises(AssertionError, match="presett"):
@@ -123,7 +123,7 @@ def test_the_speed_table_says_what_was_measured():
         (ROOT / "README.md").read_text(encoding="utf-8").partition("## Speed")[2].partition("## What it survives")[0]
     )
     main = [row for row in results["rows"]
-            if (row["lengths"], row["TRL"], row["micro-batch"]) == ("ragged", "compact head", "own")]  # fmt: skip
+            if (row["lengths"], row["TRL"], row["micro-batch"]) == ("ragged", "compact head", "own")]
     assert len(main) == 16 and all(row.get("agree", True) for row in main)
     for row in main:
         if "memory" in row["measure"]:

@@ -29,15 +29,15 @@ def test_distillation_then_reinforcement_lift_held_out_accuracy(tmp_path):
 
     def judged(name: str) -> dict[str, float]:
         command("eval.py", "run", "--model", world / name, "--data", world / "held_out.jsonl", *files,
-                "--both-orders", "--max-tokens", 60, "--out", world / "eval" / name)  # fmt: skip
+                "--both-orders", "--max-tokens", 60, "--out", world / "eval" / name)
         return json.loads((world / "eval" / name / "summary.json").read_text())["overall"]
 
     start = judged("start")
     command("sft.py", "--preset", "tiny", "--model", world / "start", "--data", world / "sft.jsonl", *files,
-            "--held-out", world / "sft_held_out.jsonl", "--out", world / "sft")  # fmt: skip
+            "--held-out", world / "sft_held_out.jsonl", "--out", world / "sft")
     sft = judged("sft")
     command("grpo.py", "--preset", "tiny", "--model", world / "sft", "--data", world / "rl.jsonl", *files,
-            "--held-out", world / "held_out.jsonl", "--out", world / "grpo")  # fmt: skip
+            "--held-out", world / "held_out.jsonl", "--out", world / "grpo")
     grpo = judged("grpo")
     command("-m", "toy", "probe", "--model", world / "grpo", "--world", world, "--out", world / "probe" / "grpo.json")
     probe = json.loads((world / "probe" / "grpo.json").read_text())
@@ -60,7 +60,7 @@ def test_a_prompt_of_2048_tokens_goes_forward_and_backward_at_a_real_size(tmp_pa
 
     config = LlamaConfig(
         vocab_size=49152, hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-        intermediate_size=1536, max_position_embeddings=8192, tie_word_embeddings=True)  # fmt: skip
+        intermediate_size=1536, max_position_embeddings=8192, tie_word_embeddings=True)
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "m")
     policy = model.load_policy(str(tmp_path / "m"), checkpointing=True).train()

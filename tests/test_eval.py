@@ -48,7 +48,7 @@ def make_pairs(count, **changes):
     return [
         replace(Pair(f"p{i}", "test", ({"role": "user", "content": f"question {i}"},), f"yes {i}", f"no {i}",
                      "AB"[i % 2], "Chat" if i % 3 else "Math"), **changes) for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def make_run(tmp_path, pairs=None, **settings):
@@ -151,7 +151,7 @@ def test_foreign_lines_in_the_log_are_refused(tmp_path):
 
 @pytest.mark.parametrize("settings", [
     {"votes": 3}, {"votes": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"limit": -1}, {"at_once": -1},
-    {"max_tokens": (0,)}, {"max_tokens": ()}, {"max_tokens": (8, 8)}, {"tp": 0}, {"engine_memory": 0.0}])  # fmt: skip
+    {"max_tokens": (0,)}, {"max_tokens": ()}, {"max_tokens": (8, 8)}, {"tp": 0}, {"engine_memory": 0.0}])
 def test_settings_that_cannot_work(tmp_path, settings):
     with pytest.raises(UserError):
         ev.evaluate(make_run(tmp_path, **settings), Sampler())
@@ -184,7 +184,7 @@ def judged(pair, order, sample, verdict, winner, category="Chat", **changes):
 def test_numbers_by_hand():
     both = [judged("a", "AB", 0, "A", "A"), judged("a", "BA", 0, "B", "B"),  # right, consistent
             judged("b", "AB", 0, "A", "B", "Math"), judged("b", "BA", 0, "A", "A", "Math"),  # always says A
-            judged("c", "AB", 0, None, "B"), judged("c", "BA", 0, "A", "A", response_tokens=40)]  # fmt: skip
+            judged("c", "AB", 0, None, "B"), judged("c", "BA", 0, "A", "A", response_tokens=40)]
     summary = ev.summarise(both)
     overall = summary["overall"]
     assert overall["accuracy"] == pytest.approx(4 / 6)
@@ -247,7 +247,7 @@ def test_a_curve_over_votes_is_the_mean_over_all_subsets(tmp_path):
         for pair, order in itertools.product({row["pair_id"] for row in rows}, ("AB", "BA")):
             votes = [row for row in rows if (row["pair_id"], row["order"]) == (pair, order)]
             won = [sum(v["correct"] for v in some) > sum(not v["correct"] and v["verdict"] is not None for v in some)
-                   for some in itertools.combinations(votes, k)]  # fmt: skip
+                   for some in itertools.combinations(votes, k)]
             shares.setdefault(pair, []).append(statistics.fmean(won))
         means = [statistics.fmean(orders) for orders in shares.values()]
         assert point["accuracy"] == pytest.approx(statistics.fmean(means))
@@ -266,10 +266,10 @@ class Slow:
         self.asked += [max_tokens] * len(seeds)
         whole = [10 + int(messages[-1]["content"].partition("question ")[2][0]) for messages in conversations]
         says = ["AB"[messages[-1]["content"].index("yes") > messages[-1]["content"].index("no ")]
-                for messages in conversations]  # fmt: skip
+                for messages in conversations]
         return [[Reply(f"[[{letter}]]", "stop", 9, length) if length <= max_tokens
                  else Reply("and so on", "length", 9, max_tokens)] * n
-                for letter, length in zip(says, whole, strict=True)]  # fmt: skip
+                for letter, length in zip(says, whole, strict=True)]
 
 
 def test_a_sweep_of_budgets(tmp_path, capsys):
@@ -350,7 +350,7 @@ def test_two_processes_judge_as_one(tmp_path, folder):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "eval.py",
                    "run", "--model", folder, "--data", cfg.data, "--out", out, "--prompt-file", cfg.prompt_file,
                    "--both-orders", "--votes", "2", "--temperature", "1", "--max-tokens", "9", "--sampler", "torch",
-                   "--at-once", "6"]  # fmt: skip
+                   "--at-once", "6"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout

@@ -72,7 +72,7 @@ def command(tmp_path_factory) -> Iterator[Callable[[str], Command]]:
         shutil.rmtree(out, ignore_errors=True)
         if script not in made:
             argv = ["--preset", "tiny", "--held-out", str(folder / "held_out.jsonl"), "--save-every", "1", "--lr",
-                    "0.01", "--prompt-file", "", *SIZES.get((script, 1), "").split()]  # fmt: skip
+                    "0.01", "--prompt-file", "", *SIZES.get((script, 1), "").split()]
             if script == "eval":
                 argv = "run --sampler torch --max-tokens 6 --votes 3 --temperature 1 --at-once 9".split()
             where = ["--model", str(folder / "start"), "--data", str(folder / "pairs.jsonl"), "--out", str(out)]
@@ -201,7 +201,7 @@ def test_T10_a_damaged_state_costs_a_step_and_no_bit(command, script, how):
 @pytest.mark.parametrize("script, flag, value, said", [
     ("sft", "--weight-decay", "0.5", "weight_decay was 0.0, is 0.5"),
     ("grpo", "--kl-coef", "0.5", "kl_coef was 0.005, is 0.5"), ("eval", "--seed", "5", "seed was 0, is 5"),
-])  # fmt: skip
+])
 def test_a_changed_setting_is_refused_by_its_name_and_nothing_is_written(command, script, flag, value, said):
     job = command(script)
     shutil.copytree(job.out.with_name(script), job.out)

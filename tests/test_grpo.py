@@ -44,7 +44,7 @@ def small(world: Path, out: Path, **changes) -> grpo.Config:
     base = dataclasses.replace(
         grpo.PRESETS["tiny"], model=str(world / "start"), data=str(world / "rl.jsonl"), held_out="", out=str(out),
         prompt_file=str(world / "prompt.txt"), steps=3, prompts_per_step=4, group_size=3, mini_batch=2,
-        max_response_tokens=12, save_every=1, lr=1e-2)  # fmt: skip
+        max_response_tokens=12, save_every=1, lr=1e-2)
     return dataclasses.replace(base, **changes)
 
 
@@ -268,7 +268,7 @@ def plain_update(path: str, rollouts, advantages, cfg: grpo.Config) -> dict[str,
     for m in range(0, len(rollouts), per_mini):
         members = range(m, m + per_mini)
         divisor = {"seq": per_mini, "token": sum(len(rollouts[i].response_ids) for i in members),
-                   "const": per_mini * cfg.max_response_tokens}[cfg.agg]  # fmt: skip
+                   "const": per_mini * cfg.max_response_tokens}[cfg.agg]
         loss = torch.tensor(0.0)
         for i in members:
             if not rollouts[i].response_ids:
@@ -289,7 +289,7 @@ def plain_update(path: str, rollouts, advantages, cfg: grpo.Config) -> dict[str,
 
 
 def packed_update(world: Path, cfg: grpo.Config, rollouts, advantages,
-                  **more) -> tuple[dict[str, torch.Tensor], dict]:  # fmt: skip
+                  **more) -> tuple[dict[str, torch.Tensor], dict]:
     policy = model.load_policy(cfg.model)
     reference = model.load_policy(cfg.model).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
@@ -331,7 +331,7 @@ def test_P16_dropout_in_the_config_changes_nothing(world, tmp_path):
     config = json.loads((noisy / "config.json").read_text()) | {"attention_dropout": 0.5}
     (noisy / "config.json").write_text(json.dumps(config))
     _, stats = packed_update(world, small(world, tmp_path, model=str(noisy), mini_batch=2, lr=0.0),
-                             *fixed_rollouts(world))  # fmt: skip
+                             *fixed_rollouts(world))
     assert stats["policy/approx_kl"] < 1e-12
 
 
@@ -443,7 +443,7 @@ def test_T10_T6_a_stopped_run_continues_bit_for_bit(world, tmp_path, monkeypatch
     assert all(row["sync/logprob_diff_max"] < 1e-5 for row in metrics(broken)[:-1])
     assert sorted(p.name for p in (broken / "checkpoints").iterdir()) == ["step_000007", "step_000008"]
     assert sorted(p.name for p in (broken / "rollouts").iterdir()) == [
-        f"step_{s:06d}.jsonl" for s in (0, 3, 6, 8)]  # fmt: skip
+        f"step_{s:06d}.jsonl" for s in (0, 3, 6, 8)]
 
 
 def test_finished_run_repeated_changes_nothing(world, tmp_path):
@@ -497,7 +497,7 @@ def test_refused_groups_are_replaced_from_the_stream(world, tmp_path):
 
     rollouts, rewards, position = grpo.collect(
         pairs, 0, sampler, lambda pair: [order.index(pair.pair_id)],
-        lambda made, taken: torch.ones(len(taken), cfg.group_size), refuse_every_second, cfg)  # fmt: skip
+        lambda made, taken: torch.ones(len(taken), cfg.group_size), refuse_every_second, cfg)
     assert [r.prompt_ids[0] for r in rollouts[:: cfg.group_size]] == [1, 3, 5, 7]
     assert rewards.shape == (4, 3) and position == 8
     assert sampler.seeds == [seeds.derive_seed(cfg.seed, "rollout", place) for place in range(8)]
@@ -510,7 +510,7 @@ def test_a_stream_of_which_nothing_is_kept_ends_in_one_line(world, tmp_path, mon
     pairs, cfg, sampler = load_pairs(str(world / "rl.jsonl")), small(world, tmp_path), Scripted()
     with pytest.raises(UserError, match="of 12 groups only 3 were kept"):
         grpo.collect(pairs, 0, sampler, lambda pair: [1], lambda made, taken: torch.ones(len(taken), cfg.group_size),
-                     lambda rewards: torch.arange(len(rewards)) == 0, cfg)  # fmt: skip
+                     lambda rewards: torch.arange(len(rewards)) == 0, cfg)
     assert len(sampler.seeds) == 12
 
 
@@ -542,7 +542,7 @@ def test_a_loss_that_is_not_finite_skips_steps_and_then_ends_the_run_with_its_st
 
 def test_paper_presets_are_the_papers_numbers():
     for name, lr in [("7b-reasoning", 1e-6), ("14b-reasoning", 1e-6), ("32b-reasoning", 8e-7),
-                     ("7b-instruct", 1e-6), ("14b-instruct", 7e-7), ("32b-instruct", 5e-7)]:  # fmt: skip
+                     ("7b-instruct", 1e-6), ("14b-instruct", 7e-7), ("32b-instruct", 5e-7)]:
         cfg = grpo.PRESETS[f"paper-{name}"]
         assert cfg.lr == lr and cfg.preset == f"paper-{name}"
         assert (cfg.prompts_per_step, cfg.mini_batch, cfg.group_size, cfg.updates_per_step) == (1024, 128, 7, 8)
@@ -586,7 +586,7 @@ def test_bad_input_is_one_line_and_exit_code_2(world, tmp_path, change, line, me
         value = str(bad)
     cfg = small(world, tmp_path / "out")
     command = [sys.executable, "grpo.py", "--preset", "tiny", "--model", cfg.model, "--data", cfg.data,
-               "--prompt-file", cfg.prompt_file, "--held-out", "", "--out", cfg.out, change, value]  # fmt: skip
+               "--prompt-file", cfg.prompt_file, "--held-out", "", "--out", cfg.out, change, value]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

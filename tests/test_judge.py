@@ -32,7 +32,7 @@ class Longer:
         if self.says:
             return self.says[k % len(self.says)]
         a, b = (len(re.search(rf"Chatbot {x}'s Response\]\n(.*?)\n\[The End", conversation[-1]["content"], re.S)[1])
-                for x in "AB")  # fmt: skip
+                for x in "AB")
         letter = "A" if a > b else "B"
         return f"<type>Chat</type><rubric>length</rubric><eval>{a} {b}</eval><answer>[[{letter}]]</answer>"
 
@@ -84,7 +84,7 @@ ROWS = [
     {"prompt": "four?", "chosen": "yes, it is", "rejected": "no"},
     {"context_messages": [{"role": "user", "content": "x Chatbot A's Response]\nl\n[The End Chatbot B's Response]\n"
                            "ll\n[The End"}]},
-]  # fmt: skip
+]
 
 
 def test_standard_input_with_and_without_winners(monkeypatch, capsys):
@@ -135,7 +135,7 @@ def test_flags(capsys):
 
 @pytest.mark.parametrize("line", [
     b"not json", b"[1]", b"\xff", b"[" * 100_000, b'{"question": "q"}',
-    b'{"question": "q", "winner": "C", "response_a": "x", "response_b": "y"}'])  # fmt: skip
+    b'{"question": "q", "winner": "C", "response_a": "x", "response_b": "y"}'])
 def test_a_bad_row_is_named(monkeypatch, capsys, line):
     feed(monkeypatch, json.dumps(ROWS[0]).encode() + b"\n" + line)
     with pytest.raises(UserError, match="standard input:2"):
@@ -307,7 +307,7 @@ def test_scores_are_summed_and_shown_in_many_orders():
 def test_unreadable_scores_do_not_count():
     slips = {0: "no box", 1: "\\boxed{3}", 2: "\\boxed{a, b}", 3: "<think>\\boxed{9, 9}</think> hm",
              4: "a quotation says \\boxed{9, 1}" + " and on it goes" * 20, 5: "\\boxed{-3, 99} ",
-             6: "\\boxed{[2,8]}"}  # fmt: skip
+             6: "\\boxed{[2,8]}"}
     scores = Judge(Scorer(slips)).scores("why?", ["four", "bb"], samples=7)
     assert scores.samples == 2 and scores.asked == 7 and sum(scores.totals) == 1 + 10 + 2 + 8
     assert Judge(Scorer(finish="length")).scores("why?", ["four"]).samples == 0, "a chain cut off after a quotation"
@@ -377,7 +377,7 @@ def test_an_interrupted_run_continues(tmp_path, data, capsys):
 
 @pytest.mark.parametrize("change", [{"style": "rubrics"}, {"max_tokens": 9}, {"both_orders": True}, {"model": "other"},
                                     {"votes": 2, "temperature": 1.0}, {"seed": 1}, {"base_url": "http://x/v1"},
-                                    {"prompt_file": "prompt.txt"}])  # fmt: skip
+                                    {"prompt_file": "prompt.txt"}])
 def test_another_configuration_is_refused(tmp_path, data, change, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("prompt.txt").write_text("another wording")
@@ -409,13 +409,13 @@ def test_other_rows_are_refused(tmp_path, data):
 def test_rank_and_score_rows(tmp_path, capsys):
     data = tmp_path / "lists.jsonl"
     rows = [{"id": "x\x1b[31m\n==== best: 0", "question": "why?", "responses": RESPONSES},
-            {"context": [{"role": "user", "content": "why?"}], "responses": ["a\n==== best: 7", "b"]}]  # fmt: skip
+            {"context": [{"role": "user", "content": "why?"}], "responses": ["a\n==== best: 7", "b"]}]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     jd.rank_rows(jd.Rank(model="m", data=str(data), method="knockout"), Longer())
     out = capsys.readouterr().out
     assert all(c.isprintable() or c == "\n" for c in out)
     assert [line for line in out.splitlines() if line.startswith("==== best")] == [
-        "==== best: 4 (comparisons: 4)", "==== best: 0 (comparisons: 1)"]  # fmt: skip
+        "==== best: 4 (comparisons: 4)", "==== best: 0 (comparisons: 1)"]
     jd.rank_rows(jd.Rank(model="m", data=str(data), json=True), Longer())
     ranked = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert ranked[0]["order"] == [4, 1, 3, 0, 2] and ranked[1]["id"] == "row-1"
@@ -425,7 +425,7 @@ def test_rank_and_score_rows(tmp_path, capsys):
 
 @pytest.mark.parametrize("row", [{}, {"question": "q"}, {"question": "q", "responses": []}, {"responses": ["a"]},
                                  {"question": "q", "responses": "ab"},
-                                 {"question": "q", "responses": ["a", 1]}])  # fmt: skip
+                                 {"question": "q", "responses": ["a", 1]}])
 def test_a_bad_list_is_named(monkeypatch, row):
     feed(monkeypatch, json.dumps(row))
     with pytest.raises(UserError, match="standard input:1"):

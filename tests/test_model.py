@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import model
 from batch import Batch, Group, collate
-from model import Policy, gathered_weights, load_policy, load_tokenizer, optimizer_step, save_hf
+from loading.tokenizer import load_tokenizer
+from model import Policy, gathered_weights, load_policy, optimizer_step, save_hf
 from ops import head
 from runtime import states
 from runtime.errors import UserError
@@ -135,9 +136,9 @@ def test_T12_P1_the_prompt_alone_shows_no_leak_between_responses_or_groups():
     policy = Policy(make_lm("llama", dtype=torch.float64))
     alone = policy(collate([Group([1, 7, 8], [[9, 10, EOS]])], [0], "cpu"))
     beside = policy(collate([Group([1, 7, 8], [[9, 10, EOS], [11, 12, 13, 14]]), Group([4], [[5, 6]])], [0, 1], "cpu",
-                            one_row=True))  # fmt: skip
+                            one_row=True))
     after = policy(collate([Group([4], [[5, 6]]), Group([1, 7, 8], [[11, 12, 13], [9, 10, EOS]])], [0, 1], "cpu",
-                           one_row=True))  # fmt: skip
+                           one_row=True))
     torch.testing.assert_close(beside[:3], alone, rtol=0, atol=1e-12)
     torch.testing.assert_close(after[-3:], alone, rtol=0, atol=1e-12)
 
@@ -324,7 +325,7 @@ def test_T17_scaled_rotary_frequencies(tmp_path):
     from transformers import AutoModelForCausalLM
 
     rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64}  # fmt: skip
+            "original_max_position_embeddings": 64}
     folder = make_folder(tmp_path, make_lm("llama", rope_parameters=rope))
     wanted = AutoModelForCausalLM.from_pretrained(folder)
     policy = load_policy(folder)

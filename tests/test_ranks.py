@@ -35,7 +35,7 @@ LIMIT = 480  # seconds a launch may take on a busy machine; a hang (P18) ends th
 def torchrun(ranks: int, *command: object) -> list[str]:
     # A real launch gives a step's time to --shutdown-timeout: torchrun kills what a SIGTERM has not ended by then.
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}",
-            "--shutdown-timeout=120", *map(str, command)]  # fmt: skip
+            "--shutdown-timeout=120", *map(str, command)]
 
 
 def environment() -> dict[str, str]:
@@ -547,7 +547,7 @@ def command(script: str, world: Path, out: Path, *more: object) -> list[str]:
     model = world / "tied" if script == "sft.py" else more[0]
     rest = more if script == "sft.py" else more[1:]
     return torchrun(2, ROOT / script, "--preset", "tiny", "--model", model, "--data", world / data, "--held-out", "",
-                    "--prompt-file", world / "prompt.txt", "--out", out, *rest)  # fmt: skip
+                    "--prompt-file", world / "prompt.txt", "--out", out, *rest)
 
 
 def finish(line: list[str]) -> subprocess.CompletedProcess:
@@ -612,7 +612,7 @@ def test_T10_torchrun_of_both_stages_and_a_SIGTERM_to_torchrun_itself_costs_no_b
     assert done.returncode == 0 and "distilled model" in done.stdout, done.stderr[-3000:]
     assert len(metrics(distilled)) == 40
     steps = ("--steps", 20, "--prompts-per-step", 4, "--mini-batch", 2, "--group-size", 3, "--save-every", 1000,
-             "--max-response-tokens", 9)  # fmt: skip
+             "--max-response-tokens", 9)
     done = finish(command("grpo.py", world, straight, distilled, *steps))
     assert done.returncode == 0 and "trained model" in done.stdout, done.stderr[-3000:]
     line = command("grpo.py", world, stopped, distilled, *steps)

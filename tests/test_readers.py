@@ -62,16 +62,16 @@ BENCHMARKS: dict[Any, list[Any]] = {
     "rmb": [RMB | {"pair_uid": "1", "chosen": DONOR, "reject": {**DONOR, "answer": "bad"}},
             RMB | {"category_path": "BoN_set/Harmlessness/x", "bon_uid": 2, "bon_best": DONOR,
                    "loser_list": [{**DONOR, "answer": "bad"}, {**DONOR, "answer": "worse"}]}],
-}  # fmt: skip
+}
 META = {"rewardbench": {"subset": "donotanswer", "item": "donotanswer/1"},
         "rm-bench": {"domain": "math", "item": "1", "chosen_style": "0", "rejected_style": "2"},
         "rmb": {"category_path": RMB["category_path"], "item": "1", "loser": "", "losers": "1"},
-        "pairs": {}}  # fmt: skip
+        "pairs": {}}
 TABLED = {"rewardbench": [{"subset": "donotanswer", "id": i, "correct": i % 2} for i in range(3)],
           "rm-bench": [{"domain": "math", "id": "a"} | {f"result_{f}": [1, 0, 1] for f in (1, 2, 3)}],
-          "rmb": [RMB | {"pair_uid": "1", "results": 1}]}  # fmt: skip
+          "rmb": [RMB | {"pair_uid": "1", "results": 1}]}
 VALUES = [None, True, -1, 0, 2.5, 10**30, 10**400, float("inf"), float("nan"), "", "\x00", "\ud800", "x" * 5000, "A",
-          [], {}, [[]], ["<answer>[[A]]</answer>"], {"A": 1}, json.loads("[" * 300 + "]" * 300)]  # fmt: skip
+          [], {}, [[]], ["<answer>[[A]]</answer>"], {"A": 1}, json.loads("[" * 300 + "]" * 300)]
 SMALL = [
     value for value in VALUES if not isinstance(value, int) or abs(value) < 9
 ]  # sizes of a model: no hours of building
@@ -116,7 +116,7 @@ def spoil_bytes(content: bytes, rng: random.Random) -> bytes:
         [b"\0", b"\xff", b"\xef\xbb\xbf", b"[" * 3000, b"{", b"}", b'"', b"\n", b"\\ud800", b"9" * 5000, b"NaN"]
     )
     return rng.choice([content[:i], content[:i] + new + content[i:], content[:i] + content[i + n :],
-                       content[:i] + new[:1] + content[i + 1 :], b"", new + content])  # fmt: skip
+                       content[:i] + new[:1] + content[i + 1 :], b"", new + content])
 
 
 def lines(rows: list[Any]) -> bytes:
@@ -267,7 +267,7 @@ def test_spoilt_shares_by_category(tmp_path, rng, bytewise):
     folder = tmp_path / str(next(NUMBER))
     folder.mkdir()
     contents: dict[str, Any] = {"x_scores.json": {"Pairwise": {"per_category": {RMB["category_path"]: 0.5}}},
-                                "x_counts.json": {"Pairwise": {RMB["category_path"]: 4}}}  # fmt: skip
+                                "x_counts.json": {"Pairwise": {RMB["category_path"]: 4}}}
     victim = rng.choice(list(contents))
     for name, value in contents.items():
         good = json.dumps(value if name != victim or bytewise else spoil(value, rng)).encode()
@@ -286,7 +286,7 @@ FOUND = [  # what this file's fuzzing or its making found: each once ended in a 
     (read_log, VERDICT | {"meta": META["rmb"] | {"losers": "two"}}),
     (read_log, TABLED["rmb"][0] | {"results": 10**400}),
     (read_log, {"total": 1}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("read, row", FOUND, ids=range(len(FOUND)))
@@ -415,7 +415,7 @@ def test_a_spoilt_configuration_or_metrics_file_of_a_run(states, tmp_path, rng, 
 REPLY_ROWS = [{"key": key, "reply": asdict(Reply("so", "stop", 3, 1))} for key in "xy"]
 CHAINS = [asdict(Attempt("s", "p", k, "", "stop", 3, 2, "so")) for k in (0, 1)]
 ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "so"}, "finish_reason": "stop"}] * 2,
-          "usage": {"prompt_tokens": 3, "completion_tokens": 4}}  # fmt: skip
+          "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
 
 
 @many
@@ -446,7 +446,7 @@ def test_a_spoilt_answer_of_a_server(rng, bytewise):
 
 
 TABLE = {"benchmark": "rm-bench", "name": "m", "rules": "right", "table": {"overall": {"average": 0.5}},
-         "other_rules": {"rules": "official", "table": {"overall": {"average": 0.25}}}}  # fmt: skip
+         "other_rules": {"rules": "official", "table": {"overall": {"average": 0.25}}}}
 
 
 @many
@@ -454,7 +454,7 @@ TABLE = {"benchmark": "rm-bench", "name": "m", "rules": "right", "table": {"over
 def test_a_spoilt_table_of_another_benchmark(tmp_path, rng, bytewise):
     content = spoil_bytes(json.dumps(TABLE).encode(), rng) if bytewise else json.dumps(spoil(TABLE, rng)).encode()
     others = [written(tmp_path, content, ".json"),
-              written(tmp_path, json.dumps(TABLE | {"benchmark": "rmb"}).encode(), ".json")]  # fmt: skip
+              written(tmp_path, json.dumps(TABLE | {"benchmark": "rmb"}).encode(), ".json")]
     mine: Any = TABLE | {"benchmark": "rewardbench"}
     rows = attempt(lambda: averages(mine, [str(path) for path in others]), str(others[0]), "no table of")
     values = [value for row in (rows or {}).values() for value in row.values()]
@@ -474,7 +474,7 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-                                  "tokenizer_config.json", "chat_template.jinja"))  # fmt: skip
+                                  "tokenizer_config.json", "chat_template.jinja"))
 @settings(many, max_examples=many.max_examples // 4)
 @given(rng=randoms, bytewise=st.booleans())
 def test_a_spoilt_model_folder(model, tmp_path, name, rng, bytewise):

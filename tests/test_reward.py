@@ -60,7 +60,7 @@ NO_VERDICTS = [
     "< answer>[[A]]</answer>", "<Answer>[[A]]</Answer>", "<answer>[[a]]</answer>", "<answer>[[C]]</answer>",
     "<answer>[[A]]", "[[A]]</answer>", "<answer>[[A]]</answer", "<answer>[[А]]</answer>",  # the last A is Cyrillic
     "<answer>[[A]</answer>", "<answer>[A]]</answer>", "<answer>[[AB]]</answer>", "<answer>[[A]][[B]]</answer>",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("text", NO_VERDICTS, ids=range(len(NO_VERDICTS)))
@@ -146,7 +146,7 @@ FORMAT = {  # text: styles for which it is well-formed
     "[[A]]": set(),
     "": set(),
     CHAT + A + "</think>": set(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("style", ("instruct", "rubrics", "reasoning", "plain"))
@@ -174,7 +174,7 @@ TEXTS = st.lists(
         st.sampled_from([A, B, "[[A]]", "[[B]]", "[[A/B]]", "</think>", "<think>", CHAT, REASONING, "<answer>", " ",
                          "\n", "." * 40, "." * 80, "A", "B"]),
         st.text(max_size=10),
-    ), max_size=10).map("".join)  # fmt: skip
+    ), max_size=10).map("".join)
 RELABEL = str.maketrans("AB", "BA")
 
 

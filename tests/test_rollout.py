@@ -48,12 +48,12 @@ def assert_same_rollouts(found: list[Rollout], wanted: list[Rollout], atol: floa
     assert len(found) == len(wanted)
     for a, b in zip(found, wanted, strict=True):
         assert (a.prompt_ids, a.response_ids, a.text, a.finish_reason) == (
-            b.prompt_ids, b.response_ids, b.text, b.finish_reason)  # fmt: skip
+            b.prompt_ids, b.response_ids, b.text, b.finish_reason)
         np.testing.assert_allclose(a.sampler_logprobs, b.sampler_logprobs, rtol=0, atol=atol)
 
 
 def step_by_step(sampler: TorchSampler, prompt: list[int], seed: int, sample: int, temperature: float,
-                 max_tokens: int) -> tuple[list[int], list[float]]:  # fmt: skip
+                 max_tokens: int) -> tuple[list[int], list[float]]:
     """What sampling means: one whole forward per token, no cache, no padding, one sequence, Philox's uniforms."""
     numbers = np.random.Generator(np.random.Philox(key=np.array([seed, sample], np.uint64))).random(256, np.float32)
     ids: list[int] = []
@@ -87,7 +87,7 @@ def test_T8_P5_sampler_log_probs_equal_the_policys(tmp_path, arch, temperature, 
         Group(PROMPTS[p], [r.response_ids for r in made[p * 4 : p * 4 + 4]], None,
               [r.sampler_logprobs for r in made[p * 4 : p * 4 + 4]])
         for p in range(len(PROMPTS))
-    ]  # fmt: skip
+    ]
     batch = collate(groups, list(range(len(groups))), "cpu")
     scored = Policy(sampler.lm)(batch, temperature or 1.0)  # greedy log-probs are those at temperature 1
     torch.testing.assert_close(batch.sampler_logprobs, scored.detach(), rtol=0, atol=1e-5)
@@ -125,7 +125,7 @@ def test_greedy_equals_generate_of_transformers(sampler):
     for prompt in PROMPTS:
         (made,) = sampler.generate([prompt], 1, 0.0, 20, [0])
         whole = sampler.lm.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False,
-                                    max_new_tokens=20, pad_token_id=0)[0].tolist()  # fmt: skip
+                                    max_new_tokens=20, pad_token_id=0)[0].tolist()
         assert made.response_ids == whole[len(prompt) :]
 
 
@@ -435,7 +435,7 @@ def test_T6_sync_copies_everything(tmp_path, tied):
     for (name, mine), (_, theirs) in zip(
         stale.lm.named_parameters(remove_duplicate=False), policy.lm.named_parameters(remove_duplicate=False),
         strict=True,
-    ):  # fmt: skip
+    ):
         assert torch.equal(mine, theirs) and mine.data_ptr() != theirs.data_ptr(), name
     assert (stale.lm.lm_head.weight is stale.lm.model.embed_tokens.weight) == tied
     loaded = load_policy(make_folder(tmp_path, policy.lm), torch.float64)
@@ -507,7 +507,7 @@ def test_load_sampler_gives_the_folders_model_and_stops(tmp_path):
 
 def pair(number: int, winner: str = "A") -> Pair:
     return Pair(f"p{number}", "set", ({"role": "user", "content": f"question {number}"},), f"good {number}",
-                f"bad {number}", winner, category="chat", meta={"subset": f"s{number}"})  # fmt: skip
+                f"bad {number}", winner, category="chat", meta={"subset": f"s{number}"})
 
 
 class FakeChat:
@@ -548,7 +548,7 @@ def test_judge_pairs_in_both_orders_gives_letters_as_shown():
     assert [(j.pair_id, j.order, j.verdict, j.winner, j.correct) for j in judged] == [
         ("p0", "AB", "A", "A", True), ("p0", "BA", "B", "B", True),
         ("p1", "AB", "A", "B", False), ("p1", "BA", "B", "A", False),
-    ]  # fmt: skip
+    ]
     shown = [talk[-1]["content"] for talk in chat.calls[0][0]]
     assert shown[0].index("good 0") < shown[0].index("bad 0") and shown[1].index("bad 0") < shown[1].index("good 0")
 
@@ -578,11 +578,11 @@ def test_judge_pairs_seeds_depend_on_nothing_but_seed_pair_and_order():
 
 
 @pytest.mark.parametrize(("n", "at_once", "wanted"), [(1, 4, [4, 4, 2]), (3, 6, [2] * 5), (3, 2, [1] * 10),
-                                                      (1, 256, [10])])  # fmt: skip
+                                                      (1, 256, [10])])
 def test_judge_pairs_asks_for_at_once_verdicts_a_call(n, at_once, wanted):
     chat = FakeChat()
     judged = judge_pairs(chat, [pair(i) for i in range(5)], "instruct", n=n, max_tokens=9, both_orders=True,
-                         at_once=at_once)  # fmt: skip
+                         at_once=at_once)
     next(judged)
     assert len(chat.calls) == 1, "verdicts come as they are made"
     list(judged)
@@ -627,7 +627,7 @@ def test_tally_by_hand():  # Eq. 3
         judgement(1, "AB", "A", "B"), judgement(1, "BA", "A", "A"),  # always A
         judgement(2, "AB", None, "A"), judgement(2, "BA", "B", "B"),  # one verdict is missing
         judgement(3, "AB", "B", "A"), judgement(3, "BA", "A", "B"),  # consistent and wrong
-    ]  # fmt: skip
+    ]
     got = tally(seen)
     assert got["count"] == 8 and got["accuracy"] == 4 / 8
     assert got["verdict_rate"] == 7 / 8 and got["share_a"] == 4 / 7
@@ -648,7 +648,7 @@ def test_tally_holds_sample_k_against_sample_k_of_the_same_source():
     seen = [
         judgement(0, "AB", "A", "A", 0), judgement(0, "AB", "B", "A", 1),
         judgement(0, "BA", "B", "B", 0), judgement(0, "BA", "B", "B", 1),
-    ]  # fmt: skip
+    ]
     assert tally(seen)["consistency"] == 0.5
     other = Judgement("p0", "other", "", {}, "BA", 0, "B", "B", True, "stop", 1, "")
     assert "consistency" not in tally([judgement(0, "AB", "A", "A"), other])

@@ -15,6 +15,7 @@ import model
 import sft
 from cor_prompt import encode_prompt, render
 from data import load_pairs
+from loading.tokenizer import load_tokenizer
 from ops import head
 from runtime import run_folder
 from runtime.errors import UserError
@@ -34,7 +35,7 @@ def small(world: Path, out: Path, **changes) -> sft.Config:
     base = dataclasses.replace(
         sft.PRESETS["tiny"], model=str(world / "start"), data=str(world / "sft.jsonl"), out=str(out),
         held_out=str(world / "sft_held_out.jsonl"), prompt_file=str(world / "prompt.txt"), batch_size=5, steps=7,
-        eval_every=2, save_every=1, lr=1e-2)  # fmt: skip
+        eval_every=2, save_every=1, lr=1e-2)
     return dataclasses.replace(base, **changes)
 
 
@@ -44,7 +45,7 @@ def metrics(out: Path) -> list[dict]:
 
 
 def examples(world: Path, cfg: sft.Config):
-    return sft.encode_pairs(load_pairs(cfg.data), model.load_tokenizer(cfg.model), cfg, "judge")
+    return sft.encode_pairs(load_pairs(cfg.data), load_tokenizer(cfg.model), cfg, "judge")
 
 
 def gradients(cfg: sft.Config, groups) -> tuple[float, int, dict[str, torch.Tensor]]:
@@ -76,7 +77,7 @@ def test_loss_and_gradient_equal_the_plain_twin_for_any_micro_batch_plan(world, 
 
 def test_T4_loss_covers_the_trace_and_its_end_of_turn_and_nothing_else(world, tmp_path):  # Eq. 5
     cfg = small(world, tmp_path)
-    tokenizer, pair = model.load_tokenizer(cfg.model), load_pairs(cfg.data)[0]
+    tokenizer, pair = load_tokenizer(cfg.model), load_pairs(cfg.data)[0]
     group = examples(world, cfg)[0]
     assert group.prompt_ids == encode_prompt(render(pair, "instruct", "judge"), tokenizer)
     assert group.responses[0][-1] == tokenizer.eos_token_id and group.responses[0].count(tokenizer.eos_token_id) == 1

@@ -21,6 +21,8 @@ from packaging.utils import canonicalize_name
 from tiny_models import make_folder, make_lm
 
 import model
+from loading.folder import model_folder
+from loading.tokenizer import load_tokenizer
 from recipes.licences import pinned
 from runtime import sizes
 from runtime.errors import UserError
@@ -56,7 +58,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'course'}", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([sys.executable, "-c", WATCHED + code], cwd=ROOT, capture_output=True, text=True,
-                          env=clean | paths | environment)  # fmt: skip
+                          env=clean | paths | environment)
 
 
 # ---- the network ---------------------------------------------------------------------------------------
@@ -107,7 +109,7 @@ def test_of_a_hub_model_only_tensors_and_texts_are_fetched(monkeypatch):
     asked = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda path, **more: asked.append(more) or 1 / 0)
     with pytest.raises(UserError, match="neither a folder nor a hub model"):
-        model.model_folder("owner/name")
+        model_folder("owner/name")
     wanted = asked[0]["allow_patterns"]
     for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"):
         assert any(fnmatch.fnmatch(name, pattern) for pattern in wanted)
@@ -152,7 +154,7 @@ def test_code_in_a_model_folder_is_never_run(tmp_path, monkeypatch):
     policy = model.load_policy(str(tmp_path / "known"))
     assert type(policy.lm).__module__.startswith("transformers.models.llama")
     assert policy.lm.lm_head.weight.equal(plain["lm_head.weight"])
-    assert model.load_tokenizer(str(tmp_path / "known")).encode("w1 w2")
+    assert load_tokenizer(str(tmp_path / "known")).encode("w1 w2")
     assert sizes.read_shape(str(tmp_path / "known")).model_type == "llama"
     from judging.scalar import load_scalar
 
@@ -170,7 +172,7 @@ def test_a_chat_template_cannot_reach_python(tmp_path):
     make_folder(tmp_path, make_lm("llama"), tokenizer=True)
     escape = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     (tmp_path / "chat_template.jinja").write_text(escape)
-    tokenizer = model.load_tokenizer(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))
     from jinja2.exceptions import SecurityError
 
     with pytest.raises(SecurityError):

@@ -46,7 +46,7 @@ class Server:
         command = [sys.executable, str(ROOT / "tests" / "survival_worker.py")]
         self.process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | environment, text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL)  # fmt: skip
+                                        stderr=subprocess.DEVNULL)
 
     def __call__(self, order: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
@@ -144,7 +144,7 @@ def jobs(server, world, tmp_path_factory) -> Callable[[str, int], Job]:
             out = tmp_path_factory.mktemp("runs") / f"{script}-{ranks}"
             argv = ["--preset", "tiny", "--model", str(world / "start"), "--data", str(world / "pairs.jsonl"),
                     "--held-out", str(world / "held_out.jsonl"), "--prompt-file", "", "--out", str(out),
-                    "--save-every", "1", "--lr", "0.01", *SIZES[script, ranks].split()]  # fmt: skip
+                    "--save-every", "1", "--lr", "0.01", *SIZES[script, ranks].split()]
             job = Job(server, script, ranks, out, argv)
             reply = job.run(record=True)
             assert reply["codes"] == [0] * ranks, reply["output"]
@@ -188,7 +188,7 @@ FEW = {
 @pytest.mark.parametrize("script, ranks, few", [
     ("sft", 1, True), ("grpo", 1, True),
     *(pytest.param(script, ranks, False, marks=pytest.mark.slow) for ranks in (1, 2) for script in ("sft", "grpo")),
-])  # fmt: skip
+])
 def test_T10_a_kill_at_any_change_of_the_run_folder_changes_nothing(jobs, script, ranks, few):
     job = jobs(script, ranks)
     kills = job.kills()
@@ -255,7 +255,7 @@ def test_T10_kill_9_of_one_rank_at_random_moments_ends_the_job_and_changes_nothi
 
 @pytest.mark.parametrize("script, ranks, every", [
     ("grpo", 1, 3), *(pytest.param(script, 2, 1, marks=pytest.mark.slow) for script in ("sft", "grpo")),
-])  # fmt: skip
+])
 @pytest.mark.parametrize("name, times", [("SIGTERM", 1), ("SIGINT", 2)])
 def test_T10_a_stop_in_the_middle_of_a_save_leaves_whole_states(jobs, script, ranks, every, name, times):
     """SIGTERM ends the run after the next step, a second Ctrl-C at once."""
@@ -345,12 +345,12 @@ def test_torchrun_ends_the_job_when_a_rank_is_killed_and_the_same_command_contin
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master-port={port}",
-               "grpo.py", *job.argv]  # fmt: skip
+               "grpo.py", *job.argv]
     moments = ((None, "checkpoints/part_step_000001"), (1, "checkpoints/part_step_000003"),
-               (0, "rollouts/step_000003.jsonl"))  # fmt: skip
+               (0, "rollouts/step_000003.jsonl"))
     for victim, moment in moments:
         process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE)  # fmt: skip
+                                   stderr=subprocess.PIPE)
         wait_for((job.out / moment).exists, process)
         ranks = rank_processes(process.pid)
         os.kill(*(process.pid, signal.SIGTERM) if victim is None else (ranks[victim], signal.SIGKILL))

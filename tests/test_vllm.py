@@ -72,7 +72,7 @@ def test_T6_training_stays_in_step_also_after_a_resume(tmp_path, ranks, tp):
     make_folder(tmp_path / "model", make_lm("qwen2", tied=True, **SHAPE), tokenizer=True)
     words = [" ".join(f"w{(7 * i + k) % 30}" for k in range(9)) for i in range(8)]
     pairs = [Pair(str(i), "made up", ({"role": "user", "content": words[i]},), words[i - 1], words[i - 2], "AB"[i % 2])
-             for i in range(8)]  # fmt: skip
+             for i in range(8)]
     (tmp_path / "pairs.jsonl").write_text(save_pairs(pairs))
     arguments = ("train", tmp_path / "run", tmp_path / "model", tmp_path / "pairs.jsonl", tp)
     first, second = worker(*arguments, ranks=ranks), worker(*arguments, ranks=ranks)
@@ -90,14 +90,14 @@ def test_evaluation_gives_the_verdicts_of_the_embedded_sampler(tmp_path):
     make_folder(tmp_path / "model", make_lm("qwen2", tied=True, **SHAPE), tokenizer=True)
     words = [" ".join(f"w{(7 * i + k) % 30}" for k in range(9)) for i in range(6)]
     pairs = [Pair(str(i), "made up", ({"role": "user", "content": words[i]},), words[i - 1], words[i - 2], "AB"[i % 2])
-             for i in range(6)]  # fmt: skip
+             for i in range(6)]
     (tmp_path / "pairs.jsonl").write_text(save_pairs(pairs))
     texts = {}
     for kind in ("torch", "vllm"):
         flags = ["--model", tmp_path / "model", "--data", tmp_path / "pairs.jsonl", "--out", tmp_path / kind,
-                 "--sampler", kind, "--max-tokens", 12, "--both-orders"]  # fmt: skip
+                 "--sampler", kind, "--max-tokens", 12, "--both-orders"]
         done = subprocess.run([sys.executable, "eval.py", "run", *map(str, flags)], cwd=ROOT, text=True,
-                              capture_output=True, timeout=240)  # fmt: skip
+                              capture_output=True, timeout=240)
         assert done.returncode == 0 and f"sampler: {kind} (asked for)" in done.stdout, done.stderr[-3000:]
         texts[kind] = sorted((tmp_path / kind / "judgements.jsonl").read_text().splitlines())
     assert len(texts["vllm"]) == 12 and texts["vllm"] == texts["torch"]

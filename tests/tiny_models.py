@@ -50,7 +50,7 @@ def make_config(arch: str = "llama", tied: bool = False, **changes: Any) -> Any:
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128,
         "initializer_range": 0.2, "tie_word_embeddings": tied, "bos_token_id": None, "eos_token_id": EOS,
         "pad_token_id": None,
-    }  # fmt: skip
+    }
     if arch == "qwen2":
         del shape["head_dim"]
     return AutoConfig.for_model(arch, **(shape | changes))
@@ -111,7 +111,7 @@ def make_world(folder: Path) -> Path:
     make_folder(folder / "start", make_lm(num_attention_heads=2, num_key_value_heads=1, **shape))
     tokenizer.save_pretrained(folder / "start")
     rows = [{"context_messages": [{"role": "user", "content": f"w{i % 8} w{i // 8}"}],
-             "winner": f"w{i % 5} {verdicts[i % 2]}"} for i in range(24)]  # fmt: skip
+             "winner": f"w{i % 5} {verdicts[i % 2]}"} for i in range(24)]
     for name, count in (("pairs", 24), ("held_out", 4)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
     return folder

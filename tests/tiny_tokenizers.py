@@ -56,7 +56,7 @@ TRIMMING = (
 def _build(template: str, special: list[str], plain: list[str], eos: str, bos: str | None, core: Tokenizer) -> Any:
     """Train `core`, then add `special` and `plain` (added but not special) tokens and the template."""
     trainer = trainers.BpeTrainer(
-        vocab_size=480, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)  # fmt: skip
+        vocab_size=480, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator(TEXT, trainer)
@@ -64,10 +64,10 @@ def _build(template: str, special: list[str], plain: list[str], eos: str, bos: s
     core.add_tokens([AddedToken(t, special=False, normalized=False) for t in plain])
     if bos:
         core.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, core.token_to_id(bos))])  # fmt: skip
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, core.token_to_id(bos))])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=eos, pad_token=special[0], bos_token=bos,
-        clean_up_tokenization_spaces=False)  # fmt: skip
+        clean_up_tokenization_spaces=False)
     tokenizer.chat_template = template
     return tokenizer
 
@@ -77,7 +77,7 @@ def chatml() -> Any:
     core = Tokenizer(models.BPE())
     core.normalizer = normalizers.NFC()
     return _build(CHATML, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ["<tool_call>", "<think>", "</think>"],
-                  "<|im_end|>", None, core)  # fmt: skip
+                  "<|im_end|>", None, core)
 
 
 def r1() -> Any:

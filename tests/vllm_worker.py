@@ -19,12 +19,13 @@ from tiny_models import make_folder, make_lm
 import grpo
 import model
 from batch import Group, micro_batches
+from loading.tokenizer import load_tokenizer
 from rollout import VLLMSampler
 from runtime import ranks, run_folder
 from runtime.seeds import derive_seed
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "max_position_embeddings": 2048}  # fmt: skip
+         "max_position_embeddings": 2048}
 CONTEXT = 300
 SHARED = [1 + i % 30 for i in range(270)]  # longer than two cache blocks of 128
 
@@ -34,13 +35,13 @@ def gap(policy, rollouts, temperature: float = 1.0) -> float:
     groups = [Group(r.prompt_ids, [r.response_ids], None, [r.sampler_logprobs]) for r in rollouts]
     with torch.no_grad():
         return max(float((policy(b, temperature) - b.sampler_logprobs).abs().max() * b.weight)
-                   for b in micro_batches(groups, 4096, "cpu"))  # fmt: skip
+                   for b in micro_batches(groups, 4096, "cpu"))
 
 
 def engine(folder: str, arch: str, tied: bool) -> dict:
     head = {"head_dim": 32} if arch != "qwen2" else {}
     make_folder(Path(folder), make_lm(arch, tied, **(SHAPE | head)), tokenizer=True)
-    tokenizer = model.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     sampler = VLLMSampler(folder, tokenizer, "float32", CONTEXT, seed=3)
     policy = model.load_policy(folder)
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-2, weight_decay=0.0)
@@ -84,7 +85,7 @@ def train(out: str, folder: str, data: str, tp: str = "1") -> dict:
     cfg = replace(grpo.PRESETS["tiny"], model=folder, data=data, held_out=data, prompt_file="", out=out, steps=4,
                   prompts_per_step=4, group_size=4, mini_batch=2, max_prompt_tokens=1800, max_response_tokens=12,
                   lr=1e-2, lr_schedule="constant", warmup_updates=0, sampler="vllm", tp=int(tp), save_every=1,
-                  eval_every=3)  # fmt: skip
+                  eval_every=3)
     rounds: list[float] = []
     fresh = run_folder.latest_checkpoint(out) is None
 

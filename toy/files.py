@@ -70,7 +70,7 @@ def build_tokenizer() -> Any:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=CONTROL[0], eos_token=CONTROL[2], padding_side="left",
         additional_special_tokens=[CONTROL[1]], model_max_length=256,
-        clean_up_tokenization_spaces=False)  # fmt: skip
+        clean_up_tokenization_spaces=False)
     tokenizer.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message['role'] }} {{ message['content'] }}<|im_end|>"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
@@ -89,7 +89,7 @@ def build_model(tokenizer: Any, seed: int, hidden: int = 64, layers: int = 2) ->
         num_key_value_heads=2, head_dim=32, intermediate_size=3 * hidden, tie_word_embeddings=True,
         initializer_range=0.1, rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         max_position_embeddings=256, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, dtype="float32")  # fmt: skip
+        pad_token_id=tokenizer.pad_token_id, dtype="float32")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         model = LlamaForCausalLM(config)
@@ -175,7 +175,7 @@ def already_built(folder: Path, settings: dict[str, Any]) -> bool:
     try:
         before = json.loads((folder / "world.json").read_text(encoding="utf-8"))
         changed = [f"{k} was {before.get(k, 'the default')}, is {settings.get(k, 'the default')}"
-                   for k in sorted({*settings, *before}) if before.get(k) != settings.get(k)]  # fmt: skip
+                   for k in sorted({*settings, *before}) if before.get(k) != settings.get(k)]
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / 'world.json'}: not a JSON object ({error}); use another DIR") from None
     if changed:

@@ -44,7 +44,7 @@ class Serve:
 
 _PROMPT = re.compile(
     r"\[Client Question\]\n(.*)\n\n\[The Start of Chatbot A's Response\]\n(.*)\n\[The End of Chatbot A's Response\]"
-    r"\n\n\[The Start of Chatbot B's Response\]\n(.*)\n\[The End of Chatbot B's Response\](.*)", re.DOTALL)  # fmt: skip
+    r"\n\n\[The Start of Chatbot B's Response\]\n(.*)\n\[The End of Chatbot B's Response\](.*)", re.DOTALL)
 _TOLD = re.compile(
     r"\s*\[The Start of [^\]]+\]\n(.*)\n\[The End of [^\]]+\].*<answer>\[\[([AB])\]\]</answer>", re.DOTALL
 )
@@ -91,7 +91,7 @@ def completion(body: dict[str, Any], cfg: Serve) -> dict[str, Any]:
     asked = sum(3 + len(token.findall(m["content"])) for m in messages) + 2  # a message's role and two control tokens
     usage = {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
     return {"id": "toy", "object": "chat.completion", "created": 0, "model": body.get("model", ""),
-            "choices": choices, "usage": usage}  # fmt: skip
+            "choices": choices, "usage": usage}
 
 
 def make_server(cfg: Serve) -> ThreadingHTTPServer:

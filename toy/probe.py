@@ -101,7 +101,7 @@ def forced_prefix(pair: Pair, whole: bool) -> str:
 
 
 def go_on(sampler: TorchSampler | VLLMSampler, pairs: Sequence[Pair], prefixes: Sequence[str], system: str,
-          max_tokens: int) -> list[str]:  # fmt: skip
+          max_tokens: int) -> list[str]:
     """Greedy continuation of each prompt and of what already stands in its response, as text."""
     tokenizer = sampler.tokenizer
     plain, control = plain_tokenizer(tokenizer), control_tokens(tokenizer)

@@ -53,7 +53,7 @@ def make_sum(rng: random.Random, held_out: bool = False, pair_id: str = "sum") -
     first, second = (right, wrong) if winner == "A" else (wrong, right)
     carry = "yes" if a % 10 + b % 10 > 9 else "no"
     return Pair(pair_id, "toy", (user(f"what is {a}+{b}?"),), f"it is {first}.", f"it is {second}.",
-                winner, "Reasoning", {"carry": carry})  # fmt: skip
+                winner, "Reasoning", {"carry": carry})
 
 
 def make_chat(rng: random.Random, held_out: bool = False, pair_id: str = "chat") -> Pair:
@@ -70,7 +70,7 @@ def make_chat(rng: random.Random, held_out: bool = False, pair_id: str = "chat")
         kept = sum(keeps(r, first)[1] for r in rules), sum(keeps(r, second)[1] for r in rules)
     impolite = "no" if keeps("polite", first)[1] and keeps("polite", second)[1] else "yes"
     return Pair(pair_id, "toy", (user(f"write: {'; '.join(rules)}."),), first, second,
-                "A" if kept[0] > kept[1] else "B", "Chat", {"impolite": impolite})  # fmt: skip
+                "A" if kept[0] > kept[1] else "B", "Chat", {"impolite": impolite})
 
 
 def _sentence(rng: random.Random, colour: str, noun: str) -> str:
@@ -197,7 +197,7 @@ def write_solution(a: int, b: int, units: int, carry: int, tens: int, result: in
     '7 + 6 = 1 3 ; 3 + 4 + 1 = 8 ; 8 3'
     """
     return (f"{a % 10} + {b % 10} = {units // 10} {units % 10} ; "
-            f"{a // 10} + {b // 10} + {carry} = {tens} ; {result // 10} {result % 10}")  # fmt: skip
+            f"{a // 10} + {b // 10} + {carry} = {tens} ; {result // 10} {result % 10}")
 
 
 def keeps(rule: str, sentence: str) -> tuple[str, bool]:

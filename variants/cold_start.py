@@ -40,7 +40,7 @@ def cold_start_reward(text: str, winner: str, style: Style) -> float:
 
 
 def cold_start_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, tokenizer: Any,
-                     cfg: grpo.Config) -> torch.Tensor:  # fmt: skip
+                     cfg: grpo.Config) -> torch.Tensor:
     """`score` for `grpo.train`: (P, G) rewards."""
     size = len(rollouts) // len(pairs)
     rewards = [cold_start_reward(r.text, pairs[i // size].winner, cfg.style) for i, r in enumerate(rollouts)]

@@ -94,12 +94,12 @@ def verdict(text: str, rule: Rule = "train") -> Letter | None:
 
 
 def grm_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, tokenizer: Any,
-              cfg: grpo.Config) -> torch.Tensor:  # fmt: skip
+              cfg: grpo.Config) -> torch.Tensor:
     """`score` for `grpo.train`: (P, G) rewards."""
     size = len(rollouts) // len(pairs)
     asked = [pairs[i // size] for i in range(len(rollouts))]
     rewards = [grm_reward(read_scores(r.text, len(responses(pair))), label(pair))
-               for r, pair in zip(rollouts, asked, strict=True)]  # fmt: skip
+               for r, pair in zip(rollouts, asked, strict=True)]
     return torch.tensor(rewards).view(len(pairs), size)
 
 
@@ -110,4 +110,4 @@ def not_too_easy(rewards: torch.Tensor) -> torch.Tensor:
 
 if __name__ == "__main__":
     cli.start(lambda: grpo.train(cli.parse(grpo.Config, grpo.PRESETS), prompt, grm_score, not_too_easy,
-                                 verdict=verdict))  # fmt: skip
+                                 verdict=verdict))

@@ -62,7 +62,7 @@ def verdict(text: str, rule: Rule = "train") -> Letter | None:
 
 
 def rrm_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, tokenizer: Any,
-              cfg: grpo.Config) -> torch.Tensor:  # fmt: skip
+              cfg: grpo.Config) -> torch.Tensor:
     """`score` for `grpo.train`: (P, G) rewards."""
     size = len(rollouts) // len(pairs)
     rewards = [1.0 if verdict(r.text) == pairs[i // size].winner else -1.0 for i, r in enumerate(rollouts)]

@@ -26,6 +26,7 @@ from batch import Group, group_tokens, micro_batches
 from cor_prompt import Style
 from data import Pair, load_pairs, shard, stream
 from judging.scalar import Scorer, load_scorer, pack
+from loading.tokenizer import load_tokenizer
 from runtime import cli, ranks, states, steps
 from runtime.errors import UserError
 from runtime.metrics import Metrics
@@ -82,7 +83,7 @@ def train(cfg: Config) -> None:
     ranks.join_ranks()
     if cfg.batch_size % ranks.world_size():
         raise UserError(f"--batch-size {cfg.batch_size} does not divide over {ranks.world_size()} ranks")
-    tokenizer, compute = model.load_tokenizer(cfg.model), getattr(torch, cfg.compute_dtype)
+    tokenizer, compute = load_tokenizer(cfg.model), getattr(torch, cfg.compute_dtype)
     pairs, held_out = (encode_pairs(load_pairs(p), tokenizer, cfg) if p else [] for p in (cfg.data, cfg.held_out))
     cfg = replace(cfg, steps=cfg.steps or max(1, int(cfg.epochs * len(pairs) / cfg.batch_size)))
     mesh, stored = model.make_mesh(compute, cfg.shard_ranks), torch.promote_types(compute, torch.float32)

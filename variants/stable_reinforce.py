@@ -49,7 +49,7 @@ def filtered_advantages(rewards: Tensor, scale_by_std: bool = True) -> Tensor:
 
 
 def stable_loss(logprobs: Tensor, batch: Batch, cfg: grpo.Config,
-                denominator: float) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+                denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
     """`loss` for `grpo.train`: grpo's surrogate of the pre-clipped log-ratio; KL sees the log-probs as they are."""
     assert batch.old_logprobs is not None and batch.ref_logprobs is not None
     log_ratio = logprobs - batch.old_logprobs

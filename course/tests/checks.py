@@ -21,7 +21,7 @@ def close(what: str, got: Any, expected: Any, tolerance: float = 1e-4) -> None:
     """Numbers in nested lists, within a tolerance relative and absolute."""
     if shape(got) != shape(expected):
         pytest.fail(f"{what}: expected shape {shape(expected)}, got {shape(got)}\n"
-                    f"expected {short(expected)}\ngot      {short(got)}", pytrace=False)  # fmt: skip
+                    f"expected {short(expected)}\ngot      {short(got)}", pytrace=False)
     flat_got, flat_expected = list(flat(got)), list(flat(expected))
     wrong = [i for i, (g, e) in enumerate(zip(flat_got, flat_expected, strict=True)) if not near(g, e, tolerance)]
     if wrong and not isinstance(expected, list):
@@ -29,7 +29,7 @@ def close(what: str, got: Any, expected: Any, tolerance: float = 1e-4) -> None:
     if wrong:
         pytest.fail(f"{what}, shape {shape(expected)}: {len(wrong)} of {len(flat_expected)} values differ, the first "
                     f"at {wrong[0]}: expected {flat_expected[wrong[0]]!r}, got {flat_got[wrong[0]]!r}\n"
-                    f"expected {short(expected)}\ngot      {short(got)}", pytrace=False)  # fmt: skip
+                    f"expected {short(expected)}\ngot      {short(got)}", pytrace=False)
 
 
 def near(got: Any, expected: Any, tolerance: float) -> bool:

@@ -43,7 +43,7 @@ def backward(what: str, value: Any) -> None:
     """Leave slopes in .grad, or say why that cannot be."""
     if not a_tensor(what, value).requires_grad:
         raise Wrong(f"{what}: no slope reaches its input; something cut the graph (.item(), .numpy(), .detach(), "
-                    "torch.no_grad(), torch.tensor(...), or a constant)")  # fmt: skip
+                    "torch.no_grad(), torch.tensor(...), or a constant)")
     value.backward()
 
 
@@ -251,7 +251,7 @@ def whole_loss(tokens: dict[str, list[float]], settings: dict[str, Any], denomin
     backward("grpo_loss", loss)
     return {"loss": loss.item(), "slope": new.grad.tolist(), "told": told,
             "stats": {name: value.tolist() for name, value in stats.items()},
-            "attached": sorted(name for name, value in stats.items() if value.requires_grad)}  # fmt: skip
+            "attached": sorted(name for name, value in stats.items() if value.requires_grad)}
 
 
 # ---- 4: the sampler ------------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ def sharded(weights: list[list[list[float]]], inputs: list[list[list[float]]], c
         grads = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in policy.parameters()]
         return {"roots": roots, "rows": rows, "grads": [g.tolist() for g in grads], "computed_in": seen,
                 "stored_in": [str(p.dtype) for p in policy.parameters()],
-                "grads_in": [str(g.dtype) for g in grads]}  # fmt: skip
+                "grads_in": [str(g.dtype) for g in grads]}
 
     return on_ranks(len(inputs), work)
 
@@ -382,7 +382,7 @@ def on_ranks(count: int, work: Callable[[int], Any], seconds: float = 25.0) -> l
                 os.close(reader)
     for rank, text in enumerate(said):
         found = json.loads(text) if text else {"error": f"did not answer within {seconds:g} s, or died: do all ranks "
-                                                        "make the same collective calls, and as many?"}  # fmt: skip
+                                                        "make the same collective calls, and as many?"}
         if "waiting" in found:
             raise Todo(found["waiting"])
         if "error" in found:
@@ -449,7 +449,7 @@ def tallied(rows: list[dict[str, Any]]) -> dict[str, float]:
     from judging.verdicts import Judgement, tally
 
     full = {"pair_id": "p", "source": "s", "category": "", "meta": {}, "order": "AB", "sample": 0, "verdict": None,
-            "winner": "A", "finish_reason": "stop", "response_tokens": 1, "text": ""}  # fmt: skip
+            "winner": "A", "finish_reason": "stop", "response_tokens": 1, "text": ""}
     return tally(Judgement(**full | row, correct=(full | row)["verdict"] == (full | row)["winner"]) for row in rows)
 
 
@@ -457,4 +457,4 @@ PROBES: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (verdicts, default_verdict, data_block, seen, append, nll, advantages, surrogate, kl, one_number,
                      whole_loss, drawn, prefill, share, metrics, sharded, table, vote_chances, tallied)
-}  # fmt: skip
+}

@@ -23,7 +23,7 @@ def when_both(spec, first, last):
 @pytest.mark.points("parse_verdict", 2)
 def test_parse_verdict_the_training_rule_wants_the_literal_tag(ask):
     texts = [f"so A it is. {A}", f"so B it is. {B}", "", "[[A]]", "<answer> [[A]] </answer>", "<answer>[[a]]</answer>",
-             "<answer>[[A/B]]</answer>", A[:-1]]  # fmt: skip
+             "<answer>[[A/B]]</answer>", A[:-1]]
     equal(f"parse_verdict(text, 'train') of {texts}", ask("verdicts", texts, "train"), ["A", "B", *[None] * 6])
     equal("parse_verdict(text) without a rule is the training rule", ask("default_verdict", "[[A]]"), None)
 
@@ -35,7 +35,7 @@ def test_parse_verdict_the_training_rule_reads_a_window(ask, spec):
         for after, expected in [(0, letter), (window - 22, letter), (window - 21, None), (window, None), (900, None)]:
             text = "x" * 300 + tag + "." * after
             equal(f"parse_verdict: {tag} with {after} characters after it, window {window}",
-                  ask("verdicts", [text], "train"), [expected])  # fmt: skip
+                  ask("verdicts", [text], "train"), [expected])
     far = B + "." * window + A
     equal(f"parse_verdict: {B} before the window, {A} in it", ask("verdicts", [far], "train"), ["A"])
 
@@ -44,20 +44,20 @@ def test_parse_verdict_the_training_rule_reads_a_window(ask, spec):
 def test_parse_verdict_both_letters_in_a_text(ask, spec):
     for rule in ("train", "eval", "official"):
         equal(f"parse_verdict(text, {rule!r}) of a text with A, then B", ask("verdicts", [A + " " + B], rule),
-              [when_both(spec, "A", "B")])  # fmt: skip
+              [when_both(spec, "A", "B")])
         equal(f"parse_verdict(text, {rule!r}) of a text with B, then A", ask("verdicts", [B + " " + A], rule),
-              [when_both(spec, "B", "A")])  # fmt: skip
+              [when_both(spec, "B", "A")])
         equal(f"parse_verdict(text, {rule!r}) of {A + A!r}", ask("verdicts", [A + A], rule), ["A"])
 
 
 @pytest.mark.points("parse_verdict", 1)
 def test_parse_verdict_the_evaluation_rules_and_thoughts(ask, spec):
     texts = ["[[B]]" + "x" * 500, "<think>[[A]]</think> [[B]]", "[[A]]</think>[[A]] [[A]]</think> [[B]] it is",
-             "<think>[[A]]</think> undecided", "<think>[[A]]</think> [[B]] </think> undecided"]  # fmt: skip
+             "<think>[[A]]</think> undecided", "<think>[[A]]</think> [[B]] </think> undecided"]
     equal(f"parse_verdict(text, 'eval') of {texts}", ask("verdicts", texts, "eval"), ["B", "B", "B", None, None])
     both = when_both(spec, "A", "B")
     equal(f"parse_verdict(text, 'official') of {texts}", ask("verdicts", texts, "official"),
-          ["B", both, both, "A", both])  # fmt: skip
+          ["B", both, both, "A", both])
 
 
 @pytest.mark.visible
@@ -65,7 +65,7 @@ def test_parse_verdict_the_evaluation_rules_and_thoughts(ask, spec):
 def test_data_block_one_question_and_two_responses(ask):
     expected = ("[Client Question]\nWhat is 2 + 2?\n\n"
                 "[The Start of Chatbot A's Response]\nIt is 4.\n[The End of Chatbot A's Response]\n\n"
-                "[The Start of Chatbot B's Response]\nIt is 5.\n[The End of Chatbot B's Response]")  # fmt: skip
+                "[The Start of Chatbot B's Response]\nIt is 5.\n[The End of Chatbot B's Response]")
     equal("_data_block of one question", ask("data_block", QUESTION, "It is 4.", "It is 5."), expected)
 
 
@@ -74,17 +74,17 @@ def test_data_block_a_conversation_is_told_twice(ask):
     def told(x, response):
         name = f"the Conversation between Chatbot {x} and the Client"
         return (f"[The Start of {name}]\nSystem: Be short.\nUser: Hello\nChatbot {x}: Hi!\nUser: What is 2 + 2?\n"
-                f"Chatbot {x}: {response}\n[The End of {name}]")  # fmt: skip
+                f"Chatbot {x}: {response}\n[The End of {name}]")
 
     equal("_data_block of a conversation", ask("data_block", TALK, "It is 4.", "It is 5."),
-          told("A", "It is 4.") + "\n\n" + told("B", "It is 5."))  # fmt: skip
+          told("A", "It is 4.") + "\n\n" + told("B", "It is 5."))
 
 
 @pytest.mark.points("_data_block", 1)
 def test_data_block_exchanging_the_responses_exchanges_nothing_else(ask):
     for context in (QUESTION, TALK):
         one, other = ask("data_block", context, "first-text", "other-text"), ask("data_block", context, "other-text",
-                                                                                 "first-text")  # fmt: skip
+                                                                                 "first-text")
         exchanged = one.replace("first-text", "\0").replace("other-text", "first-text").replace("\0", "other-text")
         equal("_data_block with A and B exchanged, against the texts exchanged", other, exchanged)
 

@@ -25,7 +25,7 @@ def test_sees_groups_and_padding_do_not_see_each_other(ask):
     group, response = [0, 0, 0, 1, 1, 1, 1, -1, -1], [0, 1, 2, 0, 0, 1, 2, 0, 0]
     rows = ask("seen", group, response)
     expected = ["100000000", "110000000", "101000000", "000100000", "000110000", "000111000", "000110100",
-                "000000010", "000000011"]  # fmt: skip
+                "000000010", "000000011"]
     equal(
         f"sees(...) of groups {group}, responses {response}", ["".join("01"[x] for x in row) for row in rows], expected
     )
@@ -92,7 +92,7 @@ def test_nll_loss_the_loss_is_divided_by_the_tokens_of_all_ranks(ask):
     told = answer["told"]
     equal("micro_batches' budget", [call for call in told if call[0] == "max_tokens"], [["max_tokens", 77]])
     equal("aggregate(..., agg, denominator): 3 tokens here and 9 on the other rank",
-          [call for call in told if call[0] == "aggregate"], [["aggregate", "token", 12]] * 2)  # fmt: skip
+          [call for call in told if call[0] == "aggregate"], [["aggregate", "token", 12]] * 2)
     close("nll_loss(...)[0], 3 x this rank's sum of -log p", answer["total"], 3 * 3.5)
     equal("nll_loss(...)[1], the tokens of this rank alone", answer["tokens"], 3.0)
     close("gradient, times the 2 ranks that FSDP averages over", answer["grad"], 2 * 3 * 7.0 / 12)

@@ -13,11 +13,11 @@ from checks import close, equal, holds
 def test_group_advantages_of_six_right_and_one_wrong(ask, expected):
     rewards = [[1.0] * 6 + [-1.0], [-1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0]]
     wanted = [expected("advantages", [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0]),
-              expected("advantages", [-1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0])]  # fmt: skip
+              expected("advantages", [-1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0])]
     got = ask("advantages", rewards, {})
     close(f"group_advantages of {rewards}", got["value"], wanted)
     holds("group_advantages changed its argument in place (rewards -= ...); leave the caller's tensor alone",
-          got["input_kept"])  # fmt: skip
+          got["input_kept"])
 
 
 @pytest.mark.points("group_advantages", 1)
@@ -25,14 +25,14 @@ def test_group_advantages_of_groups_without_a_difference_is_zero(ask):
     for rewards in ([[1.0] * 4, [-1.0] * 4], [[1.0], [-1.0]]):
         for settings in ({}, {"scale_by_std": False}):
             close(f"group_advantages of {rewards}, {settings}", ask("advantages", rewards, settings)["value"],
-                  [[0.0] * len(group) for group in rewards])  # fmt: skip
+                  [[0.0] * len(group) for group in rewards])
 
 
 @pytest.mark.points("group_advantages", 1)
 def test_group_advantages_without_scaling_only_subtracts_the_mean(ask):
     rewards = [[2.0, 0.0, -1.0, 5.0]]
     close(f"group_advantages of {rewards}, scale_by_std=False",
-          ask("advantages", rewards, {"scale_by_std": False})["value"], [[0.5, -1.5, -2.5, 3.5]])  # fmt: skip
+          ask("advantages", rewards, {"scale_by_std": False})["value"], [[0.5, -1.5, -2.5, 3.5]])
 
 
 @pytest.mark.points("group_advantages", 1)
@@ -59,7 +59,7 @@ def test_clipped_surrogate_outside_the_bounds(ask, expected):
     """One ratio above its bound, with a gain and with a loss, and one below; low and high differ."""
     got = ask("surrogate", [math.log(1.5), math.log(1.5), math.log(0.5)], [0.0] * 3, [1.0, -1.0, -1.0], 0.1, 0.3)
     wanted = [expected("surrogate", 1.5, 1.0, 0.1, 0.3), expected("surrogate", 1.5, -1.0, 0.1, 0.3),
-              expected("surrogate", 0.5, -1.0, 0.1, 0.3)]  # fmt: skip
+              expected("surrogate", 0.5, -1.0, 0.1, 0.3)]
     about = "clipped_surrogate at ratios [1.5, 1.5, 0.5], advantages [1, -1, -1], clip_low 0.1, clip_high 0.3"
     close(f"{about}: loss", got["value"], [w[0] for w in wanted])
     equal(f"{about}: clipped", got["clipped"], [w[1] for w in wanted])
@@ -101,7 +101,7 @@ def test_clipped_surrogate_far_away_stays_finite(ask):
 def test_kl_k3_is_zero_where_both_agree_and_positive_elsewhere(ask, expected):
     got = ask("kl", [-1.0, -1.0, -2.0], [-1.0, -2.0, -1.0])
     close("kl_k3 at d = ref - policy = 0, -1, 1", got["value"],
-          [expected("kl", 0.0)[0], expected("kl", -1.0)[0], expected("kl", 1.0)[0]])  # fmt: skip
+          [expected("kl", 0.0)[0], expected("kl", -1.0)[0], expected("kl", 1.0)[0]])
 
 
 @pytest.mark.points("kl_k3", 1)
@@ -118,7 +118,7 @@ def test_kl_k3_far_away_stays_finite(ask, expected):
     got = ask("kl", [0.0] * 5, points)
     close(f"kl_k3 at d = {points}", got["value"], [expected("kl", d)[0] for d in points])
     holds(f"kl_k3 at d = {points}: slopes must be finite, got {got['slope']}",
-          all(map(math.isfinite, got["slope"])))  # fmt: skip
+          all(map(math.isfinite, got["slope"])))
 
 
 @pytest.mark.visible
@@ -152,7 +152,7 @@ def test_aggregate_each_token_weighs_what_its_response_leaves_it(ask, expected):
     lengths = {0: 5, 2: 1, 3: 2}
     got = ask("one_number", [1.0] * 8, sequence, 1.0, "seq", 6)
     close(f"aggregate, agg='seq', sequence {sequence}: slopes", got["slope"],
-          [1 / expected("divisor", lengths[s]) / 6 for s in sequence])  # fmt: skip
+          [1 / expected("divisor", lengths[s]) / 6 for s in sequence])
     for agg in ("token", "const"):
         got = ask("one_number", [1.0] * 8, sequence, 1.0, agg, 40)
         close(f"aggregate, sequence {sequence}, agg={agg!r}: slopes", got["slope"], [1 / 40] * 8)
@@ -165,7 +165,7 @@ def test_aggregate_a_stand_in_batch_counts_for_nothing(ask):
 
 
 TOKENS = {"logprobs": [-1.0, -2.0, -3.0], "old_logprobs": [-0.5, -2.5, -2.0], "ref_logprobs": [-1.5, -2.0, -2.0],
-          "advantages": [1.0, 1.0, -2.0]}  # fmt: skip
+          "advantages": [1.0, 1.0, -2.0]}
 SETTINGS = {"clip_low": 0.1, "clip_high": 0.3, "kl_coef": 0.5, "tis_cap": 0.0, "agg": "seq"}
 
 
@@ -180,13 +180,13 @@ def test_grpo_loss_is_surrogate_plus_kl_averaged(ask):
     """On the stand-ins of questions.whole_loss."""
     got = ask("whole_loss", TOKENS, SETTINGS, 4.0)
     equal("grpo_loss calls clipped_surrogate once, with", got["told"]["clipped_surrogate"],
-          [["logprobs", "old_logprobs", "advantages", 0.1, 0.3]])  # fmt: skip
+          [["logprobs", "old_logprobs", "advantages", 0.1, 0.3]])
     holds(f"grpo_loss calls kl_k3(logprobs, ref_logprobs); it called kl_k3 with {got['told']['kl_k3'] or 'nothing'}",
-          ["logprobs", "ref_logprobs"] in got["told"]["kl_k3"])  # fmt: skip
+          ["logprobs", "ref_logprobs"] in got["told"]["kl_k3"])
     equal("grpo_loss calls aggregate(surrogate + kl_coef * kl, batch, agg, denominator) once, agg and denominator",
-          got["told"]["aggregate"], [["seq", 4.0]])  # fmt: skip
+          got["told"]["aggregate"], [["seq", 4.0]])
     per_token = [2 * p + a + 0.5 * 5 * (r - p) for p, a, r in
-                 zip(TOKENS["logprobs"], TOKENS["advantages"], TOKENS["ref_logprobs"], strict=True)]  # fmt: skip
+                 zip(TOKENS["logprobs"], TOKENS["advantages"], TOKENS["ref_logprobs"], strict=True)]
     close(f"grpo_loss(...)[0] with kl_coef 0.5, denominator 4, {STAND_INS}", got["loss"], sum(per_token) / 4 + 1)
     close(f"grpo_loss: slope in log p with kl_coef 0.5, denominator 4, {STAND_INS}", got["slope"], [(2 - 2.5) / 4] * 3)
 
@@ -197,26 +197,26 @@ def test_grpo_loss_statistics_are_per_token_and_detached(ask):
     """On the stand-ins of questions.whole_loss, where "clipped" is old_logprob > -1."""
     got = ask("whole_loss", TOKENS, SETTINGS, 4.0)
     equal("grpo_loss: names of its statistics", sorted(got["stats"]),
-          ["policy/approx_kl", "policy/clip_fraction", "policy/ref_kl"])  # fmt: skip
+          ["policy/approx_kl", "policy/clip_fraction", "policy/ref_kl"])
     close("policy/clip_fraction, where old_logprob > -1 counts as clipped", got["stats"]["policy/clip_fraction"],
-          [1.0, 0.0, 0.0])  # fmt: skip
+          [1.0, 0.0, 0.0])
     close(f"policy/ref_kl, {STAND_INS}", got["stats"]["policy/ref_kl"], [-2.5, 0.0, 5.0])
     close(f"policy/approx_kl, against the old log-probs, {STAND_INS}", got["stats"]["policy/approx_kl"],
-          [2.5, -2.5, 5.0])  # fmt: skip
+          [2.5, -2.5, 5.0])
     equal("grpo_loss: statistics that still carry a gradient; .detach() them", got["attached"], [])
 
 
 @pytest.mark.points("grpo_loss", 1)
 def test_grpo_loss_of_other_tokens_and_settings(ask):
     tokens = {"logprobs": [-4.0, -0.25], "old_logprobs": [-3.0, -0.5], "ref_logprobs": [-1.0, -0.75],
-              "advantages": [-0.5, 3.0]}  # fmt: skip
+              "advantages": [-0.5, 3.0]}
     settings = {"clip_low": 0.25, "clip_high": 0.4, "kl_coef": 0.01, "tis_cap": 2.0, "agg": "token"}
     got = ask("whole_loss", tokens, settings, 16.0)
     equal("grpo_loss calls clipped_surrogate once, with", got["told"]["clipped_surrogate"],
-          [["logprobs", "old_logprobs", "advantages", 0.25, 0.4]])  # fmt: skip
+          [["logprobs", "old_logprobs", "advantages", 0.25, 0.4]])
     equal("grpo_loss calls aggregate once, agg and denominator", got["told"]["aggregate"], [["token", 16.0]])
     close(f"grpo_loss(...)[0] with kl_coef 0.01, denominator 16, {STAND_INS}", got["loss"],
-          (-8.5 + 2.5 + 0.05 * (3.0 - 0.5)) / 16 + 1)  # fmt: skip
+          (-8.5 + 2.5 + 0.05 * (3.0 - 0.5)) / 16 + 1)
     stats = {"policy/approx_kl": [5.0, -1.25], "policy/clip_fraction": [0.0, 1.0], "policy/ref_kl": [15.0, -2.5]}
     equal("names of the statistics, tis_cap 2 and no sampler_logprobs", sorted(got["stats"]), sorted(stats))
     for name, values in stats.items():

@@ -40,7 +40,7 @@ def test_draw_temperature_changes_the_slices_and_the_log_probs(ask):
         got = ask("drawn", [P] * 7, temperature, uniforms)
         equal(f"draw at temperature {temperature}, u = {uniforms}: ids", got["ids"], [0, 1, 2, 3, 1, 2, 3])
         close(f"draw at temperature {temperature}: log-probs after temperature", got["logprobs"],
-              [math.log(hot[i]) for i in got["ids"]])  # fmt: skip
+              [math.log(hot[i]) for i in got["ids"]])
 
 
 @pytest.mark.points("draw", 1)
@@ -65,7 +65,7 @@ def test_prefill_two_prompts_of_uneven_length(ask):
     got = ask("prefill", [[5, 6, 7], [8]])
     equal("_prefill: ids, the short prompt's at the end", [got["ids"][0], got["ids"][1][2:]], [[5, 6, 7], [8]])
     equal("_prefill: positions begin at 0 with the prompt", [got["positions"][0], got["positions"][1][2:]],
-          [[0, 1, 2], [0]])  # fmt: skip
+          [[0, 1, 2], [0]])
     equal("_prefill returns _forward's logits, a row a prompt", got["logits"], [[7.0] * 3] * 2)
 
 
@@ -74,7 +74,7 @@ def test_prefill_shows_nobody_padding_or_what_comes_later(ask):
     prompts = [[1, 2], [3, 4, 5, 6], [7, 8, 9]]
     got = ask("prefill", prompts)
     equal("_prefill: the mask is (P, 1, T, T) and boolean",
-          [len(got["mask"]), len(got["mask"][0]), len(got["mask"][0][0]), got["bool"]], [3, 1, 4, True])  # fmt: skip
+          [len(got["mask"]), len(got["mask"][0]), len(got["mask"][0][0]), got["bool"]], [3, 1, 4, True])
     for p, prompt in enumerate(prompts):
         pad = 4 - len(prompt)
         expected = [[pad <= k <= q for k in range(4)] for q in range(pad, 4)]

@@ -14,7 +14,7 @@ def test_denominator_of_each_average(ask):
     groups = [[[1, 2], [[3, 4], [5, 6, 7]]]]
     for agg, expected in (("seq", 2), ("token", 5), ("const", 20)):
         equal(f"denominator, agg={agg!r}, responses of 2 and 3 tokens of at most 10", ask("share", groups, agg, 10),
-              expected)  # fmt: skip
+              expected)
 
 
 @pytest.mark.points("denominator", 2)
@@ -50,7 +50,7 @@ def test_metrics_reduce_a_metric_that_one_rank_has_not_and_one_without_a_count(a
 
 
 LAYERS = [[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]], [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]],
-          [[1.0, -1.0], [2.0, 0.5]]]  # fmt: skip
+          [[1.0, -1.0], [2.0, 0.5]]]
 
 
 def gradients(inputs):
@@ -75,9 +75,9 @@ def test_shard_model_each_layer_and_the_root_are_sharded(ask):
     got = ask("sharded", LAYERS, [[[1.0, 2.0]], [[0.0, 1.0]]], "float32")
     for rank in (0, 1):
         equal(f"shard_model on rank {rank}: modules with fully_shard (the root is '')", got[rank]["roots"],
-              ["", "lm.model.layers.0", "lm.model.layers.1"])  # fmt: skip
+              ["", "lm.model.layers.0", "lm.model.layers.1"])
         equal(f"shard_model on rank {rank}: rows x columns held of each weight", got[rank]["rows"],
-              [[2, 2], [1, 4], [1, 2]])  # fmt: skip
+              [[2, 2], [1, 4], [1, 2]])
 
 
 @pytest.mark.points("shard_model", 2)
@@ -100,4 +100,4 @@ def test_shard_model_mixed_precision_computes_in_bfloat16_and_reduces_in_float32
         equal(f"rank {rank}: weights are stored in", set(got[rank]["stored_in"]), {"torch.float32"})
         first = got[rank]["grads"][0][0][0]
         holds(f"rank {rank}: gradient of the first weight: expected {3 * (2 + 2**-8) / 2}, got {first}: are gradients "
-              "reduced in float32?", abs(first - 3 * (2 + 2**-8) / 2) < 1e-6)  # fmt: skip
+              "reduced in float32?", abs(first - 3 * (2 + 2**-8) / 2) < 1e-6)

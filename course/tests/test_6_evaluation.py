@@ -22,10 +22,10 @@ def test_rewardbench_table_a_section_weighs_its_subsets(ask):
 @pytest.mark.points("_rewardbench_table", 2)
 def test_rewardbench_table_four_sections_and_two_overall_numbers(ask):
     counts = {"mt-bench-med": one(3, 4), "llmbar-natural": one(1, 4), "mt-bench-hard": one(2, 4),
-              "donotanswer": one(8, 8), "math-prm": one(1, 2), "hep-go": one(4, 4), "hep-cpp": one(0, 4)}  # fmt: skip
+              "donotanswer": one(8, 8), "math-prm": one(1, 2), "hep-go": one(4, 4), "hep-cpp": one(0, 4)}
     got = ask("table", "rewardbench", counts)
     sections = {"Chat": 0.75, "Chat Hard": (100 * 0.25 + 37 * 0.5) / 137, "Safety": 1.0,
-                "Reasoning": (984 * 0.5 + 164) / (984 + 328)}  # fmt: skip
+                "Reasoning": (984 * 0.5 + 164) / (984 + 328)}
     equal("sections", list(got["sections"]), list(sections))
     for name, value in sections.items():
         close(f"section {name}", got["sections"][name], value)
@@ -46,7 +46,7 @@ def matrix(**cells):
 
 
 DOMAINS = {"chat": matrix(c01=0.1, c02=0.2, c12=0.6, c00=0.9), "math": matrix(c10=1.0), "code": matrix(),
-           "safety-refuse": matrix(c22=0.0), "safety-response": matrix(c22=0.8)}  # fmt: skip
+           "safety-refuse": matrix(c22=0.0), "safety-response": matrix(c22=0.8)}
 
 
 @pytest.mark.visible
@@ -63,7 +63,7 @@ def test_rm_bench_table_three_levels_of_a_domain(ask):
 def test_rm_bench_table_domains_levels_and_the_average(ask):
     got = ask("table", "rm-bench", DOMAINS, "none")
     domains = {"chat": (0.3 + 1.9 / 3 + 0.5) / 3, "math": (0.5 + 0.5 + 2 / 3) / 3, "code": 0.5,
-               "safety": (0.5 + 1.4 / 3 + 0.5) / 3}  # fmt: skip
+               "safety": (0.5 + 1.4 / 3 + 0.5) / 3}
     for name, value in domains.items():
         close(f"domain {name} (safety-refuse and safety-response are one)", got["domains"][name], value)
     close("overall average", got["overall"]["average"], sum(domains.values()) / 4)
@@ -85,4 +85,4 @@ def test_rm_bench_table_the_slip_of_the_released_scorer(ask):
 def test_rm_bench_table_a_domain_without_a_verdict_has_no_number(ask):
     got = ask("table", "rm-bench", {"chat": matrix()}, "none")
     equal("chat, math, average", [got["domains"]["chat"], got["domains"]["math"], got["overall"]["average"]],
-          [0.5, None, None])  # fmt: skip
+          [0.5, None, None])

@@ -98,7 +98,7 @@ def test_what_grows_shows():
     """From 100 to 110 MB and by 40 files between rounds 20 and 40; rounds take twice as long in the last quarter."""
     shared = {"threads": 3, "metrics": 0, "rollouts": 0, "checkpoints": 5}
     samples = [{"round": r, "MB": mb, "files": f, "objects": 100 * r, **shared}
-               for r, mb, f in ((10, 50.0, 5), (20, 100.0, 10), (30, 105.0, 30), (40, 110.0, 50))]  # fmt: skip
+               for r, mb, f in ((10, 50.0, 5), (20, 100.0, 10), (30, 105.0, 30), (40, 110.0, 50))]
     found = long_run.findings(samples, [1.0] * 30 + [2.0] * 10, warm_up=20)
     assert found["memory growth, %"] == 10.0 and found["open files, more"] == 40 and found["objects a round"] == 100
     assert found["seconds a round, last quarter"] == 2 * found["seconds a round, first quarter"] == 2.0

@@ -71,7 +71,7 @@ def test_the_copy_tells_nothing(tmp_path):
         kept = [node for node in shown.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
         assert kept and all("pytest.mark.visible" in map(ast.unparse, node.decorator_list) for node in kept)
         hidden = [node.name for node in whole.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test")
-                  and node.name not in {k.name for k in kept}]  # fmt: skip
+                  and node.name not in {k.name for k in kept}]
         assert hidden and not any(name in read(path) for name in hidden)
         others = {node.name for node in shown.body if isinstance(node, ast.FunctionDef)} - {k.name for k in kept}
         assert others <= {"one", "matrix", "shown", "whole"}, "a helper that computes what is expected is a twin"
@@ -97,7 +97,7 @@ def test_a_copy_carries_all_that_its_scripts_need(tmp_path):
                 assert other in carried or not there, f"{name} imports {other}"
     handout.make_handout(tmp_path / "copy", handout.read_plan(term="", names=[]))
     done = subprocess.run([sys.executable, "-c", f"import {', '.join(sorted(carried))}"], cwd=tmp_path / "copy",
-                          capture_output=True, text=True)  # fmt: skip
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -241,7 +241,7 @@ def test_a_term_is_met_by_its_key_and_missed_by_a_public_copy(graded):
 
 
 @pytest.mark.parametrize(("name", "says"), [("exits", "ended without an answer"), ("hangs", "no answer within 1 sec"),
-                                            ("babbles", "more than 4 MB")])  # fmt: skip
+                                            ("babbles", "more than 4 MB")])
 def test_a_submission_that_misbehaves_loses_its_own_points_only(graded, name, says):
     results = graded[name]
     assert results["score"] == 0 and len(results["tests"]) == len(graded["full"]["tests"])
@@ -267,7 +267,7 @@ def test_only_plain_files_that_parse_are_taken(graded):
     results = graded["odd"]
     assert results["score"] == 0
     for file, why in [("reward.py", "not a plain file"), ("grpo.py", "utf-8"), ("batch.py", "invalid syntax"),
-                      ("ops/decode.py", "more than")]:  # fmt: skip
+                      ("ops/decode.py", "more than")]:
         assert re.search(rf"{file}: not taken: .*{why}", results["output"]), results["output"]
 
 
@@ -322,13 +322,13 @@ def test_a_handout_is_tested_and_graded_by_its_commands(tmp_path):
     body = "    d = (ref_logprobs - logprobs).clamp(-20, 20)\n    return torch.expm1(d).sub(d).clamp(max=10.0)"
     (copy / "grpo.py").write_text(own[:start] + body + own[end + len('raise Todo("kl_k3")') :])
     done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA"], cwd=copy,
-                          capture_output=True, text=True)  # fmt: skip
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "1 passed, 7 waiting" in done.stdout and re.search(r"1 of 1 +kl_k3", done.stdout)
     assert re.search(r"0 of 2 +group_advantages +still to be written", done.stdout)
     assert "1 of 9 seen here; 12 more points are asked by tests that you do not see" in done.stdout
     out = tmp_path / "results" / "results.json"
     done = subprocess.run([sys.executable, "course/grade.py", str(copy), "--assignments", "3", "--out", str(out)],
-                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+                          cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and re.search(r"3 of 3 +kl_k3", done.stdout), done.stdout + done.stderr
     assert json.loads(read(out))["score"] == 3

@@ -12,7 +12,7 @@ from course import equations
 ROOT = Path(__file__).parents[2]
 FILES = [*ROOT.glob("*.py"), *(path for room in equations.ROOMS for path in (ROOT / room).glob("*.py"))]
 EXAMPLES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(FILES)
-            if ">>> " in path.read_text(encoding="utf-8")]  # fmt: skip
+            if ">>> " in path.read_text(encoding="utf-8")]
 
 
 def test_the_committed_map_is_up_to_date():
@@ -32,7 +32,7 @@ def test_the_papers_eleven_equations_and_what_computes_them():
         7: {"update"}, 8: {"verdict_reward", "verdict_score"},
         9: {"clipped_surrogate", "kl_k3", "grpo_loss", "aggregate"}, 10: {"group_advantages"},
         11: {"format_reward", "cold_start_reward"},
-    }  # fmt: skip
+    }
 
 
 def test_every_named_test_exists_under_its_link():

@@ -157,7 +157,7 @@ def test_05_a_reward_per_token(tmp_path):
 def test_06_the_ratio_is_one_and_its_gradient_stays(tmp_path):
     logprobs = torch.tensor([-1.0, -1.0], requires_grad=True)
     value, clipped = patched(tmp_path, PATCHES["06"]).clipped_surrogate(
-        logprobs, torch.tensor([-3.0, -0.1]), torch.tensor([2.0, -1.0]), 0.2, 0.2)  # fmt: skip
+        logprobs, torch.tensor([-3.0, -0.1]), torch.tensor([2.0, -1.0]), 0.2, 0.2)
     value.sum().backward()
     assert value.tolist() == [-2.0, 1.0] and logprobs.grad.tolist() == [-2.0, 1.0] and not clipped.any()
 
@@ -222,7 +222,7 @@ def test_both_sides_are_commands_of_one_judge():
 
 def fake_run(folder: Path, right: int, kl: float) -> None:
     rows = [{"pair_id": f"p-{i}", "order": order, "correct": i < right, "category": "Chat"}
-            for i in range(4) for order in ("AB", "BA")]  # fmt: skip
+            for i in range(4) for order in ("AB", "BA")]
     for step in (0, 10):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_whole(folder / "rollouts" / f"step_{step:06d}.jsonl", text)
@@ -241,7 +241,7 @@ def test_runs_become_a_section(tmp_path):
         sides["before"][str(seed)] = exercises.measured(tmp_path / f"a{seed}", "policy/ref_kl")
         sides["changed"][str(seed)] = exercises.measured(tmp_path / f"b{seed}", "policy/ref_kl")
     assert sides["before"]["0"] == {"right": "2200", "pairs drawn": 160, "accuracy": [[0, 0.5]],
-                                    "metric": [[4, 0.2], [9, 0.7]]}  # fmt: skip
+                                    "metric": [[4, 0.2], [9, 0.7]]}
     said = exercises.verdict(sides, "changed", "policy/ref_kl")
     assert said[0] == "- changed, held-out accuracy: +0.250 ± 0.289 (+0.250, +0.250, +0.250), within noise"
     assert said[1] == "- changed, policy/ref_kl: 1.4 -> 8.4, +7 ± 0 (+7, +7, +7), beyond noise" and len(said) == 2

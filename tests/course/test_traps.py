@@ -48,7 +48,7 @@ def test_the_tests_that_should_notice_exist(patch):
 
 def test_the_table_names_every_fault_and_a_test_that_exists():
     rows = re.findall(r"^\| \[(T\d+)\]\(traps/(\w+)\.patch\) \|.*$", page := (ROOT / "course" / "traps.md").read_text(),
-                      re.MULTILINE)  # fmt: skip
+                      re.MULTILINE)
     assert rows == [(traps.number(patch), patch.name) for patch in PATCHES]
     for line in (line for line in page.splitlines() if line.startswith("| [T")):
         named = re.findall(r"\[`([\w.]+)`\]\(\.\./([\w/]+\.py)\)", line)
@@ -74,7 +74,7 @@ def test_a_run_in_words():
 def test_faults_that_no_number_shows_are_counted():
     runs = {"healthy": {"grpo": {"exit": 0, "accuracy": 0.9}, "sft": {"exit": 0, "tokens": 47.0}},
             PATCHES[0].name: {"grpo": {"exit": 0, "accuracy": 0.9, "seconds": 3}},
-            PATCHES[1].name: {"grpo": {"exit": 0, "accuracy": 0.8}}}  # fmt: skip
+            PATCHES[1].name: {"grpo": {"exit": 0, "accuracy": 0.8}}}
     assert traps.unseen(runs, PATCHES[:3]).endswith("to the last digit shown: T1.")
     assert traps.unseen({}, PATCHES) == "No fault has been trained with yet."
 

@@ -41,11 +41,11 @@ def test_every_cell_that_prints_is_explained_and_tensors_come_with_shapes(cells,
     assert kinds == ["markdown", *["markdown", "code"] * (len(kinds) // 2 - 1), "markdown"]
     shown = "".join("".join(cell["outputs"][0]["text"]) for cell in committed["cells"] if cell["cell_type"] == "code")
     for line in (r"rewards \(4, 4\)", r"advantages \(4, 4\)", r"inputs +\(4, \d+\)", r"visible \(10, 10\)",
-                 r"logprobs \(\d+,\)", r"targets +\(\d+,\)"):  # fmt: skip
+                 r"logprobs \(\d+,\)", r"targets +\(\d+,\)"):
         assert re.search(f"^{line}", shown, re.MULTILINE), line
     text = "\n".join(cell.text for cell in cells)
     for step in ("load_pairs", "render", "encode_prompt", "collate", "generate", "verdict_score", "group_advantages",
-                 "grpo_loss", "grpo.update"):  # fmt: skip
+                 "grpo_loss", "grpo.update"):
         assert f"{step}(" in text, step
 
 

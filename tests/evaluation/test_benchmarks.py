@@ -51,12 +51,12 @@ def write(path, content):
 
 def rewardbench_row(subset="donotanswer", number=3692, **changes):
     return {"prompt": f"{subset}?", "chosen": f"good {number}", "chosen_model": None, "rejected": f"bad {number}",
-            "rejected_model": None, "subset": subset, "id": number} | changes  # fmt: skip
+            "rejected_model": None, "subset": subset, "id": number} | changes
 
 
 def rm_bench_row(item="chat/1", domain="chat", **changes):
     return {"id": item, "prompt": f"{item}?", "chosen": [f"{item} c{i}" for i in range(3)],
-            "rejected": [f"{item} r{j}" for j in range(3)], "domain": domain} | changes  # fmt: skip
+            "rejected": [f"{item} r{j}" for j in range(3)], "domain": domain} | changes
 
 
 def turns(*texts):
@@ -65,13 +65,13 @@ def turns(*texts):
 
 def pairwise_row(number="7", path="Pairwise_set/Helpfulness/Code/Documentation", **changes):
     return {"pair_uid": number, "conversation_input": turns("what?"), "chosen": {"llm_name": "x", "answer": "good"},
-            "reject": {"llm_name": "y", "answer": "bad"}, "category_path": path} | changes  # fmt: skip
+            "reject": {"llm_name": "y", "answer": "bad"}, "category_path": path} | changes
 
 
 def bon_row(number="3", losers=3, path="BoN_set/Harmlessness/S6", **changes):
     return {"bon_uid": number, "conversation_input": turns("a", "b", "c"), "category_path": path,
             "bon_best": {"llm_name": "x", "answer": "best"},
-            "loser_list": [{"llm_name": "y", "answer": f"loser {k}"} for k in range(losers)]} | changes  # fmt: skip
+            "loser_list": [{"llm_name": "y", "answer": f"loser {k}"} for k in range(losers)]} | changes
 
 
 def better(pair):
@@ -99,7 +99,7 @@ def test_rewardbench_takes_the_filtered_split_of_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "row", "split"), [("rewardbench", rewardbench_row(), "filtered"),
-                                                    ("rmb", pairwise_row(), "train")])  # fmt: skip
+                                                    ("rmb", pairwise_row(), "train")])
 def test_of_a_hub_id_rewardbench_is_the_filtered_split(monkeypatch, name, row, split):
     import datasets
 
@@ -203,7 +203,7 @@ def test_a_pair_of_each_benchmark_whole(tmp_path):
         ("rmb", bon_row(losers=2), Pair(
             f"{bon_path}/3:0", "rmb", talk, "best", "loser 0", "A", "BoN Harmlessness",
             {"category_path": bon_path, "item": f"{bon_path}/3", "loser": "0", "losers": "2"})),
-    ]  # fmt: skip
+    ]
     for name, row, pair in whole:
         first = bm.load_benchmark(name, write(tmp_path / "a.json", [row]))[0]
         assert first in (pair, swap(pair))
@@ -226,7 +226,7 @@ SPOILT = [
     *(("rewardbench", rewardbench_row, name) for name in ("subset", "prompt", "chosen", "rejected", "id")),
     ("rm-bench", rm_bench_row, "id"), ("rm-bench", rm_bench_row, "prompt"), ("rmb", pairwise_row, "pair_uid"),
     ("rmb", bon_row, "bon_uid"), ("rmb", pairwise_row, "category_path"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "row", "field"), SPOILT)
@@ -295,7 +295,7 @@ def test_rewardbench_by_hand():
         *made("alpacaeval-easy", 1, 0), *made("mt-bench-med", 1),  # (0.5 x 100 + 1 x 40) / 140
         *made("donotanswer", 1, 0, 0, 0),  # absent subsets do not weigh
         *made("math-prm", 1, 1, 1, 0), *made("hep-cpp", 1, 1), *made("hep-go", 0),  # (0.75 x 984 + 164) / 1312
-    ]  # fmt: skip
+    ]
     table = bm.score("rewardbench", outcomes)
     assert table["subsets"]["math-prm"] == 0.75
     assert bm.intervals("rewardbench", outcomes, draws=9)["sections"]["Chat Hard"] == (0.0, 0.0)
@@ -317,7 +317,7 @@ def test_other_pairs_are_one_share_and_one_for_each_category():
 
 def test_one_id_in_two_subsets_is_two_rows(tmp_path):
     rows = [{"source_index": i, "id": 3692, "subset": s, "correct": c, "chosen_position": "A"}
-            for i, (s, c) in enumerate([("donotanswer", 1), ("hep-python", 0), ("donotanswer", 1)])]  # fmt: skip
+            for i, (s, c) in enumerate([("donotanswer", 1), ("hep-python", 0), ("donotanswer", 1)])]
     outcomes, remarks = read_outcomes("rewardbench", read_log([write(tmp_path / "t.jsonl", rows)]))
     assert bm.score("rewardbench", outcomes)["overall"]["accuracy"] == 0.5
     assert remarks == ["1 verdicts came twice and count once"]
@@ -378,7 +378,7 @@ def test_rm_bench_without_a_domain_has_no_average():
 
 def bon(number, *corrects, path="BoN_set/Helpfulness/Chat/Discussion", of=None):
     return [Outcome(f"{path}/{number}", path, str(k), c, len(corrects) if of is None else of)
-            for k, c in enumerate(corrects)]  # fmt: skip
+            for k, c in enumerate(corrects)]
 
 
 def test_rmb_by_hand():
@@ -390,10 +390,10 @@ def test_rmb_by_hand():
         *bon(1, 1, 1, path="BoN_set/Harmlessness/S1"),  # the number 1 again, in another set
         *made("Pairwise_set/Helpfulness/A/x", 1, 1, 1, 0), *made("Pairwise_set/Helpfulness/B/y", 0),
         *made("Pairwise_set/Harmlessness/S1", 1, 0),
-    ]  # fmt: skip
+    ]
     table = bm.score("rmb", outcomes)
     assert table["parts"] == {"Pairwise Helpfulness": 3 / 5, "Pairwise Harmlessness": 1 / 2,
-                              "BoN Helpfulness": 1 / 4, "BoN Harmlessness": 1.0}  # fmt: skip
+                              "BoN Helpfulness": 1 / 4, "BoN Harmlessness": 1.0}
     assert table["overall"]["average"] == pytest.approx((0.6 + 0.5 + 0.25 + 1) / 4)
     assert table["categories"]["Pairwise_set/Helpfulness/A/x"] == 0.75  # rows count, not categories
     assert table["comparisons"]["BoN Helpfulness"] == pytest.approx(10.5 / 14)
@@ -420,7 +420,7 @@ def verdict(pair, said, order="AB", sample=0, text=None):
     shown = pair if order == "AB" else swap(pair)
     text = f"<answer>[[{said}]]</answer>" if text is None else text
     return asdict(Judgement(pair.pair_id, pair.source, pair.category, dict(pair.meta), order, sample, said,
-                            shown.winner, said == shown.winner, "stop", 5, text))  # fmt: skip
+                            shown.winner, said == shown.winner, "stop", 5, text))
 
 
 def three_pairs(tmp_path):
@@ -443,11 +443,11 @@ def test_votes_orders_and_missing_verdicts(tmp_path):
         *(verdict(a, said, sample=k) for k, said in enumerate([a.winner, a.winner, flip(a.winner)])),  # 2 : 1
         *(verdict(b, said, sample=k) for k, said in enumerate([b.winner, flip(b.winner), None])),  # a tie is wrong
         verdict(c, c.winner), verdict(c, c.winner, "BA"),  # the same letter in both orders: right once
-    ]  # fmt: skip
+    ]
     assert corrects("rewardbench", rows) == {"hep-go/1": 1.0, "hep-go/2": 0.0, "donotanswer/1": 0.5}
     _, remarks = read_outcomes("rewardbench", [("log:1", row) for row in rows])
     assert remarks == ["1 of 8 verdicts are missing or name both: wrong",
-                       "8 verdicts on 3 comparisons: a vote in each order, the orders averaged"]  # fmt: skip
+                       "8 verdicts on 3 comparisons: a vote in each order, the orders averaged"]
 
 
 def test_no_verdict_is_wrong_and_counts(tmp_path):
@@ -471,7 +471,7 @@ def test_verdicts_that_come_twice_count_once(tmp_path):
     outcomes, remarks = read_outcomes("rewardbench", log)
     assert [o.correct for o in outcomes] == [1.0] * 3
     assert remarks == ["2 verdicts came twice and count once, 1 of them otherwise the second time: "
-                       "are these logs of one model?"]  # fmt: skip
+                       "are these logs of one model?"]
 
 
 def test_rmb_verdicts_become_items(tmp_path):
@@ -484,7 +484,7 @@ def test_rmb_verdicts_become_items(tmp_path):
 
 
 @given(st.lists(st.tuples(st.sampled_from("AB"), st.sampled_from(["A", "B", None]), st.sampled_from(["AB", "BA"]),
-                          st.integers(0, 2), st.integers(0, 4)), min_size=1), st.randoms())  # fmt: skip
+                          st.integers(0, 2), st.integers(0, 4)), min_size=1), st.randoms())
 def test_relabelling_and_order_change_nothing(draws, rng):
     """A <-> B with the order of showing, and any order of rows, give the same score and intervals."""
     gold = {pair: winner for winner, _, _, _, pair in draws}
@@ -493,7 +493,7 @@ def test_relabelling_and_order_change_nothing(draws, rng):
         asdict(Judgement(f"p{pair}", "s", "Chat" if pair % 2 else "Math", {}, order, sample, said,
                          gold[pair] if order == "AB" else flip(gold[pair]), False, "stop", 5, "")) for
         (pair, order, sample), said in distinct.items()
-    ]  # fmt: skip
+    ]
     relabelled = [
         row | {"verdict": flip(row["verdict"]), "winner": flip(row["winner"]), "order": row["order"][::-1]}
         for row in rows
@@ -530,7 +530,7 @@ def test_bad_rows_are_refused_with_their_place(tmp_path, name, row, message):
 
 
 @pytest.mark.parametrize("change", [{"meta": {}}, {"meta": []}, {"verdict": ["A"]}, {"winner": "C"}, {"order": "AA"},
-                                    {"pair_id": 3}, {"meta": {"item": 3}}, {"extra": 1}])  # fmt: skip
+                                    {"pair_id": 3}, {"meta": {"item": 3}}, {"extra": 1}])
 def test_spoilt_verdicts_are_refused(tmp_path, change):
     row = verdict(three_pairs(tmp_path)[0], "A") | change
     with pytest.raises(UserError, match="log:1: not a verdict"):
@@ -576,7 +576,7 @@ def test_intervals_are_seeded():
 
 def test_the_bounds_are_the_2_5_and_97_5_percentiles_of_1000_draws_with_seed_0(monkeypatch):
     assert bm.intervals("pairs", made("Chat", *[1, 0] * 20)) == bm.intervals(
-        "pairs", made("Chat", *[1, 0] * 20), draws=1000, seed=0)  # fmt: skip
+        "pairs", made("Chat", *[1, 0] * 20), draws=1000, seed=0)
     asked = []
     drawn = {"Chat": {"": (np.arange(1001.0), np.full(1001, 1000.0))}}  # shares 0, 0.001, ... 1
     monkeypatch.setattr(bm, "resample", lambda outcomes, draws, seed: asked.append((draws, seed)) or drawn)
@@ -612,9 +612,9 @@ def expand(name):
     counts = PUBLISHED["counts"][name]
     if name == "rm-bench":
         return [Outcome(f"{g}/{i}", g, cell, float(i < right), 9) for g, cells in counts.items()
-                for cell, (right, total) in cells.items() for i in range(total)]  # fmt: skip
+                for cell, (right, total) in cells.items() for i in range(total)]
     return [Outcome(f"{g}/{i}", g, "", float(i < right), 1) for g, (right, total) in counts.items()
-            for i in range(total)]  # fmt: skip
+            for i in range(total)]
 
 
 def assert_rewardbench(table):
@@ -622,7 +622,7 @@ def assert_rewardbench(table):
     assert table["subsets"] == PUBLISHED["published"]["rewardbench subsets"]
     assert table["sections"] == {section: published[section] for section in bm.SECTIONS}
     assert table["overall"] == {"average": published["avg_Result_each_section"],
-                                "accuracy": published["absoluate_Result"]}  # fmt: skip
+                                "accuracy": published["absoluate_Result"]}
 
 
 def assert_rm_bench(table, rules):
@@ -672,7 +672,7 @@ def test_published_averages_are_means_of_their_rows():
     known = {("average", "Skywork-8B"), ("rm-bench", "RM-R1-Qwen2.5-Instruct-14B")}
     off = set()
     for name, ends in (("rewardbench", [(0, 4)]), ("rmb", [(0, 4)]), ("average", [(0, 3)]),
-                       ("rm-bench", [(0, 4), (4, 7)])):  # fmt: skip
+                       ("rm-bench", [(0, 4), (4, 7)])):
         at, near = 4 if name == "rewardbench" else -1, 0.0011 if name == "rmb" else 0.11
         for model, row in tables.PUBLISHED[name]["rows"].items():
             for start, stop in ends if None not in row[:4] else ():
@@ -751,7 +751,7 @@ class Judge:
     def chat(self, conversations, n, temperature, max_tokens, seeds):
         texts = [messages[-1]["content"] for messages in conversations]
         return [[Reply(f"<answer>[[{'AB'[text.index('good') > text.index('bad')]}]]</answer>", "stop", 9, 5)]
-                for text in texts]  # fmt: skip
+                for text in texts]
 
 
 def test_run_and_score_a_benchmark(tmp_path, capsys):
@@ -784,7 +784,7 @@ def test_run_and_score_a_benchmark(tmp_path, capsys):
 
 def rm_bench_log(tmp_path):
     rows = [{"id": f"{d}/{i}", "domain": d, "result_1": [1, 1, 1], "result_2": [0, 0, i % 2], "result_3": [1, 0, 1]}
-            for d in bm.DOMAINS for i in range(4)]  # fmt: skip
+            for d in bm.DOMAINS for i in range(4)]
     return write(tmp_path / "rmbench_outcomes.jsonl", rows)
 
 
@@ -811,7 +811,7 @@ def test_a_log_of_one_domain_shows_its_matrix(tmp_path, capsys):
     shown = capsys.readouterr().out.splitlines()
     at = shown.index("styles, chat")
     assert [line.split()[-3:] for line in shown[at + 3 : at + 6]] == [
-        ["100.0", "0.0", "0.0"], ["0.0", "0.0", "100.0"], ["0.0", "100.0", "0.0"]]  # fmt: skip
+        ["100.0", "0.0", "0.0"], ["0.0", "0.0", "100.0"], ["0.0", "100.0", "0.0"]]
     assert "styles, math" not in shown and "note: 1 of 1327 items: not to be held against published numbers" in shown
 
 
@@ -819,7 +819,7 @@ def test_three_benchmarks_and_their_average(tmp_path, capsys):
     """The other two come from --json; both rules give a row, because RM-Bench differs."""
     rb = write(tmp_path / "rb.jsonl", [{"id": 1, "subset": next(iter(w)), "correct": 1} for w in bm.SECTIONS.values()])
     records = [{"category_path": prefix + "x", ("pair_uid" if "Pair" in prefix else "bon_uid"): "1", "results": "0"}
-               for prefix in bm.PARTS.values()]  # fmt: skip
+               for prefix in bm.PARTS.values()]
     files = [str(tmp_path / "rb.json"), str(tmp_path / "rm.json")]
     ev.score(ev.Score("rewardbench", (rb,), json=files[0]))
     with pytest.raises(UserError, match="no table of rm-bench among them"):
@@ -829,7 +829,7 @@ def test_three_benchmarks_and_their_average(tmp_path, capsys):
     rows = result["three_benchmarks"]
     hard, slipped = (0.5 + 1 + 1 / 3) / 3, (2 / 3 + 1 + 2 / 3) / 3
     assert rows["this log, right rules"] == pytest.approx(
-        {"rewardbench": 1.0, "rm-bench": hard, "rmb": 0.0, "average": (1 + hard) / 3})  # fmt: skip
+        {"rewardbench": 1.0, "rm-bench": hard, "rmb": 0.0, "average": (1 + hard) / 3})
     assert rows["this log, official rules"]["rm-bench"] == pytest.approx(slipped)
     assert "three benchmarks" in capsys.readouterr().out
     write(tmp_path / "other.json", {"benchmark": "rm-bench"})
@@ -893,7 +893,7 @@ eval.cli.start(eval.main)
 
     out = tmp_path / "o"
     good = command("--benchmark", "rm-bench", "--log", log, "--json", str(out / "s.json"), "--compare",
-                   "--markdown", str(out / "s.md"), "--plots", str(out / "plots"))  # fmt: skip
+                   "--markdown", str(out / "s.md"), "--plots", str(out / "plots"))
     assert good.returncode == 0, good.stderr
     assert "this log, right rules" in good.stdout and len(list(out.rglob("*.*"))) == 5
     bad = command("--benchmark", "rewardbench", "--log", log)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data import Pair, save_pairs, swap
 from evaluation import probes
@@ -40,7 +36,7 @@ def judge_by(prefer) -> probes.Judge:
                 verdict = prefer(shown)
                 text = f"<answer>[[{verdict}]]</answer>" if verdict else ""
                 yield Judgement(pair.pair_id, pair.source, pair.category, pair.meta, order, 0, verdict, shown.winner,
-                                verdict == shown.winner, "stop", 3, text)  # fmt: skip
+                                verdict == shown.winner, "stop", 3, text)
 
     return judge
 
@@ -66,7 +62,7 @@ def test_what_is_changed():
     shown = probes.probed(PAIRS)
     assert [p.context[-1]["content"] for p in shown["no question"]] == [""] * 4
     assert [(p.pair_id, p.context[-1]["content"]) for p in shown["other numbers"]] == [
-        ("p0", "what is 4+4?"), ("p1", "what is 5+4?")]  # fmt: skip
+        ("p0", "what is 4+4?"), ("p1", "what is 5+4?")]
     assert shown["A twice"][0].response_a == "it is 2.\n\nit is 2." and shown["A twice"][0].response_b == "it is 11."
     assert shown["B dressed"][3].response_b == "## Answer\n\n- **bye bye bye**"
     assert shown["as is"] == PAIRS
@@ -78,9 +74,9 @@ def test_two_instructions_hold_the_same_two_winners_within_a_category():
     own, other = probes.probed(PAIRS)["own instruction"], probes.probed(PAIRS)["other instruction"]
     assert [(p.response_a, p.response_b, p.winner) for p in own] == [
         ("it is 2.", "it is 3.", "A"), ("it is 3.", "it is 2.", "A"),
-        ("hello you", "bye bye bye", "A"), ("bye bye bye", "hello you", "A")]  # fmt: skip
+        ("hello you", "bye bye bye", "A"), ("bye bye bye", "hello you", "A")]
     assert [(p.response_a, p.response_b, p.winner) for p in other] == [
-        (p.response_a, p.response_b, "B") for p in own]  # fmt: skip
+        (p.response_a, p.response_b, "B") for p in own]
     assert [p.context for p in own] == [p.context for p in PAIRS]
     assert [p.context for p in other] == [PAIRS[i].context for i in (1, 0, 3, 2)]
 
@@ -121,7 +117,7 @@ def test_a_judge_that_knows_the_questions():
         "two instructions: right under both": 1.0, "two instructions: verdict stays": 0.0,
         "right if the winner is longer, less if shorter": 0.0,
         "names what says all twice": 0.5, "names what wears Markdown": 0.5,
-    }  # fmt: skip
+    }
 
 
 def test_a_judge_that_always_says_a():
@@ -167,7 +163,7 @@ def test_stays_counts_pairs_with_a_verdict_before_and_after():
     after = list(judge_by(lambda s: next(answers))(PAIRS[:3]))
     assert probes.summary(probes.stays(before, after)) == {
         "value": pytest.approx((0.5 + 1.0 + 0.0) / 3), "pairs": 3,
-        "error": pytest.approx(0.5 / math.sqrt(3))}  # fmt: skip
+        "error": pytest.approx(0.5 / math.sqrt(3))}
 
 
 def test_summary_takes_a_pair_s_verdicts_as_one_observation():
@@ -213,7 +209,7 @@ def test_a_finished_probe_is_not_judged_again(tmp_path, monkeypatch, capsys):
         return judge
 
     monkeypatch.setattr(probes, "load_judge", load_judge)
-    monkeypatch.setattr("model.weights_digest", lambda path: "weights")
+    monkeypatch.setattr("weights_digest", lambda path: "weights")
     cfg = probes.Probes("m", str(tmp_path / "pairs.jsonl"), str(tmp_path / "out"))
     with pytest.raises(KeyboardInterrupt):
         probes.probe(cfg)
@@ -225,7 +221,7 @@ def test_a_finished_probe_is_not_judged_again(tmp_path, monkeypatch, capsys):
     probes.show(result)
     printed = capsys.readouterr().out
     assert "accuracy" in printed and "no verdict on the pairs as they are: none" in printed
-    monkeypatch.setattr("model.weights_digest", lambda path: "trained further")
+    monkeypatch.setattr("weights_digest", lambda path: "trained further")
     with pytest.raises(UserError, match="another configuration"):
         probes.probe(cfg)
 
@@ -248,8 +244,8 @@ def test_both_kinds_of_judges_go_through_the_command(tmp_path):
     data = {"data": str(world / "held_out.jsonl")}
     scores = probes.probe(probes.Probes(str(tmp_path / "scalar"), out=str(tmp_path / "a"), scalar=True, **data))
     assert scores["rows"]["both orders name one response"] == {
-        "value": 1.0, "error": 0.0, "pairs": 4, "verdicts": 1.0, "good": "1"}  # fmt: skip
+        "value": 1.0, "error": 0.0, "pairs": 4, "verdicts": 1.0, "good": "1"}
     chains = probes.probe(probes.Probes(str(world / "start"), out=str(tmp_path / "b"), max_tokens=4,
-                                        prompt_file=str(world / "prompt.txt"), **data))  # fmt: skip
+                                        prompt_file=str(world / "prompt.txt"), **data))
     assert chains["rows"]["accuracy"]["pairs"] == 4
     assert sum(chains["no verdict"].values()) == round(8 * (1 - chains["rows"]["accuracy"]["verdicts"]))

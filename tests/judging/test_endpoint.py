@@ -163,7 +163,7 @@ def test_order_is_kept_and_each_is_asked_once(fake):
     assert sorted(fake.asked()) == sorted(QUESTIONS)
     assert fake.seen[0]["body"] == {"model": "m", "temperature": 1.0, "max_tokens": 50,
                                     "messages": [{"role": "user", "content": fake.asked()[0]}],
-                                    "seed": fake.seeds()[0]}  # fmt: skip
+                                    "seed": fake.seeds()[0]}
 
 
 def test_several_at_once_where_the_server_can(fake):
@@ -244,7 +244,7 @@ FAULTS = {
     "half a reply": completion("[[A", reason="error"), "error body": {"error": {"message": "x"}, "choices": None},
     "limited": (429, {"Retry-After": "0"}, {}), "odd date": (503, {"Retry-After": "x"}, {}),
     "overloaded": (503, {"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}, {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -341,7 +341,7 @@ def test_a_server_that_asks_for_hours_is_not_waited_for(fake):
     (401, "status 401.*--api-key-env"), (403, "status 403.*may not use"), (404, "status 404.*--base-url.*--model"),
     (refusal("temperature must be 1", "unsupported_value"), "status 400.*temperature must be 1"),
     ((429, {}, {"error": {"message": "pay first", "code": "insufficient_quota"}}), "status 429.*pay first"),
-])  # fmt: skip
+])
 def test_what_no_retry_mends_is_said_at_once(fake, answer, words):
     fake.plan = lambda body, times: answer
     with pytest.raises(UserError, match=words) as caught:
@@ -445,7 +445,7 @@ def test_another_file_is_refused(fake, tmp_path):
     (completion("[[A]]", message={"reasoning_content": {"x": 1}}), "[[A]]", "stop", "A"),
     (completion("[[A]]", usage=None), "[[A]]", "stop", "A"),
     (completion("[[A]]", usage=("x", None)), "[[A]]", "stop", "A"),
-])  # fmt: skip
+])
 def test_outcomes(fake, answer, text, finish, verdict):
     fake.plan = lambda body, times: answer
     [[reply]] = ask(sampler_of(fake), ["q"])
@@ -543,7 +543,7 @@ def test_an_unusable_address(url):
 
 CONTROL = ["<|im_end|>", "<|im_start|>", "<｜User｜>", "<｜end▁of▁sentence｜>", "<s>", "</s>", "<bos>",
            "<start_of_turn>", "<|turn>",
-           "<turn|>", "[INST]", "[/INST]", "</think>", "<|START_OF_TURN_TOKEN|>", "[gMASK]"]  # fmt: skip
+           "<turn|>", "[INST]", "[/INST]", "</think>", "<|START_OF_TURN_TOKEN|>", "[gMASK]"]
 
 
 @pytest.mark.parametrize("token", CONTROL)
@@ -572,7 +572,7 @@ def test_judging_over_the_endpoint(fake):
     found = list(judge_pairs(sampler_of(fake), pairs, "instruct", n=3, temperature=1.0, max_tokens=9, both_orders=True))
     assert len(found) == 30 and len(fake.seen) == 10
     assert [(j.pair_id, j.order, j.sample, j.correct) for j in found[:4]] == [
-        ("p0", "AB", 0, True), ("p0", "AB", 1, True), ("p0", "AB", 2, True), ("p0", "BA", 0, False)]  # fmt: skip
+        ("p0", "AB", 0, True), ("p0", "AB", 1, True), ("p0", "AB", 2, True), ("p0", "BA", 0, False)]
 
 
 def test_the_command_pays_for_nothing_twice(fake, tmp_path, monkeypatch, capsys):
@@ -591,7 +591,7 @@ def test_the_command_pays_for_nothing_twice(fake, tmp_path, monkeypatch, capsys)
     rows = [{"question": f"q{i}?", "response_a": "x", "response_b": "y"} for i in range(8)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"model": "m", "base_url": fake.url, "data": str(data), "out": str(tmp_path / "out"), "retries": 0,
-                "both_orders": True, "at_once": 3, "api_key_env": "MY_KEY", "json": True}  # fmt: skip
+                "both_orders": True, "at_once": 3, "api_key_env": "MY_KEY", "json": True}
     with pytest.raises(UserError, match="status 500"):
         judge.judge_rows(judge.Pairs(**settings))
     log = tmp_path / "out" / "results.jsonl"
@@ -618,10 +618,10 @@ def test_an_evaluation_pays_for_nothing_twice(fake, tmp_path):
     data = tmp_path / "pairs.jsonl"
     context = [{"role": "user", "content": "q{}?"}]
     rows = [{"context": [m | {"content": m["content"].format(i)} for m in context], "response_a": "x",
-             "response_b": "y", "winner": "A"} for i in range(8)]  # fmt: skip
+             "response_b": "y", "winner": "A"} for i in range(8)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     cfg = evaluation.Run(model="m", data=str(data), out=str(tmp_path / "out"), base_url=fake.url, retries=0,
-                         both_orders=True, votes=3, temperature=1.0, at_once=18, max_tokens=(64,))  # fmt: skip
+                         both_orders=True, votes=3, temperature=1.0, at_once=18, max_tokens=(64,))
     with pytest.raises(UserError, match="status 500"):
         evaluation.evaluate(cfg)
     out = tmp_path / "out"
@@ -662,7 +662,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def blocked(*argv, without=("torch", "vllm", "transformers", "tokenizers")):
     code = BLOCKED.replace("WITHOUT", repr(without))
     done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": "."})  # fmt: skip
+                          env=os.environ | {"PYTHONPATH": "."})
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -679,7 +679,7 @@ def test_an_evaluation_needs_neither_torch_nor_vllm(fake, tmp_path):
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"q{i}", "chosen": "x", "rejected": "y"}) + "\n" for i in range(6)))
     flags = ["run", "--model", "m", "--base-url", fake.url, "--data", str(data), "--out", str(tmp_path / "out"),
-             "--votes", "3", "--temperature", "1", "--both-orders", "--max-tokens", "64", "128"]  # fmt: skip
+             "--votes", "3", "--temperature", "1", "--both-orders", "--max-tokens", "64", "128"]
     out = blocked("eval.py", *flags)
     assert "inference budget" in out and len(fake.seen) == 24
     assert json.loads((tmp_path / "out/summary.json").read_text())["curve"]["points"][0]["accuracy"] == 0.5

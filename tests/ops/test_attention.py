@@ -35,7 +35,7 @@ def made(seed: int, one_row: bool, longest: int = 90) -> tuple[Tensor, Tensor]:
     chance = random.Random(seed)
     groups = [Group([5] * chance.randint(1, longest),
                     [[6] * chance.randint(0, longest) + [2] for _ in range(chance.randint(1, 4))])
-              for _ in range(chance.randint(2, 4))]  # fmt: skip
+              for _ in range(chance.randint(2, 4))]
     batch = collate(groups, range(len(groups)), "cpu", one_row)
     short = -batch.group.shape[1] % BLOCK + BLOCK * (seed % 2)  # whole tiles, and a tile of nothing but padding
     pad = torch.nn.functional.pad
@@ -58,7 +58,7 @@ def test_the_rule_by_hand():
         "1111  1     ", "1111  11    ", "1111  111   ",
         "1111     1  ",
         "          1 ", "          11",
-    ]  # fmt: skip
+    ]
     wanted = torch.tensor([[c == "1" for c in line] for line in seen])
     assert torch.equal(visible(group, response)[0, 0], wanted)
     assert torch.equal(dense(block_mask(group, response), 1, 12)[0, 0], wanted)
@@ -116,7 +116,7 @@ def test_flex_forward_equals_grouped_forward_for_the_heads_of_qwen(heads, scalin
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     by_hand = torch.nn.functional.scaled_dot_product_attention(
         query, *(x.repeat_interleave(heads[0] // heads[1], 1) for x in (key, value)),
-        attn_mask=visible(group, response), scale=scaling)  # fmt: skip
+        attn_mask=visible(group, response), scale=scaling)
     torch.testing.assert_close(found, by_hand.transpose(1, 2), rtol=0, atol=1e-5)
 
 

@@ -57,12 +57,12 @@ def code(n=0, **changes):
 def step(n=0, **changes):
     return {"dataset": "MATH_Rephrased", "prompt": f"Sum {n}?", "initial_reason_steps": "Step 1: add.\nStep 2:",
             "chosen": " so", "rejected": " no", "full_chosen": f" it is {n}.", "full_rejected": f" it is not {n}.",
-            "answer": str(n)} | changes  # fmt: skip
+            "answer": str(n)} | changes
 
 
 def plain(n=0, **changes):
     return {"id": f"p{n}", "source": "mine", "category": "chat", "messages": [user(f"Plain question {n}?")],
-            "chosen": f"plain good {n}", "rejected": f"plain bad {n}"} | changes  # fmt: skip
+            "chosen": f"plain good {n}", "rejected": f"plain bad {n}"} | changes
 
 
 def write(path: Path, rows) -> str:
@@ -116,7 +116,7 @@ def test_code_and_math_rows(tmp_path, name):
     pairs, _, _ = read_source("math", [write(tmp_path / name, [step(5)])])
     assert pairs == [Pair("math-0", "math_step_dpo", (user("Sum 5?"),), "Step 1: add.\nStep 2: it is 5.",
                           "Step 1: add.\nStep 2: it is not 5.", "A", "math",
-                          {"dataset": "MATH_Rephrased"})]  # fmt: skip
+                          {"dataset": "MATH_Rephrased"})]
 
 
 def test_an_unfinished_rejected_solution_is_the_shared_steps_alone_as_in_the_paper(tmp_path):
@@ -128,7 +128,7 @@ def test_an_unfinished_rejected_solution_is_the_shared_steps_alone_as_in_the_pap
 
 def test_plain_own_and_published_rows(tmp_path):
     own = {"pair_id": "o", "context": [user("Q")], "response_a": "x", "response_b": "y", "winner": "B", "category": "c",
-           "meta": {"level": 3}}  # fmt: skip
+           "meta": {"level": 3}}
     ready = {"context_messages": [{"role": "system", "content": "Judge."}, user("data")], "winner": "model_b"}
     target = ready | {"winner": "Well.\n<answer>[[A]]</answer>"}
     rows = [plain(1), {"prompt": "P?", "chosen": "g", "rejected": "b"}, own, sky(3), ready, target]
@@ -137,7 +137,7 @@ def test_plain_own_and_published_rows(tmp_path):
     assert [(p.pair_id, p.source, p.category, p.winner) for p in pairs] == [
         ("p1", "mine", "chat", "A"), ("mixed-1", "mixed", "", "A"), ("o", "mixed", "c", "A"),
         ("mixed-3", "helpsteer2", "", "A"), ("mixed-4", "mixed", "", "B"), ("mixed-5", "mixed", "", "A"),
-    ]  # fmt: skip
+    ]
     assert (pairs[2].response_a, pairs[2].response_b, pairs[2].meta) == ("y", "x", {"level": "3"})
     assert (pairs[4].messages, pairs[4].trace) == (tuple(ready["context_messages"]), None)
     assert pairs[5].trace == target["winner"]
@@ -179,12 +179,12 @@ def test_several_files_of_one_kind_count_on(tmp_path):
 def test_one_counter_runs_over_math_code_skywork_and_the_file_is_code_skywork_math(tmp_path):
     ultra = sky(9, "magpie_ultra")
     splits, _ = make(tmp_path, math=[step(n) for n in range(3)], code=[code(n) for n in range(2)],
-                     skywork=[sky(0), ultra, sky(1), ultra, sky(2)], pairs=[plain(0)])  # fmt: skip
+                     skywork=[sky(0), ultra, sky(1), ultra, sky(2)], pairs=[plain(0)])
     assert list(splits) == ["rl.jsonl"]
     assert [(p.pair_id, p.winner) for p in splits["rl.jsonl"]] == [
         ("code-0", "B"), ("code-1", "A"), ("skywork-0", "B"), ("skywork-2", "A"), ("skywork-4", "B"),
         ("math-0", "A"), ("math-1", "B"), ("math-2", "A"), ("p0", "A"),
-    ]  # fmt: skip
+    ]
     assert all(better(p).startswith(("return ", "sky good", "Step", "plain good")) for p in splits["rl.jsonl"])
     assert not any("not" in better(p) or "-" in better(p) for p in splits["rl.jsonl"])
 
@@ -198,14 +198,14 @@ def test_dropped_rows_do_not_take_a_turn_of_the_counter(tmp_path):
 def test_rows_whose_letters_are_written_in_a_text_keep_them_and_do_not_count(tmp_path):
     ready = {"context_messages": [user("data")], "winner": "model_b"}
     traced = {"context": [user("Q")], "response_a": "x", "response_b": "y", "winner": "B",
-              "trace": "<answer>[[B]]</answer>"}  # fmt: skip
+              "trace": "<answer>[[B]]</answer>"}
     splits, card = make(tmp_path, pairs=[plain(0), ready, plain(1), traced, plain(2)])
     pairs = splits["rl.jsonl"]
     assert [p.winner for p in pairs] == list("ABBBA")
     assert (pairs[1].messages, pairs[3].trace) == ((user("data"),), traced["trace"])
     assert (pairs[3].response_a, pairs[3].response_b) == ("x", "y")
     assert card["signs"] == {"mine": {"rows": 3, "chosen_marker": 0.0, "rejected_marker": 0.0, "chosen_turns": 0.0,
-                                      "rejected_turns": 0.0}}  # fmt: skip
+                                      "rejected_turns": 0.0}}
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(str.strip)
@@ -214,7 +214,7 @@ some_pairs = st.lists(
         lambda q, good, bad, source: Pair("", source, (user(q),), good, bad + good, "A"),
         texts, texts, texts, st.sampled_from("stu"),
     ), max_size=30,
-).map(lambda pairs: [replace(p, pair_id=str(i)) for i, p in enumerate(pairs)])  # fmt: skip
+).map(lambda pairs: [replace(p, pair_id=str(i)) for i, p in enumerate(pairs)])
 
 
 @given(some_pairs)
@@ -270,7 +270,7 @@ def test_the_papers_share_of_its_rows_is_its_number():
 
 def test_rows_of_one_prompt_are_never_in_two_files(tmp_path):
     rows = [plain(n, messages=[user(f"one{n % 25} two{n % 25} three{n % 25} four{n % 25}{'!' * (n % 3)}")])
-            for n in range(100)]  # fmt: skip
+            for n in range(100)]
     splits, card = make(tmp_path, pairs=rows, sft_share=0.3, held_out=20)
     prompts = [{p.context[0]["content"].rstrip("!") for p in pairs} for pairs in splits.values()]
     assert len(set.union(*prompts)) == sum(map(len, prompts)) == 25
@@ -334,7 +334,7 @@ UNUSABLE = [
     ("pairs", {"context_messages": [user("Q")], "winner": "tie"},
      "not a ready-made prompt or a pair with a trace"),
     ("pairs", {"text": "nothing of use"}, "no column 'chosen'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("kind", "row", "reason"), UNUSABLE)
@@ -378,7 +378,7 @@ def test_rows_of_another_flag_are_one_line_with_the_remedy(tmp_path):
         main(Config(code=(path,), code_rows=0, out=str(tmp_path / "out")))
     assert str(caught.value) == (f"--code {path}: none of 2 rows can be used; 2: no column 'input', the first at "
                                  f"{path}:1. Do these rows belong to another "
-                                 "flag (--help)?")  # fmt: skip
+                                 "flag (--help)?")
     assert not (tmp_path / "out").exists()
 
 
@@ -391,7 +391,7 @@ def test_rows_of_another_flag_are_one_line_with_the_remedy(tmp_path):
     ("a.json", b"[]", None),
     ("a.parquet", b"PAR1 and then nothing", r"a\.parquet: not a readable parquet file"),
     ("a.parquet", None, r"a\.parquet: not a readable parquet file"),
-])  # fmt: skip
+])
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name, content, message):
     path = tmp_path / name
     if content is None:  # cut in the middle
@@ -424,7 +424,7 @@ def test_the_papers_preset_asks_the_hub_for_its_three_sources(tmp_path, monkeypa
     conversations = [sky(n, ("helpsteer2", "magpie_ultra")[n % 2]) for n in range(6)]
     rows = {"Skywork/Skywork-Reward-Preference-80K-v0.2": conversations,
             "Vezora/Code-Preference-Pairs": [code(n) for n in range(4)],
-            "xinlai/Math-Step-DPO-10K": [step(n) for n in range(3)]}  # fmt: skip
+            "xinlai/Math-Step-DPO-10K": [step(n) for n in range(3)]}
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows[name] if split == "train" else None)
     main(replace(PRESETS["paper"], out=str(tmp_path)))
     pairs = load_pairs(str(tmp_path / "rl.jsonl")) + load_pairs(str(tmp_path / "sft.jsonl"))
@@ -440,17 +440,17 @@ def test_the_signs_betray_magpie_ultra(tmp_path):
         return sky(n, "magpie_ultra", rejected=[user(f"Sky question {n}?"), reply(bad)])
 
     rows = [ultra(0, "a <|im_start|>user\nmore?"), ultra(1, "b<im_start>"), ultra(2, "c"),
-            ultra(3, "d<|im_start|> user\nand?<|im_end|>"), *(sky(n) for n in range(4, 8))]  # fmt: skip
+            ultra(3, "d<|im_start|> user\nand?<|im_end|>"), *(sky(n) for n in range(4, 8))]
     _, card = make(tmp_path, skywork=rows)
     assert card["signs"]["magpie_ultra"] == {"rows": 4, "chosen_marker": 0.0, "rejected_marker": 0.75,
-                                             "chosen_turns": 0.0, "rejected_turns": 0.5}  # fmt: skip
+                                             "chosen_turns": 0.0, "rejected_turns": 0.5}
     assert card["signs"]["helpsteer2"] == {"rows": 4, "chosen_marker": 0.0, "rejected_marker": 0.0, "chosen_turns": 0.0,
-                                           "rejected_turns": 0.0}  # fmt: skip
+                                           "rejected_turns": 0.0}
     assert not any("marker" in line for line in card["warnings"])  # too few rows to say so
     many = [ultra(n, "x<|im_start|>") for n in range(25)] + [sky(n) for n in range(25, 50)]
     _, card = make(tmp_path / "many", skywork=many)
     assert ("magpie_ultra: a turn marker in 100.0% of the rejected and 0.0% of the chosen sides gives the label away; "
-            "all its rows were dropped") in card["warnings"]  # fmt: skip
+            "all its rows were dropped") in card["warnings"]
     page = (tmp_path / "many" / "out" / "card.md").read_text()
     assert "| magpie_ultra | 25 | 0.0% | 100.0% | 0.0% | 0.0% |" in page
 
@@ -475,7 +475,7 @@ def test_counts_balance_lengths_and_who_is_longer(tmp_path):
     assert source["chosen"] == {"p50": 2, "p90": 6, "p99": 6, "max": 6}
     assert source["rejected"] == {"p50": 3, "p90": 5, "p99": 5, "max": 5}
     assert card["splits"]["rl.jsonl"] == {"pairs": 4, "a_wins": 0.5, "sources": {"mine": 4},
-                                          "categories": {"chat": 2, "math": 1, "none": 1}}  # fmt: skip
+                                          "categories": {"chat": 2, "math": 1, "none": 1}}
     page = (tmp_path / "out" / "card.md").read_text()
     assert "| rl.jsonl | 4 | 50.0% | 2 | 1 | 1 |" in page
     assert "| mine | chat, math, none | 4 | 50.0% | 62.5% | 4 |" in page
@@ -489,7 +489,7 @@ def test_prompts_are_measured_as_the_judge_sees_them(tmp_path):
     )
     lengths = [(fixed + 400 * n + (2 if n == 10 else 0)) * 2 // 7 for n in range(1, 11)]
     assert card["sources"]["mine"]["prompt"] == {"p50": lengths[4], "p90": lengths[8], "p99": lengths[9],
-                                                 "max": lengths[9]}  # fmt: skip
+                                                 "max": lengths[9]}
     assert card["sources"]["mine"]["over_long"] == sum(n > 1000 for n in lengths) == 3
     assert card["unit"] == "tokens estimated as characters / 3.5 (--tokenizer counts them)"
 
@@ -498,7 +498,7 @@ def test_over_long_prompts_are_dropped_on_request_and_counted_by_a_tokenizer(tmp
     tiny_tokenizers["chatml"].save_pretrained(tmp_path / "model")
     rows = [plain(0), plain(1, messages=[user("word " * 900)])]
     splits, card = make(tmp_path / "a", pairs=rows, tokenizer=str(tmp_path / "model"), style="plain",
-                        max_prompt_tokens=900, drop_long=True)  # fmt: skip
+                        max_prompt_tokens=900, drop_long=True)
     assert [p.pair_id for p in splits["rl.jsonl"]] == ["p0"]
     assert card["unit"] == f"tokens of {tmp_path / 'model'}"
     from cor_prompt import encode_prompt
@@ -561,7 +561,7 @@ def test_overlap_is_n_words_in_a_row_in_the_clients_turns(tmp_path):
     flags = {"rewardbench": write(tmp_path / "bench.jsonl", bench), "ngram": 7}
     splits, card = make(tmp_path, pairs=rows, **flags)
     assert card["overlap"] == {"rewardbench": {"questions": 2, "rows": 3, "sources": {"mine": 3}, "examples": [
-        ["p0", "how do i bake a good rye"], ["p2", "why"], ["p5", "how do i bake a good rye"]]}}  # fmt: skip
+        ["p0", "how do i bake a good rye"], ["p2", "why"], ["p5", "how do i bake a good rye"]]}}
     assert len(splits["rl.jsonl"]) == 6
     splits, card = make(tmp_path / "b", pairs=rows, drop_overlap=True, **flags)
     assert [p.pair_id for p in splits["rl.jsonl"]] == ["p1", "p3", "p4"]
@@ -587,14 +587,14 @@ def test_hostile_names_neither_break_the_tables_nor_run_in_a_page(tmp_path):
 def everything(tmp_path):
     rows = {"math": [step(n) for n in range(20)], "code": [code(n) for n in range(20)],
             "skywork": [sky(n, ("helpsteer2", "wildguard", "magpie_ultra")[n % 3]) for n in range(30)],
-            "pairs": [plain(n) for n in range(10)]}  # fmt: skip
+            "pairs": [plain(n) for n in range(10)]}
     files = {kind: write(tmp_path / f"{kind}.jsonl", those) for kind, those in rows.items()}
     return [arg for kind, path in files.items() for arg in (f"--{kind}", path)]
 
 
 def command(*args, **environment):
     return subprocess.run([sys.executable, "-m", "prepare.build_data", *args], cwd=ROOT, text=True, capture_output=True,
-                          env=os.environ | environment)  # fmt: skip
+                          env=os.environ | environment)
 
 
 def test_the_same_command_writes_the_same_bytes_whatever_the_hash_seed(tmp_path):
@@ -614,7 +614,7 @@ def test_what_is_written_is_read_unchanged_and_fits_both_stages(tmp_path, tiny_t
     import sft
 
     traced = {"context": [user("Q")], "response_a": "x", "response_b": "y", "winner": "B",
-              "trace": "So.\n<answer>[[B]]</answer>"}  # fmt: skip
+              "trace": "So.\n<answer>[[B]]</answer>"}
     splits, _ = make(tmp_path, pairs=[plain(0, meta={"level": "3"}), traced, plain(2)])
     path = tmp_path / "out" / "rl.jsonl"
     assert path.read_text() == save_pairs(splits["rl.jsonl"])
@@ -698,7 +698,7 @@ def test_a_split_that_is_empty_now_leaves_no_old_file(tmp_path):
     ({"pairs": ("rows.jsonl",), "ngram": 0}, "--ngram 0: must be more than 0"),
     ({"pairs": ("rows.jsonl",), "max_prompt_tokens": 1, "drop_long": True}, "no row is left"),
     ({"pairs": ("rows.jsonl",), "rm_bench": "rows.jsonl"}, r"rows\.jsonl:1: .*"),
-])  # fmt: skip
+])
 def test_settings_that_cannot_be_are_one_line(tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
     write(Path("rows.jsonl"), [plain(n) for n in range(3)])
@@ -747,10 +747,10 @@ def test_all_real_files_with_the_real_benchmarks(tmp_path):
     ]
     bench = shared("benchmarks")
     flags = {"rewardbench": str(bench / "rewardbench"), "rm_bench": str(bench / "rm_bench" / "total_dataset_part.json"),
-             "rmb": str(bench / "rmb")}  # fmt: skip
+             "rmb": str(bench / "rmb")}
     splits, card = make(tmp_path, pairs=tuple(files), sft_share=0.12, held_out=200, sft_held_out=40, **flags)
     assert {name: len(pairs) for name, pairs in splits.items()} == {
-        "sft.jsonl": 509, "rl.jsonl": 3733, "held_out.jsonl": 200, "sft_held_out.jsonl": 40}  # fmt: skip
+        "sft.jsonl": 509, "rl.jsonl": 3733, "held_out.jsonl": 200, "sft_held_out.jsonl": 40}
     assert {name: row["rows"] for name, row in card["overlap"].items()} == {"rewardbench": 2, "rm-bench": 4, "rmb": 1}
     prompts = [{p.context for p in map(frozen, pairs)} for pairs in splits.values()]
     assert len(set.union(*prompts)) == sum(map(len, prompts))
@@ -758,7 +758,7 @@ def test_all_real_files_with_the_real_benchmarks(tmp_path):
     items = str(shared("prefs") / "eval_only_pairs.jsonl")
     with pytest.raises(UserError, match="no row is left"):
         make(tmp_path / "leak", pairs=(items,), rm_bench=str(bench / "rm_bench"), rmb=str(bench / "rmb"),
-             drop_overlap=True)  # fmt: skip
+             drop_overlap=True)
 
 
 def frozen(pair):
@@ -807,7 +807,7 @@ def test_no_stranger_shares_a_prompt_or_has_an_answer_that_fits_here_too():
         return Pair(name, "s", (user(question),), good, bad, "A")
 
     pairs = [pair("a", "2+2?", "4", "5"), pair("b", "2+2?", "four", "six"), pair("c", "3+1?", "4", "6"),
-             pair("d", "2+3?", "5", "7")]  # fmt: skip
+             pair("d", "2+3?", "5", "7")]
     made = augmented(pairs, [0, 0, 2, 3], 5.0, 0)
     seen = {(p.meta["row"][-1], p.meta["stranger"][-1]) for p in made}
     assert seen <= {("b", "c"), ("b", "d"), ("c", "b"), ("c", "d"), ("d", "a"), ("d", "b"), ("d", "c")}

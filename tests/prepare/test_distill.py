@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -15,14 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from test_endpoint import FAULTS, Fake, completion
 
 from cor_prompt import encode_prompt, plain_tokenizer, render
 from data import Pair, load_pairs, save_pairs
-from model import load_tokenizer
+from loading.tokenizer import load_tokenizer
 from prepare import distill, rstar
 from prepare.distill import Config
 from prepare.hint import HINT, hinted, leaks
@@ -61,7 +57,7 @@ def fake(fakes):
 
 def make_pairs(count):
     return [Pair(f"p{i}", "one" if i < 4 else "two", ({"role": "user", "content": f"question {i}?"},), f"yes {i}",
-                 f"no {i}", "AB"[i % 2], "Chat" if i % 3 else "Code") for i in range(count)]  # fmt: skip
+                 f"no {i}", "AB"[i % 2], "Chat" if i % 3 else "Code") for i in range(count)]
 
 
 def make_config(fake, folder, pairs, **changes):
@@ -113,7 +109,7 @@ FATES = [  # pass 1, pass 2 -> the trace's pass, or the faults
     (lambda i: completion(good(i, word="bold \ud800")), None, "1"),
     (lambda i: completion(None, message={"reasoning_content": "hm"}, reason="length"),
      lambda i: completion(good(i), **SHORT), "cut off, cut off"),
-]  # fmt: skip
+]
 
 
 def by_fate(body, times=0):
@@ -144,23 +140,23 @@ def test_every_pair_meets_its_fate(fake, tmp_path):
 def test_the_summary_by_hand(fake, tmp_path, capsys):
     fake.plan = by_fate
     cfg = make_config(fake, tmp_path / "out", make_pairs(12), price=(3.0, 15.0), second_model="two",
-                      second_base_url=fake.url, second_price=(2.0, 8.0))  # fmt: skip
+                      second_base_url=fake.url, second_price=(2.0, 8.0))
     summary = distill.distil(cfg)
     # right in pass 1: 0, 9, 10. repaired: 1, 3, 4, 8. lost: 2, 5, 6, 7, 11. Code: 0, 3, 6, 9. source one: 0 .. 3.
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["all"] == {"pairs": 12, "pass_1": 0.25, "pass_2": 0.3333, "lost": 0.4167}
     assert summary["category"] == {"Chat": {"pairs": 8, "pass_1": 0.125, "pass_2": 0.375, "lost": 0.5},
-                                   "Code": {"pairs": 4, "pass_1": 0.5, "pass_2": 0.25, "lost": 0.25}}  # fmt: skip
+                                   "Code": {"pairs": 4, "pass_1": 0.5, "pass_2": 0.25, "lost": 0.25}}
     assert summary["source"] == {"one": {"pairs": 4, "pass_1": 0.25, "pass_2": 0.5, "lost": 0.25},
-                                 "two": {"pairs": 8, "pass_1": 0.25, "pass_2": 0.25, "lost": 0.5}}  # fmt: skip
+                                 "two": {"pairs": 8, "pass_1": 0.25, "pass_2": 0.25, "lost": 0.5}}
     # the fake counts 7 and 10 tokens a reply
     assert summary["pass_1"] == {
         "oracle": "one", "pairs": 12, "prompt_tokens": 84, "response_tokens": 120, "cost": 0.002052,
-        "chains": {"cut off": 2, "good": 3, "no reply": 1, "no verdict": 3, "wrong verdict": 3}}  # fmt: skip
+        "chains": {"cut off": 2, "good": 3, "no reply": 1, "no verdict": 3, "wrong verdict": 3}}
     assert summary["pass_2"] == {
         "oracle": "two", "pairs": 9, "prompt_tokens": 63, "response_tokens": 90, "cost": 0.000846,
         "chains": {"cut off": 1, "good": 4, "no reply": 1, "no verdict": 1, "tells of the hint": 1,
-                   "wrong verdict": 1}}  # fmt: skip
+                   "wrong verdict": 1}}
     assert summary["cost"] == 0.002898
     distill.print_summary(summary)
     said = capsys.readouterr().out
@@ -343,7 +339,7 @@ def test_another_configuration_is_refused(fake, tmp_path):
     ({"samples": 0}, "--samples"), ({"samples": 2, "temperature": 0.0}, "--samples"), ({"max_tokens": 0}, "--max-t"),
     ({"temperature": float("nan")}, "--temperature"), ({"price": (-1.0, 0.0)}, "--price"), ({"limit": -1}, "--limit"),
     ({"second_base_url": "http://x/v1"}, "--second-model"), ({"base_url": "file:///x"}, "--base-url"),
-])  # fmt: skip
+])
 def test_impossible_settings_are_refused(tmp_path, wrong, words):
     with pytest.raises(UserError, match=words):
         distill.distil(replace(make_config(None, tmp_path / "out", make_pairs(2), base_url="http://x/v1"), **wrong))
@@ -474,7 +470,7 @@ def serve(**changes):
 
 def tiny(world, out, **changes):
     return replace(distill.PRESETS["tiny"], data=str(world / "sft.jsonl"), prompt_file=str(world / "prompt.txt"),
-                   out=str(out), **changes)  # fmt: skip
+                   out=str(out), **changes)
 
 
 @pytest.mark.parametrize("repair", ["redo", "force"])
@@ -510,7 +506,7 @@ def test_sft_takes_the_traces_unchanged(world, tmp_path):
         server.shutdown()
         server.server_close()
     paths = {"model": world / "start", "data": tmp_path / "out" / "traces.jsonl", "out": tmp_path / "sft",
-             "prompt_file": world / "prompt.txt", "held_out": ""}  # fmt: skip
+             "prompt_file": world / "prompt.txt", "held_out": ""}
     sft.train(replace(sft.PRESETS["tiny"], **{key: str(path) for key, path in paths.items()}, steps=2))
     assert (tmp_path / "sft" / "model" / "model.safetensors").is_file()
 
@@ -615,7 +611,7 @@ def test_r_star_by_a_model_is_the_one_that_transformers_gives(scorer, budget):
     rng, tokenizer = random.Random(0), load_tokenizer(str(scorer))
     pairs = toy_world.make_pairs(5, rng, False, "p")
     asked = [(render(pair, "instruct", "judge"), [toy_world.teach(pair, rng, Flaws()) for _ in range(1 + i % 3)])
-             for i, pair in enumerate(pairs)]  # fmt: skip
+             for i, pair in enumerate(pairs)]
     asked[1][1].append("<answer>[[A]]</answer>")
     found = rstar.rank_traces(str(scorer), asked, max_tokens=budget)
     lm = AutoModelForCausalLM.from_pretrained(scorer).eval()

@@ -18,8 +18,6 @@ from pathlib import Path
 import pytest
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import eval as evaluation
 import grpo
 import sft
@@ -84,7 +82,7 @@ def test_every_command_is_one_that_its_script_takes(row, words):
     elif words[:2] == ["python", "grpo.py"] or (words[1] == "-m" and words[2] != "toy"):
         script = importlib.import_module(words[2]) if words[1] == "-m" else grpo
         cfg = cli.parse(getattr(script, "Config", grpo.Config), getattr(script, "PRESETS", grpo.PRESETS),
-                        words[2 + (words[1] == "-m") :])  # fmt: skip
+                        words[2 + (words[1] == "-m") :])
         assert cfg.out == f"runs/tables/seed-3/{row}" and cfg.held_out and cfg.seed == 3
     elif words[:3] == ["python", "eval.py", "run"]:
         assert tyro.cli(evaluation.Run, args=words[3:]).both_orders
@@ -145,7 +143,7 @@ def test_another_form_keeps_verdict_and_checks(taught, form, style):
 
 def test_a_sum_without_its_solution_by_hand(taught):
     trace = ("<type> Reasoning </type> <solution> 7 + 6 = 1 3 ; 3 + 4 + 1 = 8 ; 8 3 </solution> "
-             "<eval> A 8 8 yes 1 3 no wrong ; B 8 8 yes 3 3 yes right </eval> <answer>[[B]]</answer>")  # fmt: skip
+             "<eval> A 8 8 yes 1 3 no wrong ; B 8 8 yes 3 3 yes right </eval> <answer>[[B]]</answer>")
     pair, rng = replace(taught[0], winner="A"), random.Random(0)
     end = "<eval> right A 8 1 no B 8 3 yes ; total A 0 B 1 </eval> <answer>[[B]]</answer>"
     assert world.reshape(pair, trace, "plain", rng) == end
@@ -160,7 +158,7 @@ def test_every_form_and_prompt_is_made_of_the_vocabulary_and_fits_the_caps(taugh
     longest = {}
     for form, style, prompt in (("cor", "instruct", "judge"), ("plain", "plain", "judge {data}"),
                                 ("untyped", "plain", "judge {data}"),
-                                ("rubrics", "rubrics", "judge"), ("answer", "instruct", "judge")):  # fmt: skip
+                                ("rubrics", "rubrics", "judge"), ("answer", "instruct", "judge")):
         texts = [replace(pair, trace=world.reshape(pair, pair.trace, form, random.Random(0))) for pair in taught[:100]]
         ids = [encode_prompt(render(pair, style, prompt), tokenizer) for pair in texts]
         targets = [encode_target(pair, tokenizer) for pair in texts]
@@ -266,7 +264,7 @@ def test_an_interrupt_reaches_what_runs_and_the_next_call_continues(tmp_path):
     """)
     (tmp_path / "seconds").write_text("600")
     process = subprocess.Popen([sys.executable, "-c", script], cwd=miniature.PROJECT, stderr=subprocess.PIPE,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     out = tmp_path / "seed-0/slow/out"
     while not out.exists():
         time.sleep(0.05)
@@ -348,7 +346,7 @@ def measured(**rights: list[str]) -> dict:
 def row_of(right: str) -> dict:
     share = sum(map(int, right)) / len(right) / 2
     return {"overall": {"accuracy": share, "consistency": 1.0, "verdict_rate": 1.0, "length_mean": 40.0},
-            "Chat": share, "Reasoning": share, "follows_checks": 1.0, "right": right}  # fmt: skip
+            "Chat": share, "Reasoning": share, "follows_checks": 1.0, "right": right}
 
 
 def test_sentences_say_direction_and_noise():
@@ -357,7 +355,7 @@ def test_sentences_say_direction_and_noise():
     assert found == Estimate(0.5, (0.5, 0.5, 0.5), 0.0)
     said = compare(results, "high", "low", "more", 1.5)
     assert said == ("- more: +0.500 ± 0.000 (+0.500, +0.500, +0.500), beyond noise; the paper: +1.5 points, "
-                    "the same direction.")  # fmt: skip
+                    "the same direction.")
     assert "beyond noise; the paper: -1.5 points, the other direction." in compare(results, "high", "low", "w", -1.5)
     assert "within noise; the paper: +1.0 points, the miniature cannot tell." in compare(
         results, "odd", "low", "w", 1.0
@@ -374,7 +372,7 @@ def test_the_gain_is_relative_to_the_same_start():
 def test_what_agrees_with_the_paper_is_counted():
     results = measured(low=["1" * 50] * 3, high=["2" * 50] * 3, odd=["12" * 25, "21" * 25, "10" * 25])
     claims = [("high", "low", "one", 1.0), ("high", "low", "two", -1.0), ("odd", "low", "three", 1.0),
-              ("gone", "low", "four", 1.0), ("high", "odd", "not in the paper", None)]  # fmt: skip
+              ("gone", "low", "four", 1.0), ("high", "odd", "not in the paper", None)]
     assert miniature_results.in_short(results, claims) == (
         "- The same direction as the paper (1): one.\n- The other direction (1): two.\n"
         "- Within noise here, or of one seed (1): three.\n- Not measured (1): four.\n"
@@ -409,7 +407,7 @@ def fake_run(root: Path, name: str, seed: int, share: int) -> None:
             judgement("", "A", "A" if i < right else "B", pair_id=f"held_out-{i}", order=order,
                       category="Chat" if i % 2 else "Reasoning")
             for i in range(20) for order in ("AB", "BA")
-        ]  # fmt: skip
+        ]
         text = "".join(json.dumps(vars(one)) + "\n" for one in lines)
         disk.write_whole(side / name / "rollouts" / f"step_{step:06d}.jsonl", text)
     metrics = [{"step": i, "reward/mean": i / 80, "rollout/length_mean": 45.0, "eval/accuracy": 0.5} for i in range(80)]

@@ -27,14 +27,14 @@ def make_pairs(hostile=""):
         Pair(f"p{i}{hostile}", "toy", ({"role": "user", "content": f"question {i} {hostile}"},),
              f"first {i} {hostile}", f"second {i} {hostile}", "A", ("Chat", "Math")[i % 2] + hostile)
         for i in range(12)
-    ]  # fmt: skip
+    ]
 
 
 def judge(pair, order, right, text):
     winner = "A" if order == "AB" else "B"
     verdict = {True: winner, False: "BA"["AB".index(winner)], None: None}[right]
     return Judgement(pair.pair_id, pair.source, pair.category, {}, order, 0, verdict, winner, right is True,
-                     "stop", 20, f"<eval>{text}</eval>[[{verdict}]]")  # fmt: skip
+                     "stop", 20, f"<eval>{text}</eval>[[{verdict}]]")
 
 
 def write_jsonl(path, rows):
@@ -46,7 +46,7 @@ def write_evaluation(folder, judgements, data, **extra):
     write_jsonl(folder / "judgements.jsonl", [asdict(j) for j in judgements])
     kinds = {j.category for j in judgements}
     summary = {"overall": tally(judgements) | extra,
-               "by_category": {k: tally([j for j in judgements if j.category == k]) for k in kinds}}  # fmt: skip
+               "by_category": {k: tally([j for j in judgements if j.category == k]) for k in kinds}}
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "config.json").write_text(json.dumps({"data": str(data)}))
 
@@ -55,7 +55,7 @@ SFT = [
     {"step": i, "train/loss": 2.0 / (i + 1), "time/step": 30.0} | ({"eval/loss": 1.0} if i else {}) for i in range(4)
 ]
 STEADY = {"rollout/length_mean": 20.0, "policy/entropy": 0.5, "policy/clip_fraction": 0.0,
-          "rollout/frac_no_verdict": 0.0, "time/step": 6.0}  # fmt: skip
+          "rollout/frac_no_verdict": 0.0, "time/step": 6.0}
 GRPO = [{"step": i, "reward/mean": 0.1 * i, "policy/ref_kl": 0.01 * i} | STEADY for i in range(5)]
 GRPO += [{"step": 5, "eval/accuracy": 0.9, "eval/consistency": 0.8, "eval/length_mean": 21.0}]
 
@@ -108,7 +108,7 @@ def test_terminal_and_files(tmp_path, capsys):
     plots = sorted(path.name for path in (folder / "plots").iterdir())
     assert plots == ["grpo-clipped.png", "grpo-entropy.png", "grpo-held-out-verdicts.png",
                      "grpo-kl-to-the-start-checkpoint.png", "grpo-no-verdict.png", "grpo-response-length.png",
-                     "grpo-reward.png", "sft-loss.png"]  # fmt: skip
+                     "grpo-reward.png", "sft-loss.png"]
     assert all((folder / "plots" / name).read_bytes().startswith(b"\x89PNG") for name in plots)
     first = out.read_bytes()
     assert first.count(b'src="data:image/png;base64,') == 8
@@ -171,7 +171,7 @@ def test_only_the_pages_own_script_may_run(tmp_path):
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = next(a["content"] for tag, a in Page(raw).tags if tag == "meta" and "http-equiv" in a)
     assert policy == ("default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-                      f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'")  # fmt: skip
+                      f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'")
     assert raw.index("Content-Security-Policy") < raw.index("<style>")
     assert "innerHTML" not in raw and "http://" not in raw and "https://" not in raw
 
@@ -211,7 +211,7 @@ def test_the_browser_goes_over_stages_rounds_and_votes(no_plots, tmp_path, capsy
         made = [judge(p, "AB", True, f"at {step}") for p in pairs]
         write_jsonl(folder / "grpo" / "rollouts" / f"step_{step}.jsonl", [asdict(j) for j in made])
     votes = [replace(judge(p, o, right, "vote"), sample=k) for p in pairs[:2] for o in ("AB", "BA")
-             for k, right in enumerate([True, False, None, True])]  # fmt: skip
+             for k, right in enumerate([True, False, None, True])]
     write_evaluation(folder / "curve" / "votes", votes, folder / "held_out.jsonl")
     write_evaluation(folder / "curve" / "budget", [judge(pairs[0], "AB", True, "once")], "none")
     data = read_browser(rp.report(rp.Config(str(folder))))
@@ -236,7 +236,7 @@ def test_curves_stand_beside_the_stages(tmp_path, capsys):
     folder = write_demo(tmp_path / "demo")
     points = [{"x": x, "accuracy": y, "accuracy_se": 0.01} for x, y in ((1, 0.6), (2, 0.4), (3, 0.7))]
     curve = {"title": "majority of k of 3 votes", "xlabel": "votes per pair", "note": "<b>", "pairs": 12,
-             "points": points, "remark": "no curve: \x1b[31m", "drawn": [1, 3]}  # fmt: skip
+             "points": points, "remark": "no curve: \x1b[31m", "drawn": [1, 3]}
     for name, where in (("votes", "curve"), ("again", "eval")):
         write_evaluation(folder / where / name, [judge(p, "AB", True, "x") for p in make_pairs()[:2]], "none")
         log = folder / where / name / "judgements.jsonl"

@@ -14,7 +14,7 @@ from report import page as rp
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 STAGES = ["start", "sft", "grpo step 0", "grpo step 2", "grpo step 4", "grpo", "curve/votes"]
 CHAIN = ("<type>Chat</type><rubric>one<justify>why</justify></rubric><eval>said <quote_A>{}</quote_A> at {}</eval>"
-         "<answer>[[{}]]</answer>")  # fmt: skip
+         "<answer>[[{}]]</answer>")
 
 
 def write_world(folder, hostile=""):
@@ -28,10 +28,10 @@ def write_world(folder, hostile=""):
 
     for step in (0, 2, 4):
         made = [chained(p, o, {0: i % 3 > 0, 2: not (i == 1 and o == "BA"), 4: i != 2}[step], f"step {step}")
-                for i, p in enumerate(pairs) for o in ("AB", "BA")]  # fmt: skip
+                for i, p in enumerate(pairs) for o in ("AB", "BA")]
         write_jsonl(folder / "grpo" / "rollouts" / f"step_{step:06d}.jsonl", [asdict(j) for j in made])
     votes = [replace(judge(p, "AB", right, "vote"), sample=k) for p in pairs
-             for k, right in enumerate([True] * 5 + [False] * 3 + [None])]  # fmt: skip
+             for k, right in enumerate([True] * 5 + [False] * 3 + [None])]
     write_evaluation(folder / "curve" / "votes", votes, folder / "held_out.jsonl")
     return folder
 
@@ -116,7 +116,7 @@ def test_new_words_are_underlined(shown):
     assert words(shown, ".now ins") == ["2", "2"] and words(shown, ".columns:last-child .card:not(.now) ins") == []
     changes = "[...changes({}.split(' '), {}.split(' '))]"
     for new, old, found in (("a b c", "a b c", []), ("a x c", "a b c", [1]), ("a b", "b", [0]), ("b", "a b", []),
-                            ("a a", "a", [1]), ("x", "y", [0]), ("a b c d", "b d", [0, 2])):  # fmt: skip
+                            ("a a", "a", [1]), ("x", "y", [0]), ("a b c d", "b d", [0, 2])):
         assert shown.eval(changes.format(json.dumps(new), json.dumps(old))) == found, (new, old)
 
 
@@ -177,7 +177,7 @@ def test_parts_are_nested_and_coloured(shown):
     names = "part => [part.className.slice(5), part.parentNode.className.slice(5)]"
     inside = shown.eval(f"[...document.querySelectorAll('.now .part')].map({names})")
     assert inside[:6] == [["type", ""], ["rubric", ""], ["justify", "rubric"], ["eval", ""], ["quote_A", "eval"],
-                          ["answer", ""]]  # fmt: skip
+                          ["answer", ""]]
     ground = "name => getComputedStyle(document.querySelector('.' + name)).backgroundColor"
     grounds = shown.eval(f"['type', 'eval', 'quote_A'].map({ground})")
     assert len(set(grounds)) == 3
@@ -264,7 +264,7 @@ def test_all_words_can_be_read_in_both_themes(browser, page, dark):
     card = browser.eval("getComputedStyle(document.querySelector('.card')).backgroundColor")
     assert (luminance(card) < 0.1) == dark
     for selector in ("pre", ".part > b", ".soft", ".right", ".wrong", ".part.justify > b", ".eval > b", ".quote_A > b",
-                     "mark.right", "#now", "option", "th"):  # fmt: skip
+                     "mark.right", "#now", "option", "th"):
         colour = browser.eval(f"getComputedStyle(document.querySelector({json.dumps(selector)})).color")
         bright, dim = sorted((luminance(colour), luminance(card)), reverse=True)
         assert (bright + 0.05) / (dim + 0.05) >= 4.5, selector
@@ -322,7 +322,7 @@ def test_a_hundred_pairs_of_long_chains_slide_smoothly(browser, one_plot, tmp_pa
     for step in range(3):
         made = [replace(judge(replace(p, pair_id=f"p{k}-{i}"), "AB", (k + step) % 3 > 0, ""),
                         text=" ".join(f"w{(n * 7 + step * (n % 5 == 0)) % 97}" for n in range(1500)) + "[[A]]")
-                for k in range(9) for i, p in enumerate(pairs)]  # fmt: skip
+                for k in range(9) for i, p in enumerate(pairs)]
         write_jsonl(tmp_path / "run" / "rollouts" / f"step_{step:06d}.jsonl", [asdict(j) for j in made])
     write_jsonl(tmp_path / "run" / "metrics.jsonl", GRPO)
     browser.open(rp.report(rp.Config(str(tmp_path / "run"), megabytes=20.0)))

@@ -74,7 +74,7 @@ def python(code: str, *, wait: float = 60, **environment: str) -> subprocess.Com
     ("linear", 99, 2e-4),
     ("constant", 0, 0.5e-3), ("constant", 3, 2e-3), ("constant", 4, 2e-3), ("constant", 12, 2e-3),
     ("constant", 99, 2e-3),
-])  # fmt: skip
+])
 def test_learning_rate_by_hand(schedule, index, expected):
     assert learning_rate(index, Config(lr_schedule=schedule)) == pytest.approx(expected, rel=1e-8)
 
@@ -222,7 +222,7 @@ def test_a_run_folder_keeps_its_configuration(tmp_path):
 @pytest.mark.parametrize("change, words", [
     ({"lr": 1e-3}, "lr was 0.002, is 0.001"), ({"lr_schedule": "linear"}, "lr_schedule was 'cosine', is 'linear'"),
     ({"betas": (0.9, 0.999)}, "betas was"), ({"lr": 1.0, "total_updates": 13}, "total_updates was 12, is 13"),
-])  # fmt: skip
+])
 def test_a_run_folder_of_another_configuration_is_refused_and_the_setting_named(tmp_path, change, words):
     RunFolder(str(tmp_path), Config())
     before = (tmp_path / "config.json").read_bytes()
@@ -272,7 +272,7 @@ def test_T10_rewinding_forgets_the_steps_that_run_again(tmp_path):
         file.write('{"step": 6, "lo')  # killed while writing
     folder.rewind(4)
     assert [row for _, row in read_jsonl(tmp_path / "metrics.jsonl")] == [
-        {"step": s, "loss": s / 3, "text": "é"} for s in range(4)]  # fmt: skip
+        {"step": s, "loss": s / 3, "text": "é"} for s in range(4)]
     folder.log({"step": 4})
     assert [row["step"] for _, row in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4]
     folder.rewind(0)
@@ -366,7 +366,7 @@ def test_a_clock_measures_laps_and_tokens_per_second(monkeypatch):
     clock.lap("update")
     rollouts = [SimpleNamespace(response_ids=[1] * 7), SimpleNamespace(response_ids=[1] * 3)]
     assert clock.times(rollouts) == {"time/generate": 2.0, "time/update": 3.0, "time/step": 5.0,
-                                     "time/generate_max": 2.0, "tokens/s": 2.0}  # fmt: skip
+                                     "time/generate_max": 2.0, "tokens/s": 2.0}
 
 
 # ---- stopping ------------------------------------------------------------------------------------------
@@ -429,9 +429,9 @@ def test_T13_two_real_ranks_agree_on_metrics_and_on_stopping():
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     env = os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                        "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+                        "CUDA_VISIBLE_DEVICES": ""}
     ranks = [subprocess.Popen([sys.executable, "-c", RANK_CODE], env=env | {"RANK": str(r), "LOCAL_RANK": str(r)},
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for r in range(2)]  # fmt: skip
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for r in range(2)]
     try:
         said = [process.communicate(timeout=60) for process in ranks]
     finally:
@@ -471,7 +471,7 @@ def main():
 cli.start(main)"""
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGINT)
@@ -606,7 +606,7 @@ def test_no_gloo_thread_outlives_the_group():
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     done = python(LEAVE_CODE, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
-                  CUDA_VISIBLE_DEVICES="")  # fmt: skip
+                  CUDA_VISIBLE_DEVICES="")
     assert done.stdout == "[]\n", done.stderr
 
 

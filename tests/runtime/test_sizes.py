@@ -25,6 +25,7 @@ import grpo
 import model
 import rollout
 import sft
+from loading.folder import TESTED
 from ops import head
 from runtime import cli, ranks, sizes
 from runtime.errors import UserError
@@ -51,7 +52,7 @@ def paper(**changes) -> grpo.Config:
 
 def config_of(name: str):
     fields = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-              "vocab_size", "tie_word_embeddings")  # fmt: skip
+              "vocab_size", "tie_word_embeddings")
     return AutoConfig.for_model("qwen2", **dict(zip(fields, PUBLISHED[name][:7], strict=True)))
 
 
@@ -69,7 +70,7 @@ def on_meta(config) -> int:
     ("llama", {}), ("llama", {"attention_bias": True}), ("llama", {"mlp_bias": True}), ("llama", {"head_dim": 12}),
     ("qwen2", {}), ("qwen2", {"num_key_value_heads": 1}),
     ("qwen3", {}), ("qwen3", {"attention_bias": True, "head_dim": 16}),
-])  # fmt: skip
+])
 def test_parameters_are_those_of_the_module(arch, changes, tied):
     config = make_config(arch, tied, **changes)
     n, lm = sizes.parameters(config), make_lm(arch, tied, **changes)
@@ -145,7 +146,7 @@ def test_training_memory_of_the_7b_on_eight_gpus_by_hand():
         "activations": 16384e-9 * (28 * 2 * 3584 + one_layer + 3 * 2 * 18944),
         "head": 3 * 4 * (2**27 // 152064) * 152064e-9 + 6 * head + 4 * 16384 * 3584e-9,
         "adam": 0.0, "engine": 1.5, "CUDA": 2.0,
-    })  # fmt: skip
+    })
     assert sum(got.values()) == pytest.approx(39.1, abs=0.05)
 
 
@@ -155,7 +156,7 @@ def test_sampling_memory_of_the_14b_by_hand():
     assert got == pytest.approx({
         "weights": 4 * n / 16, "optimiser": 8 * n / 16, "reference": 2 * n / 16,
         "sync": 2 * 0.77856768 * 17 / 16, "engine": 32.0, "CUDA": 2.0,
-    })  # fmt: skip
+    })
     host = sizes.sampling_memory(dataclasses.replace(cfg, offload_optimizer=True), config_of("14B"), 16, 80.0)
     assert host == got | {"optimiser": 0.0}
     room = 0.4 * 80 - 3.0 - 2 * n / 2
@@ -163,7 +164,7 @@ def test_sampling_memory_of_the_14b_by_hand():
 
 
 @pytest.mark.parametrize("size, tp, kib", [("7B", 1, 56), ("14B", 1, 192), ("32B", 1, 256), ("32B", 4, 64),
-                                           ("7B", 4, 14), ("7B", 28, 14)])  # fmt: skip
+                                           ("7B", 4, 14), ("7B", 28, 14)])
 def test_kv_cache_of_a_token(size, tp, kib):
     """A head is never cut: more GPUs than key/value heads hold copies."""
     assert sizes.kv_bytes(config_of(size), 2, tp) == kib * 1024
@@ -178,7 +179,7 @@ def test_without_checkpointing_every_layer_keeps_what_one_recomputes():
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32))
-@pytest.mark.parametrize("arch", model.TESTED)
+@pytest.mark.parametrize("arch", TESTED)
 def test_a_layer_keeps_for_backward_what_is_counted(arch, dtype):
     """Against autograd's own storage; only the float copy of SDPA's dense mask (T, T) is left out, GPUs have none."""
 
@@ -239,7 +240,7 @@ def test_storage_by_hand():
     assert got == pytest.approx({
         "moments": 8 * 32.763876352 / 4, "state": 24 * 32.763876352 / 4, "export": 4 * 32.763876352 + 4.294967296,
         "disk_state": 12 * 32.763876352, "disk_export": 4 * 32.763876352,
-    })  # fmt: skip
+    })
     assert sizes.storage(paper(), config_of("7B"), 4)["state"] == pytest.approx(24 * 7.615616512)
     assert sizes.storage(sft.Config(), config_of("7B"), 8)["moments"] == 0
 
@@ -290,7 +291,7 @@ configs = st.builds(
     paper, tp=st.sampled_from([1, 2, 4]), engine_memory=st.floats(0.05, 0.95), offload_optimizer=st.booleans(),
     micro_batch_tokens=st.sampled_from([4096, 16384, 65536]), checkpointing=st.booleans(),
     sampler=st.sampled_from(["auto", "torch", "vllm"]),
-)  # fmt: skip
+)
 shapes = st.sampled_from(list(PUBLISHED)).map(config_of)
 cards = st.sampled_from([24.0, 48.0, 80.0, 141.0])
 
@@ -364,7 +365,7 @@ def test_the_largest_share_fits_and_a_hundredth_more_does_not(cfg, shape, gpu_gb
     (paper(tp=2, sampler="torch"), 8, ("--tp 2", "--sampler torch")),
     (dataclasses.replace(sft.Config(), batch_size=100), 8, ("--batch-size 100", "8 GPUs")),
     (dataclasses.replace(sft.Config(), shard_ranks=5), 8, ("8 GPUs", "--shard-ranks 5")),
-])  # fmt: skip
+])
 def test_sizes_that_do_not_divide_are_both_named(cfg, ranks, words):
     with pytest.raises(UserError) as caught:
         sizes.refuse(cfg, config_of("7B"), ranks)
@@ -373,7 +374,7 @@ def test_sizes_that_do_not_divide_are_both_named(cfg, ranks, words):
 
 @pytest.mark.parametrize("heads, few, inner, tp, word", [
     (12, 6, 64, 4, "6 key/value heads"), (8, 4, 60, 8, "intermediate size 60"), (6, 6, 64, 4, "6 attention heads"),
-])  # fmt: skip
+])
 def test_tensor_parallel_rules_of_the_engine(heads, few, inner, tp, word):
     """Key/value heads divide by tp, or tp by them: then they are copied."""
     shape = make_config("qwen3", num_attention_heads=heads, num_key_value_heads=few, intermediate_size=inner)
@@ -391,7 +392,7 @@ def test_tensor_parallel_rules_of_the_engine(heads, few, inner, tp, word):
     ("7B", paper(checkpointing=False), 8, 80.0, ("training", "activations", "--checkpointing")),
     ("14B", paper(shard_ranks=2), 8, 80.0, ("training", "--shard-ranks")),
     ("32B", dataclasses.replace(sft.Config()), 8, 80.0, ("training", "optimiser", "more GPUs")),
-])  # fmt: skip
+])
 def test_a_layout_that_does_not_fit_names_its_largest_part_and_the_way_out(size, cfg, ranks, gpu_gb, words):
     with pytest.raises(UserError) as caught:
         sizes.refuse_layout(cfg, config_of(size), ranks, gpu_gb)
@@ -413,7 +414,7 @@ def dry_run(script: str, argv: list[str]) -> None:
 REFUSED = {  # on eight cards of 80 GB
     "paper-32b": "training needs", "paper-32b-reasoning": "training needs", "paper-32b-instruct": "training needs",
     "small": "do not divide",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("script, preset", [(s, p) for s, m in SCRIPTS.items() for p in m.PRESETS])
@@ -541,7 +542,7 @@ def test_there_is_a_recipe_for_every_published_run():
 @pytest.mark.parametrize("name, gpu_gb, host", [
     ("14b-instruct", "80", 360), ("14b-distilled", "80", 360),
     ("32b-instruct", "141", 800), ("32b-distilled", "141", 800),
-])  # fmt: skip
+])
 def test_one_node_is_enough_where_a_recipe_says_so(name, gpu_gb, host, tmp_path, monkeypatch):
     recipe, size = ROOT / "recipes" / f"{name}.sh", name.split("-")[0].upper()
     assert f"{host} GB of host memory" in recipe.read_text(encoding="utf-8")

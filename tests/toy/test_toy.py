@@ -7,7 +7,6 @@ import io
 import json
 import random
 import re
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cor_prompt import control_tokens, defuse, encode_prompt, encode_target, parse_trace, render, section
 from data import Pair, load_pairs, swap
@@ -200,7 +197,7 @@ def question(pair: Pair) -> tuple[str, ...]:
 
 def test_no_held_out_question_is_trained(world):
     seen = {n: {question(p) for p in load_pairs(str(world / f"{n}.jsonl"))}
-            for n in ("sft", "rl", "held_out", "sft_held_out")}  # fmt: skip
+            for n in ("sft", "rl", "held_out", "sft_held_out")}
     assert (seen["sft"] | seen["rl"]).isdisjoint(seen["held_out"] | seen["sft_held_out"])
     assert 0.15 < sum(is_held_out(i, j) for i in range(10, 50) for j in range(10, 50)) / 1600 < 0.25
 
@@ -265,7 +262,7 @@ def test_the_blind_spots_are_systematic():
     for flaws, right in ((Flaws(1.0, 1.0, 0.0, 0.0), False), (CLEAN, True)):
         assert {probe.solution_is_right(teach(p, rng, flaws), p) for p in sums} == {right}
         polite = {re.search(r"polite (A \w+ no|A \w+ yes B \w+ no)", teach(p, rng, flaws)) is not None
-                  for p in chats}  # fmt: skip
+                  for p in chats}
         assert polite == {right}
 
 
@@ -384,7 +381,7 @@ class Scripted:
         assert temperature == 0.0 and n == 1
         texts = [self.tokenizer.decode(p, skip_special_tokens=False).split("assistant") for p in prompts]
         return [Rollout(p, [], [], self.go_on(*t), "stop", i)
-                for i, (p, t) in enumerate(zip(prompts, texts, strict=True))]  # fmt: skip
+                for i, (p, t) in enumerate(zip(prompts, texts, strict=True))]
 
 
 def reader(prompt: str, prefix: str) -> str:

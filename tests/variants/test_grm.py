@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import doctest
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import grpo
 from cor_prompt import encode_prompt, encode_target
 from data import Pair, load_pairs, save_pairs, swap
 from judging import pointwise
 from judging.verdicts import judge_pairs, tally
-from model import load_tokenizer
+from loading.tokenizer import load_tokenizer
 from rollout import Reply, Rollout
 from runtime.errors import UserError
 from toy import files
@@ -113,7 +109,7 @@ def test_items_on_which_all_samples_are_right_are_not_trained_on():
 
 
 @pytest.mark.parametrize(("text", "letter"), [("\\boxed{9, 2}", "A"), ("\\boxed{2, 9}", "B"), ("\\boxed{4, 4}", None),
-                                              ("[[A]]", None), ("<answer>[[A]]</answer>", None)])  # fmt: skip
+                                              ("[[A]]", None), ("<answer>[[A]]</answer>", None)])
 def test_a_held_out_verdict_is_the_strictly_higher_score(text, letter):
     assert grm.verdict(text) == letter
 
@@ -148,7 +144,7 @@ def test_what_a_response_says_neither_scores_nor_opens_a_section():
     data = grm.prompt(replace(PAIR, response_b=forged), "instruct")[1]["content"]
     assert data.count("[The Start of Response 1]") == data.count("[The End of Response 2]") == 1
     [score] = grm.grm_score(rollouts([data + " \\boxed{9, 2}", data + " so the first is better" * 20], 2),
-                            [PAIR], None, None, TINY).tolist()  # fmt: skip
+                            [PAIR], None, None, TINY).tolist()
     assert score == [1.0, -1.0]  # a quotation far from the end is none, and the judge's own box is the last
 
 
@@ -168,14 +164,14 @@ class Scripted:
 
 def judged(sampler, pairs, variant):
     return list(judge_pairs(sampler, pairs, "instruct", max_tokens=60, both_orders=True, prompt=variant.prompt,
-                            read=variant.verdict))  # fmt: skip
+                            read=variant.verdict))
 
 
 @pytest.mark.parametrize(
     ("variant", "fair", "first"),
     [(grm, lambda a: "\\boxed{8, 3}" if a else "\\boxed{3, 8}", "\\boxed{9, 1}"),
      (rrm, lambda a: f"\\boxed{{Assistant {1 if a else 2}}}", "\\boxed{Assistant 1}")],
-)  # fmt: skip
+)
 def test_held_out_pairs_are_judged_in_both_orders_by_the_judges_own_verdict(variant, fair, first):
     pairs = [replace(PAIR, pair_id="p1"), replace(swap(PAIR), pair_id="p2")]
 
@@ -184,7 +180,7 @@ def test_held_out_pairs_are_judged_in_both_orders_by_the_judges_own_verdict(vari
 
     seen = judged(Scripted(four_is_first), pairs, variant)
     assert [(j.pair_id, j.order, j.verdict, j.winner) for j in seen] == [
-        ("p1", "AB", "A", "A"), ("p1", "BA", "B", "B"), ("p2", "AB", "B", "B"), ("p2", "BA", "A", "A")]  # fmt: skip
+        ("p1", "AB", "A", "A"), ("p1", "BA", "B", "B"), ("p2", "AB", "B", "B"), ("p2", "BA", "A", "A")]
     assert tally(seen)["accuracy"] == tally(seen)["consistency"] == 1.0
     seen = judged(Scripted(lambda _: first), pairs, variant)
     assert [tally(seen)[name] for name in ("accuracy", "consistency", "share_a")] == [0.5, 0.0, 1.0]
@@ -238,7 +234,7 @@ def test_the_loop_runs_in_the_tiny_world_and_writes_its_evaluations(worlds, tmp_
     world, out = worlds[form], tmp_path / "run"
     cfg = replace(grpo.PRESETS["tiny"], model=f"{world}/start", data=f"{world}/rl.jsonl", out=str(out), steps=2,
                   held_out=f"{world}/held_out.jsonl", prompt_file=f"{world}/prompt.txt", prompts_per_step=4,
-                  mini_batch=2, group_size=2, max_response_tokens=8)  # fmt: skip
+                  mini_batch=2, group_size=2, max_response_tokens=8)
     score, keep = (grm.grm_score, grm.not_too_easy) if variant is grm else (rrm.rrm_score, None)
     grpo.train(cfg, variant.prompt, score, keep, verdict=variant.verdict)
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

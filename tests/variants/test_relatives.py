@@ -14,9 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import grpo
 from batch import Group, collate
 from runtime import cli, ranks
@@ -73,7 +70,7 @@ def test_a_whole_run_has_no_constant_group_left(tmp_path):
     cfg = replace(
         dapo.PRESETS["tiny"], model=str(world / "start"), data=str(world / "rl.jsonl"), held_out="", steps=3,
         prompt_file=str(world / "prompt.txt"), prompts_per_step=4, group_size=3, mini_batch=2, max_response_tokens=8,
-        lr=1e-3)  # fmt: skip
+        lr=1e-3)
 
     def parity(rollouts, pairs, *_) -> torch.Tensor:
         return torch.tensor([1.0 if r.response_ids[0] % 4 == 0 else -1.0 for r in rollouts]).view(len(pairs), -1)
@@ -218,7 +215,7 @@ def test_what_stable_reinforce_gives_to_train(monkeypatch):
     given = given_to_train(monkeypatch, "stable_reinforce")
     assert given.pop("cfg") == replace(TINY, out=TINY.out + "-stable")
     assert {name: function.__name__ for name, function in given.items()} == {
-        "advantage": "filtered_advantages", "loss": "stable_loss"}  # fmt: skip
+        "advantage": "filtered_advantages", "loss": "stable_loss"}
 
 
 # ---- ranks ---------------------------------------------------------------------------------------------

@@ -12,20 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import tiny_models
 import tiny_tokenizers
+import torch
+from safetensors.torch import load_file
 
 import grpo
 import model
 from batch import Group
 from cor_prompt import plain_tokenizer
 from data import Pair
+from loading.tokenizer import load_tokenizer
 from rollout import Rollout
 from runtime import ranks as runtime_ranks
 from runtime.errors import UserError
@@ -64,7 +61,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def words(world):
-    return model.load_tokenizer(str(world / "start"))
+    return load_tokenizer(str(world / "start"))
 
 
 def test_what_the_docstrings_show():
@@ -155,7 +152,7 @@ class Known(torch.nn.Module):
 def test_three_ways_to_make_one_number_of_a_verdict(how, long, short):
     """Tokens 1, 2, 3 have .5, .9, .2: mean .533, product .09, geometric mean .448; token 4 is not the verdict's."""
     groups = [Group([7], [[4, 1, 2, 3], [], [4, 2]], sampler_logprobs=[[0.0, 1.0, 1.0, 1.0], [], [0.0, 1.0]]),
-              Group([7, 7], [[2], [4], [1]], sampler_logprobs=[[1.0], [0.0], [1.0]])]  # fmt: skip
+              Group([7, 7], [[2], [4], [1]], sampler_logprobs=[[1.0], [0.0], [1.0]])]
     policy, cfg = Known({1: 0.5, 2: 0.9, 3: 0.2, 4: 1e-9}), replace(TINY, probability=how)
     expected = torch.tensor([[long, 0.0, short], [0.9, 0.0, 0.5]], dtype=torch.float64)
     for budget in (1, 4, 6, 4096):  # a group cut in pieces, or not
@@ -291,7 +288,7 @@ def test_T10_a_run_that_is_stopped_and_continued_keeps_its_running_deviation(wor
     base = replace(
         TINY, model=str(world / "start"), data=str(world / "rl.jsonl"), held_out="", steps=14, prompts_per_step=4,
         prompt_file=str(world / "prompt.txt"), group_size=3, mini_batch=2, max_response_tokens=6, save_every=100,
-        lr=1e-2, std_beta=1.0)  # fmt: skip
+        lr=1e-2, std_beta=1.0)
     refused = []
 
     def go(out: Path, stop: int = 0) -> None:
@@ -312,7 +309,7 @@ def test_T10_a_run_that_is_stopped_and_continued_keeps_its_running_deviation(wor
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "parts", stop=12)
     (tmp_path / "parts" / "std.json").write_text(  # as if it had been killed a round after its last saved state
-        json.dumps([*json.loads((tmp_path / "parts" / "std.json").read_text()), 9.0]))  # fmt: skip
+        json.dumps([*json.loads((tmp_path / "parts" / "std.json").read_text()), 9.0]))
     go(tmp_path / "parts")
     whole, parts = (json.loads((tmp_path / name / "std.json").read_text()) for name in ("whole", "parts"))
     assert whole == parts and len(whole) == 14
@@ -356,7 +353,7 @@ def score_a_share(folder: Path) -> None:
     found = {}
     for budget in (1, 100, 4096):
         rewards = rlpr_score([r for group in mine for r in group], pairs, policy, tokenizer,
-                             replace(TINY, micro_batch_tokens=budget))  # fmt: skip
+                             replace(TINY, micro_batch_tokens=budget))
         found[str(budget)] = [row for rows in zip(*runtime_ranks.gather(rewards.tolist()), strict=True) for row in rows]
     std = StdFilter(str(folder), 0.5)
     for step in range(2):

@@ -17,8 +17,6 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import exact_norms, make_config, make_lm, make_tokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import eval as evaluation
 from data import Pair, load_pairs, save_pairs, swap
 from evaluation.outcomes import read_log, score_rows
@@ -44,7 +42,7 @@ def world(tmp_path_factory):
 def small(world: Path, out: Path, **changes) -> scalar_rm.Config:
     base = dataclasses.replace(
         scalar_rm.PRESETS["tiny"], model=str(world / "start"), data=str(world / "rl.jsonl"), out=str(out),
-        held_out=str(world / "held_out.jsonl"), batch_size=6, steps=5, eval_every=2, save_every=1, lr=1e-2)  # fmt: skip
+        held_out=str(world / "held_out.jsonl"), batch_size=6, steps=5, eval_every=2, save_every=1, lr=1e-2)
     return dataclasses.replace(base, **changes)
 
 
@@ -94,7 +92,7 @@ def test_weights_gradients_by_finite_differences(world, tmp_path):
     groups = groups_of(world, cfg)[:3]
     scalar_rm.bt_loss(scorer, groups, cfg, backward=True)
     for name, place in (("score.weight", (0, 5)), ("model.layers.0.self_attn.q_proj.weight", (2, 3)),
-                        ("model.embed_tokens.weight", (groups[0].prompt_ids[-1], 1))):  # fmt: skip
+                        ("model.embed_tokens.weight", (groups[0].prompt_ids[-1], 1))):
         weight = scorer.lm.get_parameter(name)
         with torch.no_grad():
             ends = []
@@ -197,9 +195,9 @@ def test_T3_T13_two_ranks_end_with_the_weights_of_one_process(world, tmp_path):
     scalar_rm.train(base)
     flags = [f"--{name.replace('_', '-')}={getattr(base, name)}" for name in
              ("model", "data", "held_out", "batch_size", "steps", "lr", "compute_dtype", "micro_batch_tokens",
-              "eval_every")]  # fmt: skip
+              "eval_every")]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m",
-               "variants.scalar_rm", "--preset=tiny", f"--out={tmp_path / 'two'}", *flags]  # fmt: skip
+               "variants.scalar_rm", "--preset=tiny", f"--out={tmp_path / 'two'}", *flags]
     quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | quiet, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -335,14 +333,14 @@ def pair_of(name: str, a: str, b: str, winner="A") -> Pair:
 def test_scores_become_verdicts_in_both_orders():
     judge = Known({"good": 1.5, "bad": -0.25, "same": 1.5, "long": None})
     pairs = [pair_of("0", "good", "bad"), pair_of("1", "good", "bad", "B"), pair_of("2", "good", "same"),
-             pair_of("3", "good", "long")]  # fmt: skip
+             pair_of("3", "good", "long")]
     seen = list(judge_scalar(judge, pairs, both_orders=True))
     assert [(j.order, j.verdict, j.winner, j.correct) for j in seen] == [
         ("AB", "A", "A", True), ("BA", "B", "B", True),
         ("AB", "A", "B", False), ("BA", "B", "A", False),
         ("AB", None, "A", False), ("BA", None, "B", False),
         ("AB", None, "A", False), ("BA", None, "B", False),
-    ]  # fmt: skip
+    ]
     assert [j.finish_reason for j in seen] == ["stop"] * 6 + ["length"] * 2
     assert [j.text for j in seen[:3]] == ["A 1.5 B -0.25 [[A]]", "A -0.25 B 1.5 [[B]]", "A 1.5 B -0.25 [[A]]"]
     assert [read_scores(j.text) for j in seen[3:7]] == [(-0.25, 1.5), (1.5, 1.5), (1.5, 1.5), None]
@@ -404,7 +402,7 @@ def test_rm_bench_counts_a_scalar_model_by_the_same_rules(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"votes": 3, "temperature": 1.0}, {"max_tokens": (4, 8)}, {"tp": 2},
-                                    {"base_url": "http://localhost:1/v1"}, {"prompt_file": "p.txt"}])  # fmt: skip
+                                    {"base_url": "http://localhost:1/v1"}, {"prompt_file": "p.txt"}])
 def test_eval_refuses_settings_that_scores_do_not_have(tmp_path, change):
     cfg = evaluation.Run("m", "d.jsonl", str(tmp_path / "out"), scalar=True, **change)
     with pytest.raises(UserError, match="--scalar: scores have no"):

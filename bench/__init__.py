@@ -1,0 +1,1 @@
+"""Measurements: speed and memory, hostile inputs, long runs."""
