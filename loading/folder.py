@@ -12,20 +12,21 @@ from runtime.errors import UserError
 TESTED = ("llama", "qwen2", "qwen3")  # architectures whose packed log-probs the tests compare with a plain forward
 
 
-def model_folder(path: str) -> Path:
-    """A run folder (its exported `model/`), a `from_pretrained` folder or a hub id -> a local folder."""
+def model_folder(path: str, weights: bool = True) -> Path:
+    """A run folder (its exported `model/`), a `from_pretrained` folder or a hub id -> a local folder.
+    Without `weights` its weights need not be there, and are not fetched from the hub."""
     exported = (Path(path) / "model", Path(path) / "model.old")  # .old: the run was killed as it replaced the first
     folder = next((folder for folder in exported if folder.is_dir()), Path(path))
     if not folder.is_dir() and path.count("/") == 1 and not path.startswith((".", "/")):
         import huggingface_hub
 
         try:
-            wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+            wanted = ["*.json", "*.jinja", "*.txt", "*.model", *["*.safetensors"] * weights]
             folder = Path(huggingface_hub.snapshot_download(path, allow_patterns=wanted))
         except Exception as error:  # the hub client raises many kinds; each means that there is no model
             raise UserError(f"{path}: neither a folder nor a hub model within reach "
                             f"({type(error).__name__})") from None
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    if not (folder / "config.json").is_file() or (weights and not any(folder.glob("*.safetensors"))):
         hint = "its run has not exported a model yet" if (folder / "metrics.jsonl").exists() else "not a model"
         raise UserError(f"{path}: {hint}; expected a folder with config.json and *.safetensors")
     return folder

@@ -12,7 +12,7 @@ def load_tokenizer(path: str) -> Any:
     """The folder's fast tokenizer; UserError without a chat template or an end-of-turn token."""
     from transformers import PreTrainedTokenizerFast
 
-    folder = model_folder(path)
+    folder = model_folder(path, weights=False)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder}: needs a fast tokenizer (tokenizer.json)")
     try:  # not AutoTokenizer: it may put another class's pre-tokenizer in the place of the one that was saved

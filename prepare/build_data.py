@@ -19,11 +19,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +29,14 @@ from cor_prompt import Style, encode_prompt, render
 from data import Pair, save_pairs, swap
 from evaluation.benchmarks import Benchmark, load_benchmark
 from formats.layouts import Kind
+from loading.tokenizer import load_tokenizer
 from prepare.augment import augmented
 from prepare.card import Drop, Rows, Signs, make_card, near, overlap, page, questions, repeats, watch
 from prepare.sources import fixed, read_source
 from runtime import cli, errors
+from runtime.disk import write_whole
 from runtime.errors import UserError
+from runtime.run_folder import RunFolder
 from runtime.seeds import derive_seed
 
 COUNTED: tuple[Kind, ...] = ("math", "code", "skywork", "pairs")  # the order of the A/B counter
@@ -166,44 +167,26 @@ def unique(pairs: Sequence[Pair]) -> list[Pair]:
 # ---- the whole -----------------------------------------------------------------------------------------
 
 
-@cache
-def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a folder, a run folder or a hub id; model.py's would fetch the weights with it."""
-    from transformers import PreTrainedTokenizerFast
-
-    exported = Path(path) / "model"
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(exported if exported.is_dir() else path)
-    except Exception as error:  # the hub client and a broken file raise many kinds
-        raise UserError(f"--tokenizer {path}: no tokenizer within reach ({error})") from None
-    if not tokenizer.chat_template:
-        raise UserError(f"--tokenizer {path}: no chat template; use a chat model's")
-    return tokenizer
-
-
-def prompt_lengths(pairs: Sequence[Pair], cfg: Config) -> tuple[list[int], str]:
+def prompt_lengths(pairs: Sequence[Pair], cfg: Config, tokenizer: Any) -> tuple[list[int], str]:
     """(length of each prompt as the judge sees it, the unit in words)."""
-    if not cfg.tokenizer:
+    if tokenizer is None:
         counts = [sum(len(m["content"]) for m in render(p, cfg.style)) * 2 // 7 for p in watch(pairs, "measure")]
         return counts, "tokens estimated as characters / 3.5 (--tokenizer counts them)"
-    tokenizer = load_tokenizer(cfg.tokenizer)
     counts = [len(encode_prompt(render(pair, cfg.style), tokenizer)) for pair in watch(pairs, "measure")]
     return counts, f"tokens of {cfg.tokenizer}"
 
 
-def measure(cfg: Config) -> tuple[Rows, list[Kind]]:
+def measure(cfg: Config, tokenizer: Any) -> tuple[Rows, list[Kind]]:
     """Every usable row with all that is known of it, in the order of the A/B counter, and its kind of source."""
     named: dict[Benchmark, str] = {"rewardbench": cfg.rewardbench, "rm-bench": cfg.rm_bench, "rmb": cfg.rmb}
     benchmarks = {name: load_benchmark(name, source) for name, source in named.items() if source}
-    if cfg.tokenizer:
-        load_tokenizer(cfg.tokenizer)  # one that cannot be had is refused before the rows are read
     pairs, drops, seen, kinds = list[Pair](), list[Drop](), list[Signs](), list[Kind]()
     for kind in COUNTED:
         first = cfg.code_rows if kind == "code" else 0
         usable, dropped, marks = read_source(kind, getattr(cfg, kind), cfg.drop_sources, first, cfg.code_seed)
         pairs, drops, seen, kinds = pairs + usable, drops + dropped, seen + marks, kinds + [kind] * len(usable)
     pairs = unique(pairs)
-    lengths, unit = prompt_lengths(pairs, cfg)
+    lengths, unit = prompt_lengths(pairs, cfg, tokenizer)
     shared = {name: overlap(pairs, others, cfg.ngram) for name, others in benchmarks.items()}
     sizes = {name: len({q for pair in others for q in questions(pair)}) for name, others in benchmarks.items()}
     return Rows(pairs, drops, seen, lengths, unit, repeats(pairs), near(pairs), shared, sizes), kinds
@@ -222,7 +205,8 @@ def leave_out(rows: Rows, cfg: Config) -> dict[int, str]:
 
 def build(cfg: Config) -> dict[str, str]:
     """{file name: text} of everything that is written."""
-    rows, kinds = measure(cfg)  # (1) (2)
+    tokenizer = load_tokenizer(cfg.tokenizer) if cfg.tokenizer else None
+    rows, kinds = measure(cfg, tokenizer)  # (1) (2)
     out = leave_out(rows, cfg)
     drops = rows.drops + [Drop(out[i], rows.pairs[i].source, rows.pairs[i].pair_id) for i in sorted(out)]
     kept = [i for i in range(len(rows.pairs)) if i not in out]
@@ -244,7 +228,7 @@ def build(cfg: Config) -> dict[str, str]:
             splits[name].sort(key=lambda pair: place(pair, "order", cfg.seed))
     if cfg.augment and not added:
         raise UserError("--augment: no two different prompts in one file, rows with traces or ready-made prompts apart")
-    lengths = [rows.lengths[kept[k]] for k in order] + (prompt_lengths(added, cfg)[0] if added else [])
+    lengths = [rows.lengths[kept[k]] for k in order] + (prompt_lengths(added, cfg, tokenizer)[0] if added else [])
     written = [*(pairs[k] for k in order), *added]
     card = make_card(settings(cfg), replace(rows, drops=drops), written, lengths, splits)
     texts = {name: save_pairs(those) for name, those in splits.items()}
@@ -255,37 +239,20 @@ def settings(cfg: Config) -> dict[str, Any]:
     return {k: v for k, v in json.loads(json.dumps(asdict(cfg))).items() if k != "out"}
 
 
-def refuse_foreign(cfg: Config) -> None:
-    """UserError where --out holds another build, or files that no build wrote, such as a world of toy/."""
+def open_folder(cfg: Config) -> Path:
+    """The folder --out; UserError where it holds another build, or files that no build wrote, such as a toy world."""
     folder = Path(cfg.out)
-    known = folder / "card.json"
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; use another --out")
-    if known.exists():
-        try:
-            before = {
-                "augment": 0.0,
-                **json.loads(known.read_text(encoding="utf-8"))["config"],
-            }  # older cards have none
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise UserError(f"{known}: not a data card; use another --out") from None
-        changed = [f"{k} was {before.get(k)!r}, is {v!r}" for k, v in settings(cfg).items() if before.get(k) != v]
-        if changed:
-            raise UserError(f"{folder} holds another build ({', '.join(changed)}); use another --out")
-    elif not (folder / "card.json.part").exists() and (there := [n for n in FILES if (folder / n).exists()]):
-        raise UserError(f"{folder} holds {', '.join(there)} without a card.json; use another --out")
+    if not (folder / "config.json").exists() and (there := [name for name in FILES if (folder / name).exists()]):
+        raise UserError(f"{folder} holds {', '.join(there)} without the config.json of a build; use another --out")
+    return RunFolder(cfg.out, cfg).path
 
 
 def write(folder: Path, files: Mapping[str, str]) -> None:
-    """All files aside, then all renamed, the card last: where it stands, everything does."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Every file appears whole; the card goes first and comes back last, so that where it stands, everything does."""
+    for name in ("card.json", "card.md", *(name for name in FILES if name not in files)):
+        (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
-        (folder / f"{name}.part").write_text(content, encoding="utf-8", newline="\n")
-    for name in FILES:
-        if name not in files:
-            (folder / name).unlink(missing_ok=True)
-    for name in files:
-        os.replace(folder / f"{name}.part", folder / name)
+        write_whole(folder / name, content)
 
 
 def main(cfg: Config) -> None:
@@ -296,9 +263,8 @@ def main(cfg: Config) -> None:
         raise UserError(f"--augment {cfg.augment}: pairs to add per row, 0 or more")
     if not any(getattr(cfg, kind) for kind in COUNTED):
         raise UserError("no rows named: give --skywork, --code, --math or --pairs, or --preset paper")
-    refuse_foreign(cfg)
     files = build(cfg)
-    write(Path(cfg.out), files)
+    write(open_folder(cfg), files)
     card = json.loads(files["card.json"])
     added = f", {card['rows']['added']:,} pairs added" if cfg.augment else ""
     print(f"{card['rows']['read']:,} rows read, {card['rows']['kept']:,} kept{added}; " + ", ".join(

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from data import Message, Pair, preferred
+from evaluation import tables
 from evaluation.benchmarks import Benchmark
 from runtime import steps
 from runtime.seeds import derive_seed
@@ -60,13 +61,10 @@ def signs(source: str, chosen: Sequence[Message], rejected: Sequence[Message]) -
 
 def watch(items: Sequence[T], label: str) -> Iterator[T]:
     """The items, with a progress bar."""
-    if not items:
-        return
-    bar = steps.progress(len(items), 0, label)
+    bar = steps.progress(len(items), 0, label) if items else None
     for item in items:
         yield item
         bar.update()
-    bar.close()
 
 
 # ---- texts that come twice -----------------------------------------------------------------------------
@@ -263,9 +261,8 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
     for source, row in card["sources"].items():
         longer = row["longer_wins"]
         if longer is not None and uneven(longer, row["pairs"]):
-            found.append(
-                f"{source}: the longer response wins in {longer:.1%} of the pairs; length alone is right so often"
-            )
+            found.append(f"{source}: the longer response wins in {longer:.1%} of the pairs, so length alone is right "
+                         "that often")
         if uneven(row["a_wins"], row["pairs"]):
             found.append(f"{source}: A wins in {row['a_wins']:.1%} of the pairs")
         if row["over_long"]:
@@ -287,79 +284,45 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
 # ---- the page ------------------------------------------------------------------------------------------
 
 
-def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Markdown; columns with a text in them are set left, numbers right."""
-    body = list(rows)
-    lines = [names, ["---" if any(isinstance(v, str) for v in column) else "---:"
-                     for column in zip(*body, strict=True)], *body]
-    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines) + "\n"
+def page(card: Mapping[str, Any]) -> str:
+    """The card as Markdown tables; docs/data.md says what their columns mean."""
+    rows, splits, sources = card["rows"], card["splits"], card["sources"]
+    groups = sorted({c for split in splits.values() for c in split["categories"]})
+    parts = {
+        "Look at this first": [["warning"], *([line] for line in card["warnings"])],
+        "Files": [["file", "pairs", "A wins", *groups],
+                  *([name, s["pairs"], s["a_wins"], *(s["categories"].get(c, 0) for c in groups)]
+                    for name, s in splits.items())],
+        "Sources": [["source", "category", "pairs", "A wins", "longer wins", "with a system turn", *splits],
+                    *([name, ", ".join(s["categories"]), s["pairs"], s["a_wins"], s["longer_wins"], s["system_turn"],
+                       *(split["sources"].get(name, 0) for split in splits.values())] for name, s in sources.items())],
+        "Dropped": [["reason", "rows", "from", "first places"],
+                    *([reason, d["rows"], listed(d["sources"]), ", ".join(d["first"])]
+                      for reason, d in card["dropped"].items())],
+        "Signs that give the label away": [
+            ["source", "rows", "marker in chosen", "in rejected", "several questions in chosen", "in rejected"],
+            *([name, *s.values()] for name, s in card["signs"].items())],
+        f"Lengths: prompts in {card['unit']}, responses in characters": [
+            ["source", "prompt p50", "p90", "p99", "max", "over-long", "chosen p50", "p90", "rejected p50", "p90"],
+            *([name, *s["prompt"].values(), s["over_long"],
+               *((s[side] or {}).get(p) for side in ("chosen", "rejected") for p in ("p50", "p90"))]
+              for name, s in sources.items())],
+        "Duplicates": [[key.replace("_", " ") for key in card["duplicates"]],
+                       [listed(n) if isinstance(n, dict) else n for n in card["duplicates"].values()]],
+        f"Overlap with benchmarks: {card['config']['ngram']} words in a row": [
+            ["benchmark", "its questions", "rows", "from", "examples (pair: shared words)"],
+            *([name, o["questions"], o["rows"], listed(o["sources"]), "; ".join(f"{i}: {g}" for i, g in o["examples"])]
+              for name, o in card["overlap"].items())],
+    }
+    total = ", ".join(f"{count:,} {what}" for what, count in rows.items())
+    shown = (tables.as_markdown(title, [list(map(cell, line)) for line in grid]) for title, grid in parts.items())
+    return "\n".join([f"# Data card\n\nRows: {total}.\n", *shown])
 
 
 def cell(value: Any) -> str:
-    """A share as a percentage, nothing as a dash, and no text that would break the table."""
-    if isinstance(value, float):
-        return f"{value:.1%}"
-    return "-" if value is None else re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("<", "&lt;")
+    """A share as a percentage, nothing as a dash."""
+    return f"{value:.1%}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
-def page(card: Mapping[str, Any]) -> str:
-    """The card as Markdown."""
-    rows, splits, cfg = card["rows"], card["splits"], card["config"]
-    twice, groups = card["duplicates"], sorted({c for s in splits.values() for c in s["categories"]})
-    parts = [
-        "# Data card\n",
-        f"{rows['read']:,} rows read, {rows['dropped']:,} dropped, {rows['kept']:,} kept. Seed {cfg['seed']}; all "
-        "settings are in card.json. From\n",
-        "".join(f"- {kind}: {cell(name)}\n" for kind in ("skywork", "code", "math", "pairs") for name in cfg[kind]),
-        *([f"{rows['added']:,} pairs were added, as a source of their own below: the response chosen for a prompt "
-           "against one that was chosen for another prompt of the same file.\n"] if "added" in rows else []),
-        "## Look at this first\n",
-        "".join(f"- {cell(line)}\n" for line in card["warnings"]) or "- nothing stood out\n",
-        "## Files\n",
-        "No row is in two files, and rows of one prompt (or nearly one) are in the same file.\n",
-        table(["file", "pairs", "A wins", *groups],
-              ([f, s["pairs"], s["a_wins"], *(s["categories"].get(c, 0) for c in groups)] for f, s in splits.items())),
-        "## Sources\n",
-        "The chosen response is A, B, A ... in the order math, code, Skywork, pairs; a source mixed with others is "
-        "therefore balanced only nearly. Longer wins: how often the chosen response has more characters, a tie "
-        "counting half.\n",
-        table(["source", "category", "pairs", "A wins", "longer wins", *splits],
-              ([name, ", ".join(s["categories"]), s["pairs"], s["a_wins"], s["longer_wins"],
-                *(split["sources"].get(name, 0) for split in splits.values())]
-               for name, s in card["sources"].items())),
-        "## Dropped\n",
-        table(["reason", "rows", "from", "first places"],
-              ([reason, d["rows"], ", ".join(f"{s} {n}" for s, n in d["sources"].items()), ", ".join(d["first"])]
-               for reason, d in card["dropped"].items())) if card["dropped"] else "Nothing.\n",
-        "## Signs that give the label away\n",
-        "Counted on every row read, the dropped ones too. A turn marker (`<|im_start|>` or `<im_start>`) inside a "
-        "text, or a second question in one side only, tells the rejected response from the chosen one unread. That "
-        "is why the paper leaves out magpie_ultra.\n",
-        table(["source", "rows", "marker in chosen", "in rejected", "several questions in chosen", "in rejected"],
-              ([name, *s.values()] for name, s in card["signs"].items())),
-        "## Lengths\n",
-        f"Prompts as the judge sees them (style {cfg['style']}, its instructions included), in {card['unit']}; "
-        f"over-long is more than {cfg['max_prompt_tokens']:,}. Responses in characters.\n",
-        table(["source", "prompt p50", "p90", "p99", "max", "over-long", "chosen p50", "p90", "rejected p50", "p90"],
-              ([name, *s["prompt"].values(), s["over_long"],
-                *((s[side] or {}).get(p) for side in ("chosen", "rejected") for p in ("p50", "p90"))]
-               for name, s in card["sources"].items())),
-        "System turns: " + (", ".join(f"{cell(name)} {s['system_turn']}" for name, s in card["sources"].items()
-                                      if s["system_turn"]) or "none") + ".\n",
-        "## Duplicates\n",
-        f"Among {rows['usable']:,} usable rows, {twice['repeats']:,} repeat an earlier one (same turns, same two "
-        "responses"
-        + "".join(f"; {cell(name)} {n}" for name, n in twice["sources"].items())
-        + f"), {twice['contradictions']:,} of them with the other label. {twice['near_prompts']:,} have a prompt that "
-        "an earlier row has, or nearly has (80 % of all runs of 5 words in common); they form "
-        f"{twice['near_groups']:,} groups, the largest of {twice['largest_group']:,} rows.\n",
-        "## Overlap with benchmarks\n",
-        f"Rows whose questions share {cfg['ngram']} words in a row with a benchmark's question; a shorter question "
-        "counts if all its words are the same. Responses are not compared, and text without blanks between words "
-        "is hardly found. Boilerplate matches too: read the examples.\n",
-        table(["benchmark", "its questions", "rows", "from", "examples (pair: shared words)"],
-              ([name, o["questions"], o["rows"], ", ".join(f"{s} {n}" for s, n in o["sources"].items()),
-                "; ".join(f"{i}: {gram}" for i, gram in o["examples"])] for name, o in card["overlap"].items()))
-        if card["overlap"] else "No benchmark was given.\n",
-    ]
-    return "\n".join(parts)
+def listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

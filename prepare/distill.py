@@ -34,6 +34,7 @@ from data import Message, Pair, load_pairs, save_pairs
 from evaluation import tables
 from judging.endpoint import EndpointSampler
 from judging.verdicts import judge_pairs
+from loading.folder import weights_digest
 from prepare.hint import hinted, leaks
 from reward import format_reward, parse_verdict
 from rollout import Chat, Reply, load_sampler, which_sampler
@@ -190,9 +191,8 @@ def rank(cfg: Config, passes: Sequence[Chains], prompts: Mapping[Name, Sequence[
     rivals = [group for group in good if len(group) > 1]
     asked = [(prompts[group[0].source, group[0].pair_id], [trace_of(a.text) for a in group]) for group in rivals]
     found = rank_traces(cfg.rstar, asked, cfg.dtype) if asked else []
-    return {
-        a: score for group, scores in zip(rivals, found, strict=True) for a, score in zip(group, scores, strict=True)
-    }
+    return {a: score for group, scores in zip(rivals, found, strict=True)
+            for a, score in zip(group, scores, strict=True)}
 
 
 def failed_text(attempts: Sequence[Attempt]) -> str:
@@ -345,17 +345,12 @@ def resolve(cfg: Config, pairs: Sequence[Pair], system: str | None) -> Config:
     a retrained model never continues an old run."""
     digests = [seeds.digest(save_pairs(pairs)), seeds.digest(system)]
     oracles = [oracle(cfg, number) for number in (1, 2)[: 1 + cfg.second_pass]]
-    for model in dict.fromkeys(who.model for who in oracles if not who.base_url):
-        from loading.folder import weights_digest
-
+    local = list(dict.fromkeys(who.model for who in oracles if not who.base_url))
+    for model in local:
         kind, why = which_sampler(cfg.sampler, model)
         print(f"{model}: sampler {kind} ({why})", flush=True)
         cfg = replace(cfg, sampler=kind)
-        digests.append(weights_digest(model))
-    if cfg.rstar:
-        from loading.folder import weights_digest
-
-        digests.append(weights_digest(cfg.rstar))
+    digests += [weights_digest(model) for model in (*local, cfg.rstar) if model]
     return replace(cfg, digests=tuple(digests))
 
 

@@ -30,14 +30,10 @@ from toy.probe import Probe, probe
 
 
 def main() -> None:
-    configs: dict[str, Callable[..., Any]] = {"build": Build, "probe": Probe, "serve": Serve}
+    commands: dict[type, Callable[..., None]] = {Build: build, Probe: probe, Serve: serve}
+    configs: dict[str, Callable[..., Any]] = {command.__name__.lower(): command for command in commands}
     cfg = tyro.extras.subcommand_cli_from_dict(configs, prog="python -m toy", description=__doc__)
-    if isinstance(cfg, Build):
-        build(cfg)
-    elif isinstance(cfg, Probe):
-        probe(cfg)
-    else:
-        serve(cfg)
+    commands[type(cfg)](cfg)
 
 
 if __name__ == "__main__":

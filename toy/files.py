@@ -17,10 +17,12 @@ import tyro
 from cor_prompt import render
 from data import Pair, save_pairs
 from reward import parse_verdict
-from runtime.disk import write_whole
+from runtime.cli import check_positive
+from runtime.disk import read_json, write_whole
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
-from toy.world import CLEAN, COLOURS, CURT, NOUNS, POLITE, SYSTEM, VERBS, Flaws, Form, make_pairs, reshape, teach, user
+from toy import world
+from toy.world import SYSTEM, Flaws, Form, choose_flaws, make_pairs, reshape, teach
 
 VOCABULARY_SIZE = 96
 WORDS = """system user assistant judge Reasoning Chat what is it write about mention polite the
@@ -36,7 +38,7 @@ FILES = ("start", "prompt.txt", "sft.jsonl", "sft_held_out.jsonl", "rl.jsonl", "
 
 def prompt_markers() -> list[str]:
     """The fixed markers of the prompt, read from a rendered one, such as `[Client Question]`."""
-    pair = Pair("", "", (user("?"),), "?", "?", "A")
+    pair = Pair("", "", (world.user("?"),), "?", "?", "A")
     return re.findall(r"\[[^\[\]]+\]", render(pair, "instruct", SYSTEM)[-1]["content"])
 
 
@@ -59,7 +61,8 @@ def build_tokenizer() -> Any:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<|unk|>", *whole_words(), *WORDS, *SIGNS, *COLOURS, *NOUNS, *VERBS, *POLITE, *CURT]
+    words = ["<|unk|>", *whole_words(), *WORDS, *SIGNS, *world.COLOURS, *world.NOUNS, *world.VERBS,
+             *world.POLITE, *world.CURT]
     words += [f"<|unused_{i}|>" for i in range(VOCABULARY_SIZE - len(CONTROL) - len(words))]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<|unk|>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(pieces()), "removed", invert=True)
@@ -135,18 +138,11 @@ class Build:
         named = {name: value for name, value in asdict(self).items() if name != "folder"}
         return {name: value for name, value in named.items() if usual.get(name) != value}
 
-    @property
-    def flaws(self) -> Flaws:
-        return CLEAN if self.clean_teacher else Flaws(carry=self.flaw, blind=self.flaw)
-
 
 def build(cfg: Build) -> None:
     """The whole folder appears at once, by one rename, or not at all."""
-    if not 0.0 <= cfg.flaw <= 1.0:
-        raise UserError(f"--flaw {cfg.flaw}: a probability, from 0 to 1")
-    for name in ("sft_pairs", "rl_pairs", "held_out_pairs", "sft_held_out_pairs", "hidden", "layers"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: at least 1")
+    check_positive(cfg, "sft_pairs", "rl_pairs", "held_out_pairs", "sft_held_out_pairs", "hidden", "layers")
+    flaws = choose_flaws(cfg.flaw, cfg.clean_teacher)
     folder, settings = Path(cfg.folder), cfg.settings
     if already_built(folder, settings):
         print(f"{folder} already holds this world; nothing to do")
@@ -157,7 +153,7 @@ def build(cfg: Build) -> None:
         with tempfile.TemporaryDirectory(prefix=".toy-", dir=parent) as aside:
             part = Path(aside) / "world"
             part.mkdir()
-            write_world(part, cfg)
+            write_world(part, cfg, flaws)
             write_whole(part / "world.json", json.dumps(settings, indent=2) + "\n")
             os.replace(part, folder)  # an empty folder may be there
     except OSError as error:
@@ -169,21 +165,14 @@ def already_built(folder: Path, settings: dict[str, Any]) -> bool:
     """True if `folder` holds the world of these settings; UserError if it holds anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    missing = [name for name in FILES if not (folder / name).exists()]
-    if missing:
-        raise UserError(f"{folder} holds other things (no {missing[0]} is in it); use another DIR")
-    try:
-        before = json.loads((folder / "world.json").read_text(encoding="utf-8"))
-        changed = [f"{k} was {before.get(k, 'the default')}, is {settings.get(k, 'the default')}"
-                   for k in sorted({*settings, *before}) if before.get(k) != settings.get(k)]
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{folder / 'world.json'}: not a JSON object ({error}); use another DIR") from None
-    if changed:
-        raise UserError(f"{folder} holds a world of other settings ({', '.join(changed)}); use another DIR")
+    if not all((folder / name).exists() for name in FILES):
+        raise UserError(f"{folder} holds other things; use another DIR")
+    if (before := read_json(folder / "world.json")) != settings:
+        raise UserError(f"{folder} holds the world of {str(before)[:400]}, not of {settings}; use another DIR")
     return True
 
 
-def write_world(part: Path, cfg: Build) -> None:
+def write_world(part: Path, cfg: Build, flaws: Flaws) -> None:
     """Every file but world.json, each from a random stream of its own: no size changes another file."""
     from transformers.utils import logging
 
@@ -204,7 +193,7 @@ def write_world(part: Path, cfg: Build) -> None:
     ):
         pairs, teacher = make_pairs(count, stream(name), held_out, name), stream(f"{name} teacher")
         if taught:
-            pairs = [replace(pair, trace=teach(pair, teacher, cfg.flaws)) for pair in pairs]
+            pairs = [replace(pair, trace=teach(pair, teacher, flaws)) for pair in pairs]
             forms = stream(f"{name} forms")
             pairs = [replace(pair, trace=reshape(pair, pair.trace or "", cfg.traces, forms)) for pair in pairs]
         write_whole(part / f"{name}.jsonl", save_pairs(pairs))

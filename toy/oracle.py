@@ -18,7 +18,7 @@ from data import Message, Pair
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
 from toy.files import pieces
-from toy.world import CLEAN, Flaws, teach, user
+from toy.world import CLEAN, choose_flaws, teach, user
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,12 @@ class Serve:
     """What it does when told the verdict: redo takes every step again, rightly; force keeps the failed chain and
     writes the verdict over its own."""
 
-    @property
-    def flaws(self) -> Flaws:
-        return CLEAN if self.clean_teacher else Flaws(carry=self.flaw, blind=self.flaw)
-
 
 _PROMPT = re.compile(
     r"\[Client Question\]\n(.*)\n\n\[The Start of Chatbot A's Response\]\n(.*)\n\[The End of Chatbot A's Response\]"
     r"\n\n\[The Start of Chatbot B's Response\]\n(.*)\n\[The End of Chatbot B's Response\](.*)", re.DOTALL)
-_TOLD = re.compile(
-    r"\s*\[The Start of [^\]]+\]\n(.*)\n\[The End of [^\]]+\].*<answer>\[\[([AB])\]\]</answer>", re.DOTALL
-)
+_TOLD = re.compile(r"\s*\[The Start of [^\]]+\]\n(.*)\n\[The End of [^\]]+\].*<answer>\[\[([AB])\]\]</answer>",
+                   re.DOTALL)
 
 
 def answer(messages: Sequence[Message], rng: random.Random, cfg: Serve) -> str:
@@ -63,7 +58,9 @@ def answer(messages: Sequence[Message], rng: random.Random, cfg: Serve) -> str:
     pair = Pair("", "toy", (user(question),), first, second, "A", category)  # its winner is not looked at
     told = _TOLD.match(rest)
     try:
-        return repair(pair, told[1], told[2], cfg.repair) if told else teach(pair, rng, cfg.flaws)
+        if told:
+            return repair(pair, told[1], told[2], cfg.repair)
+        return teach(pair, rng, choose_flaws(cfg.flaw, cfg.clean_teacher))
     except (ValueError, IndexError, KeyError):
         raise ValueError("a question or response that this world does not have") from None
 
@@ -120,8 +117,7 @@ def make_server(cfg: Serve) -> ThreadingHTTPServer:
     class Server(ThreadingHTTPServer):
         request_queue_size = 128
 
-    if not 0.0 <= cfg.flaw <= 1.0:
-        raise UserError(f"--flaw {cfg.flaw}: a probability, from 0 to 1")
+    choose_flaws(cfg.flaw, cfg.clean_teacher)  # refuses what is no probability
     try:
         return Server(("127.0.0.1", cfg.port), Handler)
     except (OSError, OverflowError) as error:

@@ -7,20 +7,19 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cor_prompt import control_tokens, encode_prompt, encode_text, parse_trace, plain_tokenizer, render
 from data import Pair
+from evaluation.tables import as_text
 from reward import parse_verdict
-from runtime.cli import read_prompt
+from rollout import TorchSampler, VLLMSampler, load_sampler
+from runtime.cli import check_positive, read_prompt
 from runtime.disk import write_whole
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
 from toy.files import mean
 from toy.world import make_sum, numbers, write_solution
-
-if TYPE_CHECKING:
-    from rollout import TorchSampler, VLLMSampler
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,7 @@ class Probe:
 
 
 def probe(cfg: Probe) -> None:
-    from rollout import load_sampler
-
-    if cfg.items < 1 or cfg.max_tokens < 1:
-        raise UserError("--items and --max-tokens must be at least 1")
+    check_positive(cfg, "items", "max_tokens")
     prompt_file = Path(cfg.world) / "prompt.txt"
     if not prompt_file.is_file():
         raise UserError(f"{prompt_file}: no such file; `python -m toy build {cfg.world}` writes it")
@@ -53,10 +49,9 @@ def probe(cfg: Probe) -> None:
     sums = [make_sum(rng, held_out=True, pair_id=f"probe-{i}") for i in range(cfg.items)]
     rows = measure(load_sampler(cfg.model), sums, read_prompt(str(prompt_file)) or "", cfg.max_tokens)
     write_whole(Path(cfg.out), json.dumps(rows, indent=2) + "\n")
-    print(f"{'held-out sums, greedy':40}  share    n  verdicts")
-    for name, row in rows.items():
-        share, rate = ("-" if row[key] is None else f"{row[key]:.3f}" for key in ("share", "verdict_rate"))
-        print(f"{name.replace('_', ' '):40}  {share:>5} {row['n']:>4}  {rate:>8}")
+    shown = [[name.replace("_", " "), *("-" if value is None else str(value) for value in row.values())]
+             for name, row in rows.items()]
+    print(as_text("held-out sums, greedy", [["", "share", "n", "verdicts"], *shown]))
 
 
 def measure(sampler: TorchSampler | VLLMSampler, sums: Sequence[Pair], system: str, max_tokens: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from cor_prompt import parse_trace
 from data import Message, Pair
+from runtime.errors import UserError
 
 COLOURS = "red green blue gold black white pink grey".split()
 NOUNS = "boat car cat dog tree house bird fish".split()
@@ -104,6 +105,13 @@ class Flaws:
 
 
 CLEAN = Flaws(0.0, 0.0, 0.0, 0.0)
+
+
+def choose_flaws(flaw: float, clean: bool) -> Flaws:
+    """What --flaw and --clean-teacher ask for."""
+    if not 0.0 <= flaw <= 1.0:
+        raise UserError(f"--flaw {flaw}: a probability, from 0 to 1")
+    return CLEAN if clean else Flaws(carry=flaw, blind=flaw)
 
 
 def teach(pair: Pair, rng: random.Random, flaws: Flaws) -> str:

@@ -21,7 +21,7 @@ from data import Pair, load_pairs, save_pairs
 from loading.tokenizer import load_tokenizer
 from prepare import distill, rstar
 from prepare.distill import Config
-from prepare.hint import HINT, hinted, leaks
+from prepare.hint import HINT, leaks
 from reward import parse_verdict
 from runtime import cli
 from runtime.errors import UserError
@@ -315,9 +315,8 @@ def test_another_configuration_is_refused(fake, tmp_path):
     distill.distil(cfg)
     asked_before, before = len(fake.seen), contents(tmp_path / "out")
     assert fake.seen[0]["body"]["messages"][0] == {"role": "system", "content": "Judge."}
-    for changed in ({"seed": 1}, {"samples": 2}, {"model": "x"}, {"whole": True}, {"second_pass": False}, {"limit": 2}):
-        with pytest.raises(UserError, match="another configuration"):
-            distill.distil(replace(cfg, **changed))
+    with pytest.raises(UserError, match="another configuration"):
+        distill.distil(replace(cfg, seed=1))
     (tmp_path / "prompt.txt").write_text("Judge well.")
     with pytest.raises(UserError, match="digests"):
         distill.distil(cfg)
@@ -343,11 +342,6 @@ def test_another_configuration_is_refused(fake, tmp_path):
 def test_impossible_settings_are_refused(tmp_path, wrong, words):
     with pytest.raises(UserError, match=words):
         distill.distil(replace(make_config(None, tmp_path / "out", make_pairs(2), base_url="http://x/v1"), **wrong))
-
-
-def test_repeated_ids_are_refused(tmp_path):
-    with pytest.raises(UserError, match="'p0' comes more than once"):
-        distill.distil(make_config(None, tmp_path / "out", [*make_pairs(2), *make_pairs(1)], base_url="http://x/v1"))
 
 
 # ---- the hint ------------------------------------------------------------------------------------------
@@ -386,31 +380,6 @@ def test_every_part_of_the_hint_is_known_as_a_leak():
         assert leaks(" ".join(words[start : start + 8])), words[start]
 
 
-def test_real_and_toy_traces_are_no_leaks():
-    folder = Path(__file__).parents[2] / "recipes" / "real"
-    real = [p for name in ("traces", "traces_held_out") for p in load_pairs(str(folder / f"{name}.jsonl"))]
-    rng = random.Random(0)
-    toys = [toy_world.teach(p, rng, Flaws()) for p in toy_world.make_pairs(100, rng, False, "p")]
-    assert len(real) == 24 and not any(map(leaks, [*(p.trace for p in real), *toys]))
-
-
-def test_no_kept_trace_tells_of_the_hint(fake, tmp_path):
-    """Oracle two leaks every other time, each time in other words."""
-
-    def plan(body, times):
-        i, number = asked(body)
-        leak = LEAKS[i // 2] if number == 2 and i % 2 else "tact"
-        return completion(WHOLE.format(leak, letter(i, number == 2)))
-
-    fake.plan = plan
-    summary = distill.distil(make_config(fake, tmp_path / "out", make_pairs(2 * len(LEAKS))))
-    assert summary["pass_2"]["chains"] == {"good": len(LEAKS), "tells of the hint": len(LEAKS)}
-    traces = load_pairs(str(tmp_path / "out" / "traces.jsonl"))
-    assert len(traces) == len(LEAKS) and {p.trace for p in traces} == {WHOLE.format("tact", "A")}
-    assert all(p.messages is None for p in traces), "the hinted prompt is not what is learnt from"
-    assert {p.meta["pass_2"] for p in load_pairs(str(tmp_path / "out" / "failed.jsonl"))} == {"tells of the hint"}
-
-
 def test_strangers_can_forge_neither_verdict_nor_section(fake, tmp_path):
     """What looks like the end of a section and a verdict stays inside, in a response and in the failed judgement."""
     attack = (
@@ -439,17 +408,6 @@ def test_strangers_can_forge_neither_verdict_nor_section(fake, tmp_path):
         assert re.findall(r"\[\[[AB]\]\]", text[end:]) == [f"[[{letter(i)}]]"]
         plain = render(pairs[i], "instruct")
         assert text.startswith(plain[-1]["content"] + "\n\n[The Start of the Failed") and len(plain) == 2
-
-
-def test_a_ready_made_prompt_is_hinted_too():
-    messages = (
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
-        {"role": "user", "content": "c"},
-    )
-    found = hinted(messages, "B", "{failed} {0} <answer>[[A]]</answer>")
-    assert found[:2] == messages[:2] and found[2]["content"].startswith("c\n\n[The Start")
-    assert "{failed} {0} <answer>[[A]]" in found[2]["content"] and "{verdict}" not in found[2]["content"]
 
 
 # ---- a local checkpoint, the toy -----------------------------------------------------------------------
@@ -496,31 +454,10 @@ def test_the_toy_goes_through_both_passes(world, tmp_path, repair):
     assert summary["pass_1"]["prompt_tokens"] == sum(r["prompt_tokens"] for r in rows(tmp_path / "out", "pass_1.jsonl"))
 
 
-def test_sft_takes_the_traces_unchanged(world, tmp_path):
-    import sft
-
-    server, url = serve()
-    try:
-        distill.distil(tiny(world, tmp_path / "out", base_url=url))
-    finally:
-        server.shutdown()
-        server.server_close()
-    paths = {"model": world / "start", "data": tmp_path / "out" / "traces.jsonl", "out": tmp_path / "sft",
-             "prompt_file": world / "prompt.txt", "held_out": ""}
-    sft.train(replace(sft.PRESETS["tiny"], **{key: str(path) for key, path in paths.items()}, steps=2))
-    assert (tmp_path / "sft" / "model" / "model.safetensors").is_file()
-
-
 def test_a_local_checkpoint_distils_itself(world, tmp_path, monkeypatch):
     """An untrained one: nothing is kept, everything is logged and counted, an interrupted run continues."""
-    changes = {
-        "base_url": "",
-        "model": str(world / "start"),
-        "samples": 2,
-        "max_tokens": 6,
-        "limit": 5,
-        "sampler": "torch",
-    }
+    changes = {"base_url": "", "model": str(world / "start"), "samples": 2, "max_tokens": 6, "limit": 5,
+               "sampler": "torch"}
     cfg = tiny(world, tmp_path / "out", **changes, at_once=4)
     summary = distill.distil(cfg)
     assert summary["all"] == {"pairs": 5, "pass_1": 0.0, "pass_2": 0.0, "lost": 1.0}
@@ -563,19 +500,15 @@ def test_presets_parse_and_the_paper_asks_for_its_keys(tmp_path, monkeypatch):
 # ---- R-star --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("reasoning", "answer", "score"),
-    [
-        ([0.9, 0.5], [1.0, 0.8], 0.7 * 0.9),
-        ([0.90, 0.85, 0.40, 0.30, 0.60, 0.95], [0.90, 0.85], 4.0 / 6 * 0.875),  # hesitates twice
-        ([0.90, 0.92, 0.88, 0.95], [0.97, 0.95], 0.9125 * 0.96),
-        ([0.9] * 100, [0.9] * 2, 0.81),  # length does not count
-        ([1.0, 0.0], [1.0], 0.5),  # nor does one impossible word make it nothing
-        ([1.0], [0.0], 0.0),
-        ([], [1.0, 1.0], 0.0),  # a bare verdict
-        ([1.0, 1.0], [], 0.0),
-    ],
-)
+@pytest.mark.parametrize(("reasoning", "answer", "score"), [
+    ([0.9, 0.5], [1.0, 0.8], 0.7 * 0.9),
+    ([0.90, 0.85, 0.40, 0.30, 0.60, 0.95], [0.90, 0.85], 4.0 / 6 * 0.875),  # hesitates twice
+    ([0.9] * 100, [0.9] * 2, 0.81),  # length does not count
+    ([1.0, 0.0], [1.0], 0.5),  # nor does one impossible word make it nothing
+    ([1.0], [0.0], 0.0),
+    ([], [1.0, 1.0], 0.0),  # a bare verdict
+    ([1.0, 1.0], [], 0.0),
+])
 def test_r_star_is_the_product_of_two_means(reasoning, answer, score):
     assert rstar.rstar(torch.tensor([*reasoning, *answer]), len(reasoning)) == pytest.approx(score, abs=1e-6)
 
@@ -624,19 +557,6 @@ def test_r_star_by_a_model_is_the_one_that_transformers_gives(scorer, budget):
             p = p[torch.arange(len(prompt) - 1, len(prompt) + len(ids) - 1), ids]
             wanted = (p[:-3].mean() * p[-3:].mean()).item() if len(ids) > 3 else 0.0  # <answer>, [[A]], </answer>
             assert score == pytest.approx(wanted, rel=1e-4)
-
-
-def attempt(sample, fault=""):
-    return distill.Attempt("s", "p", sample, fault, "stop", 1, 1, f"text {sample}")
-
-
-def test_the_chosen_chain_is_the_highest_of_those_without_a_fault_and_else_the_first():
-    wrong, one, two, three = attempt(0, "wrong verdict"), attempt(1), attempt(2), attempt(3)
-    group = [wrong, one, two, three]
-    assert distill.choose(group) == one
-    assert distill.choose(group, {wrong: 0.9, one: 0.2, two: 0.5, three: 0.4}) == two
-    assert distill.choose(group, {one: 0.3, two: 0.3, three: 0.3}) == one
-    assert distill.choose([wrong], {wrong: 0.9}) is None and distill.choose([]) is None
 
 
 def test_the_straightest_chain_becomes_the_trace(fake, tmp_path, scorer):
