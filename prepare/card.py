@@ -61,10 +61,11 @@ def signs(source: str, chosen: Sequence[Message], rejected: Sequence[Message]) -
 
 def watch(items: Sequence[T], label: str) -> Iterator[T]:
     """The items, with a progress bar."""
-    bar = steps.progress(len(items), 0, label) if items else None
-    for item in items:
-        yield item
-        bar.update()
+    if items:
+        with steps.progress(len(items), 0, label) as bar:
+            for item in items:
+                yield item
+                bar.update()
 
 
 # ---- texts that come twice -----------------------------------------------------------------------------
