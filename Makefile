@@ -6,7 +6,7 @@
 # make test-slow     the end-to-end bounds, kills, long sequences
 # make test-vllm     vLLM on the CPU, in an environment of its own, against the trainer's log-probs
 # make mutants       the tests of the equations, the batches and the readers, tested in turn; half an hour or more
-# make handout OUT=DIR    a student's copy of the course (COURSE_TERM=2026-autumn ASSIGNMENTS=3); course/README.md
+# make handout OUT=DIR    a student's copy of the course (ASSIGNMENTS=3: of one assignment); course/README.md
 # make exercises     ten changes of at most ten lines, three seeds each, 35 CPU-minutes; after make tables
 # make traps         seventeen faults: the tests that notice, a short run of each, 20 minutes; after make tables
 # make bench         speed and memory against TRL, a few minutes; make bench-full has the rest, an hour and more
@@ -66,10 +66,10 @@ variants: install
 
 # Both start from the judges that `make tables` distils; course/exercises.md and course/traps.md are written anew.
 exercises: install
-	$(BIN)/python course/exercises.py run --distilled 'runs/tables/seed-{seed}/distilled'
+	$(BIN)/python -m course.exercises run --distilled 'runs/tables/seed-{seed}/distilled'
 
 traps: install
-	$(BIN)/python course/traps.py run --distilled runs/tables/seed-0/distilled
+	$(BIN)/python -m course.traps run --distilled runs/tables/seed-0/distilled
 
 test: install
 	$(BIN)/ruff check .
@@ -137,7 +137,7 @@ real: install runs/smollm2/config.json
 
 # Nothing but Python is needed here; `autograder` is the archive that Gradescope asks for.
 handout:
-	$(PYTHON) course/handout.py "$(OUT)" $(if $(COURSE_TERM),--term "$(COURSE_TERM)") $(if $(ASSIGNMENTS),--assignments "$(ASSIGNMENTS)")
+	$(PYTHON) -m course.handout "$(OUT)" $(if $(ASSIGNMENTS),--assignments "$(ASSIGNMENTS)")
 
 autograder:
 	rm -f "$(OUT)"

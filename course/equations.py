@@ -1,6 +1,6 @@
 """The paper's numbered equations -> what computes each -> the tests that hold it.
 
-    python course/equations.py            writes course/equations.md
+    python -m course.equations            writes course/equations.md
 
 The code says `Eq. n` in the docstring or in a comment of the function that computes it, a test on the line of its
 name or in its docstring. The table is made from these words alone, and `problems` names what does not fit: a number
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("ops", "runtime", "formats", "judging", "evaluation", "prepare", "toy", "report", "variants")
+ROOMS = ("ops", "runtime", "loading", "formats", "judging", "evaluation", "prepare", "toy", "report", "variants")
 
 # Numbers as in arXiv 2505.02387v4.
 PAPER = {
@@ -162,7 +162,7 @@ def table() -> str:
     return f"""# Equations
 
 All numbered equations of [arXiv 2505.02387](https://arxiv.org/abs/2505.02387) (version 4), what computes each, and
-the tests that hold it. Made by `python course/equations.py` from the words `Eq. n` in the code and in the tests.
+the tests that hold it. Made by `python -m course.equations` from the words `Eq. n` in the code and in the tests.
 
 {chr(10).join(rows)}
 

@@ -1,8 +1,8 @@
 """Ten changes of at most ten lines, each with its effect in the tiny world: three seeds, before and after.
 
-    python course/exercises.py run --distilled 'runs/tables/seed-{seed}/distilled'     # after make tables
-    python course/exercises.py run --only 03 --seeds 0 --steps 4 --at-once 1           # does it run?
-    python course/exercises.py table                                                   # exercises.json -> .md, .png
+    python -m course.exercises run --distilled 'runs/tables/seed-{seed}/distilled'     # after make tables
+    python -m course.exercises run --only 03 --seeds 0 --steps 4 --at-once 1           # does it run?
+    python -m course.exercises table                                                   # exercises.json -> .md, .png
 
 A change is a file of course/exercises, a diff with a head that says what to do and what to expect. It is applied to
 a copy of the scripts under runs/exercises/trees; both sides start from one distilled judge per seed and are rows of
@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import signal
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,7 @@ from typing import Any
 
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from patches import ROOT, Patch, make_tree, read_patches
-
+from course.patches import ROOT, Patch, make_tree, read_patches
 from recipes import miniature
 from recipes.miniature import Row
 from recipes.miniature_results import Estimate, estimate, in_words, rights
@@ -304,7 +300,7 @@ def write_table(folder: Path) -> None:
     shown = f"![both sides, each seed](exercises.png)\n\n{overview(found, patches)}"
     write_whole(folder / "exercises.md", f"""# Ten changes of at most ten lines
 
-Written by `python course/exercises.py` from course/exercises and exercises.json; do not edit. For lecturers: the
+Written by `python -m course.exercises` from course/exercises and exercises.json; do not edit. For lecturers: the
 patches are the solutions. Both sides start from the same distilled judge and train 50 rounds in the tiny world.
 Accuracy is greedy over 250 held-out pairs in both orders, differences are taken pair by pair within a seed; ± is two
 standard errors, the larger of the pairs' and the seeds'. A metric is its mean over the last ten rounds, ± of the

@@ -1,11 +1,11 @@
-"""Grade submissions: `python course/grade.py SUBMISSION... [--out results.json]` (Gradescope's format).
+"""Grade submissions: `python -m course.grade SUBMISSION... [--out results.json]` (Gradescope's format).
 
-    1. a clean tree: this term's handout, made anew from the repository
-    2. over it from the submission: the files that hold a function of handout.toml, nothing else
-    3. the hidden tests run in this process and ask the functions in others (worker.py); JSON comes back, no code
-    4. the results file, written when all processes of the submission are gone
+    1. a clean tree: the handout, made again from the repository
+    2. from the submission only the files that hold a function of handout.toml are copied over it
+    3. the hidden tests run in this process; worker.py calls the functions in other processes and returns JSON
+    4. the results file is written when all processes of the submission have ended
 
-Nothing of a submission runs in the process that compares, adds up and writes.
+No code of a submission runs in the process that compares, adds up and writes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import handout
 import pytest
-from handout import HERE, HandoutError, Plan
-from todo import Todo
+
+from course import handout
+from course.handout import HERE, HandoutError, Plan
+from course.todo import Todo
 
 LARGEST = 2**20  # bytes of a submitted file
 
@@ -60,7 +61,8 @@ def take(submission: Path, tree: Path, plan: Plan) -> dict[str, str]:
             ast.parse(text)
             (tree / file).write_text(text, encoding="utf-8")
         except FileNotFoundError:
-            left_out[file] = "not handed in"
+            flat = submission / path.name  # a file of a room, handed in without its folder
+            left_out[file] = "not handed in" + f"; {path.name} must be in its folder" * (flat != path and flat.exists())
         except (OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
             left_out[file] = f"not taken: {error}"
     return left_out
@@ -74,8 +76,7 @@ def make_readable(tree: Path) -> None:
 
 def still_blank(tree: Path, plan: Plan) -> set[str]:
     files = {f.file: (tree / f.file).read_text(encoding="utf-8") for f in plan.functions}
-    return {name for file, text in files.items()
-            for name in handout.blanks(text, [f.name for f in plan.functions if f.file == file])}
+    return {name for file, text in files.items() for name in handout.blanks(text, plan.names_in(file))}
 
 
 # ---- the other side ------------------------------------------------------------------------------------
@@ -134,10 +135,7 @@ class Grader:
     tests: list[dict[str, Any]] = field(default_factory=list)
 
     def pytest_configure(self, config: Any) -> None:
-        config.course = {
-            "spec": handout.specification(self.plan),
-            "points": {f.name: f.points for f in self.plan.functions},
-        }
+        config.course = {"points": {f.name: f.points for f in self.plan.functions}}
         config.ask = self.ask
 
     def ask(self, function: str, probe: str, arguments: list[Any]) -> Any:
@@ -230,10 +228,10 @@ def by_function(results: Mapping[str, Any], plan: Plan) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Grade submissions (folders with the files that were written).")
+    parser = argparse.ArgumentParser(prog="python -m course.grade",
+                                     description="Grade submissions (folders with the files that were written).")
     parser.add_argument("submissions", nargs="+", type=Path, metavar="SUBMISSION")
     parser.add_argument("--out", type=Path, help="results file; of several submissions a folder; default: none")
-    parser.add_argument("--term", help="as given to handout.py")
     parser.add_argument("--assignments", help="grade only these, such as 3 or 1,2")
     parser.add_argument("--functions", help="grade only these, such as kl_k3,draw")
     parser.add_argument("--seconds", type=float, help="for one question to the submission; default: handout.toml's")
@@ -242,9 +240,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = given.functions.split(",") if given.functions else None
     try:
         wanted = {int(part) for part in given.assignments.split(",")} if given.assignments else None
-        plan = handout.read_plan(term=given.term, assignments=wanted, names=names)
+        plan = handout.read_plan(assignments=wanted, names=names)
         if given.seconds:
-            plan = Plan(**{**vars(plan), "seconds": given.seconds})
+            plan = replace(plan, seconds=given.seconds)
         with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as clean:
             clean_tree(Path(clean), plan)
             worker = Worker(Path(root))

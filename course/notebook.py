@@ -1,6 +1,6 @@
 """walkthrough.py (cells marked `# %%`) -> walkthrough.ipynb with the outputs of a run.
 
-    python course/notebook.py
+    python -m course.notebook
 
 Jupyter is not needed to write or to check a notebook that prints text: a cell is run by `exec`, its output is what it
 printed, and the file is JSON.

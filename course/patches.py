@@ -17,7 +17,7 @@ from pathlib import Path
 from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("ops", "runtime", "formats", "judging", "evaluation", "prepare", "toy", "report")
+ROOMS = ("ops", "runtime", "loading", "formats", "judging", "evaluation", "prepare", "toy", "report")
 LEFT_OUT = (".git", "runs", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "*.part")
 
 

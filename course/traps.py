@@ -1,9 +1,9 @@
 """Traps on purpose: each fault that was met in a public implementation, one at a time, against tests and curves.
 
-    python course/traps.py run --distilled runs/tables/seed-0/distilled     # 17 faults: tests, then 30 rounds each
-    python course/traps.py run --no-run                                     # the tests alone, minutes
-    python course/traps.py run --only T05 --no-run --all                    # every fast test against one fault
-    python course/traps.py table                                            # traps.json -> traps.md
+    python -m course.traps run --distilled runs/tables/seed-0/distilled     # 17 faults: tests, then 30 rounds each
+    python -m course.traps run --no-run                                     # the tests alone, minutes
+    python -m course.traps run --only T05 --no-run --all                    # every fast test against one fault
+    python -m course.traps table                                            # traps.json -> traps.md
 
 A fault is a file of course/traps. It is applied to a clean copy of the project under runs/traps; the tests that its
 head names must then fail, and pass without it. Then the copy trains as the project would, to see what a curve says
@@ -27,10 +27,7 @@ from typing import Any
 
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from patches import ROOT, Patch, make_tree, read_patches, scripts
-
+from course.patches import ROOT, Patch, make_tree, read_patches, scripts
 from runtime.cli import start
 from runtime.disk import write_whole
 from runtime.errors import UserError
@@ -224,7 +221,7 @@ def write_table(folder: Path) -> None:
     lines += [f"| {trap} | cannot be shown here | | | | {why} |" for trap, why in IMPOSSIBLE.items()]
     write_whole(folder / "traps.md", f"""# Traps on purpose
 
-Written by `python course/traps.py run` from course/traps and traps.json; do not edit. Each fault was met in a public
+Written by `python -m course.traps run` from course/traps and traps.json; do not edit. Each fault was met in a public
 implementation (T1 to T17) and is applied alone to a clean copy of the project. The tests that should notice are run
 (`-x`: they stop at the first that goes red), then the copy trains: reinforcement from the distilled judge of seed 0,
 for T4 a short distillation. reward/mean, train/loss, policy/ref_kl and sync/logprob_diff_mean are means of the last

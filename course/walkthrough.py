@@ -7,7 +7,7 @@
 #
 # Letters for shapes: P prompts, G responses to each, R packed rows, T input tokens in a row, N response tokens.
 #
-# `walkthrough.py` is the source of this notebook; `python course/notebook.py` runs it and writes `walkthrough.ipynb`.
+# `walkthrough.py` is the source of this notebook; `python -m course.notebook` runs it and writes `walkthrough.ipynb`.
 
 # %% [markdown]
 # ## The world

@@ -1,4 +1,4 @@
-"""Grades all that test_course.py looks at, with one worker: `course_driver.py FOLDER`, results to FOLDER/NAME.json."""
+"""Grade all that test_course.py looks at, with one worker: `course_driver.py FOLDER`, results to FOLDER/NAME.json."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "course"))
-
-import grade  # noqa: E402
-import handout  # noqa: E402
+from course import grade, handout
+from course.handout import ROOT
 
 HOSTILE = {  # name: (file, what is put at its end)
     "exits": ("reward.py", "import os\ndef parse_verdict(*_):\n    os._exit(0)\n"),
@@ -58,12 +55,6 @@ def group_advantages(*a, **k):
 }
 
 
-def combination(plan: handout.Plan, number: int) -> handout.Plan:
-    """A term that draws option `number` of every variation; three of them meet every option."""
-    single = tuple({**v, "option": [v["option"][number % len(v["option"])]]} for v in plan.variations)
-    return replace(plan, variations=single, term="x", vary=tuple(v["name"] for v in single))
-
-
 class Case:
     """A plan and its clean tree; `grade` writes FOLDER/NAME.json."""
 
@@ -77,8 +68,8 @@ class Case:
         path = self.folder / "handed_in" / name
         path.mkdir(parents=True)
         for file in {f.file for f in self.plan.functions}:
-            names = [f.name for f in self.plan.functions if f.file == file and f.name not in written]
-            text = handout.edited((ROOT / file).read_text(encoding="utf-8"), file, self.plan)
+            names = [name for name in self.plan.names_in(file) if name not in written]
+            text = (ROOT / file).read_text(encoding="utf-8")
             (path / file).parent.mkdir(parents=True, exist_ok=True)
             (path / file).write_text(handout.blank(text, file, names), encoding="utf-8")
         return path
@@ -89,7 +80,7 @@ class Case:
 
 
 def main(folder: Path) -> None:
-    plan = handout.read_plan(term="")
+    plan = handout.read_plan()
     (folder / "work").mkdir()
     worker = grade.Worker(folder / "work")
     (folder / "guards.json").write_text(json.dumps(worker.guards))
@@ -110,24 +101,15 @@ def main(folder: Path) -> None:
     (odd / "grpo.py").write_bytes(b"\xff\xfe")
     (odd / "batch.py").write_text("def broken(:\n")
     (odd / "ops/decode.py").write_text("#" * (2**20 + 1))
+    (odd / "ops/attention.py").rename(odd / "attention.py")
     (odd / "sitecustomize.py").write_text("raise SystemExit\n")
     whole.grade(odd)
     names = sorted(plan.names)
     for seed in range(2):  # a lecturer's choice of functions, of which some are written
         chosen = random.Random(seed).sample(names, 5)
-        case = Case(folder, f"chosen-{seed}", handout.read_plan(term="", names=chosen), worker)
+        case = Case(folder, f"chosen-{seed}", handout.read_plan(names=chosen), worker)
         case.grade(case.submission(f"chosen-{seed}-full", set(chosen)))
         case.grade(case.submission(f"chosen-{seed}-some", set(chosen[:2])))
-    for number in range(3):
-        varied = combination(handout.read_plan(assignments=(1, 3)), number)
-        case = Case(folder, f"term-{number}", varied, worker)
-        case.grade(case.submission(f"term-{number}-key", set(varied.names)))
-        public = folder / "handed_in" / f"term-{number}-public"
-        public.mkdir()
-        for file in {f.file for f in varied.functions}:
-            (public / file).parent.mkdir(parents=True, exist_ok=True)
-            (public / file).write_bytes((ROOT / file).read_bytes())
-        case.grade(public)
     worker.close()
 
 

@@ -56,7 +56,7 @@ sys.addaudithook(no_network)
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'course'}", "CUDA_VISIBLE_DEVICES": ""}
+    paths = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([sys.executable, "-c", WATCHED + code], cwd=ROOT, capture_output=True, text=True,
                           env=clean | paths | environment)
 

@@ -25,24 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "visible: the test is in the handout")
 
 
-def plan() -> dict[str, Any]:
-    """{"spec", "points", "visible", "expected"} beside the tests in a handout; the first two from handout.toml here."""
-    beside = Path(__file__).with_name("plan.json")
-    if beside.exists():
-        return json.loads(beside.read_text())
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    import handout
-
-    whole = handout.read_plan(term="")
-    return {"spec": handout.specification(whole), "points": {f.name: f.points for f in whole.functions}}
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Only tests of functions that are set, in the order in which they are set."""
-    if "course" not in config.__dict__:
-        config.course = plan()  # type: ignore[attr-defined]
+    if "course" not in config.__dict__:  # in a handout; grade.py sets it itself
+        config.course = json.loads(Path(__file__).with_name("plan.json").read_text())  # type: ignore[attr-defined]
     known = list(config.__dict__["course"]["points"])
     wanted = [item for item in items if points_of(item)[0] in known]
     config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
@@ -52,23 +38,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def points_of(item: pytest.Item) -> tuple[str, float]:
     mark = item.get_closest_marker("points")
     return mark.args if mark else ("", 0.0)
-
-
-@pytest.fixture
-def spec(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """This term's specification, {variation: value}."""
-    return request.config.__dict__["course"]["spec"]
-
-
-@pytest.fixture
-def expected(request: pytest.FixtureRequest, spec: dict[str, Any]) -> Callable[..., Any]:
-    """expected(equation, *arguments): computed in the repository, looked up in a handout, where twins.py is missing."""
-    if "expected" in request.config.__dict__["course"]:
-        return lambda *call: request.config.__dict__["course"]["expected"][json.dumps(call)]
-
-    import twins
-
-    return lambda name, *arguments: getattr(twins, name)(spec, *arguments)
 
 
 @pytest.fixture
@@ -131,7 +100,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             note = "  still to be written" if name in waits else ""
             terminalreporter.line(f"{got[name]:5g} of {full[name]:<4g} {name}{note}")
         course = config.__dict__["course"]
-        more = sum(course["points"][name] - course.get("visible", course["points"])[name] for name in full if name)
+        more = sum(course["points"][name] - course["visible"][name] for name in full if name)
         seen = f"{sum(got.values()):5g} of {sum(full.values()):g} seen here"
         terminalreporter.line(f"{seen}; {more:g} more points are asked by tests that you do not see" if more else seen)
 

@@ -361,8 +361,6 @@ def sharded(weights: list[list[list[float]]], inputs: list[list[list[float]]], c
 
 def on_ranks(count: int, work: Callable[[int], Any], seconds: float = 25.0) -> list[Any]:
     """work(rank) in as many Gloo processes, forked from this one, which has used no thread -> their answers."""
-    from todo import Todo
-
     children = []
     with tempfile.TemporaryDirectory() as folder:
         for rank in range(count):
@@ -384,6 +382,8 @@ def on_ranks(count: int, work: Callable[[int], Any], seconds: float = 25.0) -> l
         found = json.loads(text) if text else {"error": f"did not answer within {seconds:g} s, or died: do all ranks "
                                                         "make the same collective calls, and as many?"}
         if "waiting" in found:
+            from todo import Todo
+
             raise Todo(found["waiting"])
         if "error" in found:
             raise RuntimeError(f"rank {rank} of {count}: {found['error']}")

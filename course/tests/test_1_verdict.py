@@ -15,10 +15,6 @@ TALK = [
 ]
 
 
-def when_both(spec, first, last):
-    return {"none": None, "first": first, "last": last}[spec["both"]]
-
-
 @pytest.mark.visible
 @pytest.mark.points("parse_verdict", 2)
 def test_parse_verdict_the_training_rule_wants_the_literal_tag(ask):
@@ -29,8 +25,8 @@ def test_parse_verdict_the_training_rule_wants_the_literal_tag(ask):
 
 
 @pytest.mark.points("parse_verdict", 2)
-def test_parse_verdict_the_training_rule_reads_a_window(ask, spec):
-    window = spec["window"]
+def test_parse_verdict_the_training_rule_reads_a_window(ask):
+    window = 80
     for tag, letter in ((A, "A"), (B, "B")):
         for after, expected in [(0, letter), (window - 22, letter), (window - 21, None), (window, None), (900, None)]:
             text = "x" * 300 + tag + "." * after
@@ -41,23 +37,19 @@ def test_parse_verdict_the_training_rule_reads_a_window(ask, spec):
 
 
 @pytest.mark.points("parse_verdict", 1)
-def test_parse_verdict_both_letters_in_a_text(ask, spec):
+def test_parse_verdict_both_letters_in_a_text(ask):
     for rule in ("train", "eval", "official"):
-        equal(f"parse_verdict(text, {rule!r}) of a text with A, then B", ask("verdicts", [A + " " + B], rule),
-              [when_both(spec, "A", "B")])
-        equal(f"parse_verdict(text, {rule!r}) of a text with B, then A", ask("verdicts", [B + " " + A], rule),
-              [when_both(spec, "B", "A")])
-        equal(f"parse_verdict(text, {rule!r}) of {A + A!r}", ask("verdicts", [A + A], rule), ["A"])
+        texts = [A + " " + B, B + " " + A, A + A]
+        equal(f"parse_verdict(text, {rule!r}) of {texts}", ask("verdicts", texts, rule), [None, None, "A"])
 
 
 @pytest.mark.points("parse_verdict", 1)
-def test_parse_verdict_the_evaluation_rules_and_thoughts(ask, spec):
+def test_parse_verdict_the_evaluation_rules_and_thoughts(ask):
     texts = ["[[B]]" + "x" * 500, "<think>[[A]]</think> [[B]]", "[[A]]</think>[[A]] [[A]]</think> [[B]] it is",
              "<think>[[A]]</think> undecided", "<think>[[A]]</think> [[B]] </think> undecided"]
     equal(f"parse_verdict(text, 'eval') of {texts}", ask("verdicts", texts, "eval"), ["B", "B", "B", None, None])
-    both = when_both(spec, "A", "B")
     equal(f"parse_verdict(text, 'official') of {texts}", ask("verdicts", texts, "official"),
-          ["B", both, both, "A", both])
+          ["B", None, None, "A", None])
 
 
 @pytest.mark.visible

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import doctest
 import fcntl
-import importlib.util
 import json
 import os
 import re
@@ -13,18 +11,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
-import grade
-import handout
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from course import grade, handout
+
 ROOT = Path(__file__).parents[2]
 COURSE = ROOT / "course"
-PLAN = handout.read_plan(term="")
+PLAN = handout.read_plan()
 NAMES = sorted(PLAN.names)
 
 
@@ -39,7 +36,7 @@ def read(path: Path) -> str:
 @settings(max_examples=8, deadline=None)
 def test_any_choice_of_functions_is_blanked_and_nothing_else(tmp_path_factory, names):
     out = tmp_path_factory.mktemp("handout") / "copy"
-    plan = handout.read_plan(term="", names=names)
+    plan = handout.read_plan(names=names)
     handout.make_handout(out, plan)
     for file in plan.carry:
         if file not in {f.file for f in plan.functions}:
@@ -63,9 +60,7 @@ def test_the_copy_tells_nothing(tmp_path):
     there = {str(p.relative_to(tmp_path / "copy")) for p in (tmp_path / "copy").rglob("*") if p.is_file()}
     extra = {"README.md", "Makefile", "pyproject.toml", "todo.py", "tests/plan.json"}
     extra |= {f"assignments/{n}.md" for n in range(1, 8)}
-    assert there == set(PLAN.carry) | extra | {
-        f"tests/{p.name}" for p in (COURSE / "tests").glob("*.py") if p.stem != "twins"
-    }
+    assert there == set(PLAN.carry) | extra | {f"tests/{p.name}" for p in (COURSE / "tests").glob("*.py")}
     for path in (tmp_path / "copy" / "tests").glob("test_*.py"):
         shown, whole = ast.parse(read(path)), ast.parse(read(COURSE / "tests" / path.name))
         kept = [node for node in shown.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
@@ -95,7 +90,7 @@ def test_a_copy_carries_all_that_its_scripts_need(tmp_path):
             for other in names:
                 there = (ROOT / f"{other.replace('.', '/')}.py").exists()
                 assert other in carried or not there, f"{name} imports {other}"
-    handout.make_handout(tmp_path / "copy", handout.read_plan(term="", names=[]))
+    handout.make_handout(tmp_path / "copy", handout.read_plan(names=[]))
     done = subprocess.run([sys.executable, "-c", f"import {', '.join(sorted(carried))}"], cwd=tmp_path / "copy",
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -121,57 +116,9 @@ def test_every_function_has_visible_and_hidden_tests_that_add_up_to_its_points()
 
 def test_a_copy_is_never_written_over_another(tmp_path):
     (tmp_path / "mine.txt").write_text("work of a week")
-    done = subprocess.run(
-        [sys.executable, "course/handout.py", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "course.handout", str(tmp_path)], cwd=ROOT, capture_output=True,
+                          text=True)
     assert done.returncode == 2 and "not empty" in done.stderr and len(list(tmp_path.iterdir())) == 1
-
-
-# ---- a term's specification ----------------------------------------------------------------------------
-
-OPTIONS = [(v["name"], option) for v in PLAN.variations for option in v["option"]]
-
-
-@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=[f"{n}-{o['value']}" for n, o in OPTIONS])
-def test_each_option_fits_the_source_and_its_docstrings_hold(tmp_path, name, option):
-    variation = {"name": name, "published": None, "option": [option]}
-    plan = replace(PLAN, term="x", vary=(name,), variations=(variation,))
-    for file in {edit[0] for edit in option["edits"]}:
-        if file.startswith("assignments/"):
-            assert handout.edited(read(COURSE / file), file, plan) != read(COURSE / file)
-            continue
-        text = handout.edited(read(ROOT / file), file, plan)
-        assert text != read(ROOT / file) and max(map(len, text.splitlines())) <= 120
-        path = tmp_path / f"varied_{Path(file).name}"
-        path.write_text(text, encoding="utf-8")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
-        assert doctest.testmod(module).failed == 0
-        del sys.modules[path.stem]
-
-
-def test_a_term_draws_the_same_values_again_and_never_the_published_ones(tmp_path):
-    drawn = [handout.specification(replace(PLAN, term=f"term {i}")) for i in range(40)]
-    assert drawn == [handout.specification(replace(PLAN, term=f"term {i}")) for i in range(40)]
-    published = handout.specification(PLAN)
-    assert all(spec[name] != published[name] for spec in drawn for name in published)
-    assert len({json.dumps(spec) for spec in drawn}) > 20
-    plan = replace(PLAN, term="term 0")
-    handout.make_handout(tmp_path / "copy", plan)
-    readme = read(tmp_path / "copy" / "README.md")
-    of = {v["name"]: v["assignment"] for v in plan.variations}
-    says = [f"- assignment {of[name]}: {option['says']}\n" for name, option in handout.options(plan).items()]
-    assert len(says) == 7 and all(line in readme for line in says)
-    assert json.loads(read(tmp_path / "copy" / "tests" / "plan.json"))["spec"] == drawn[0]
-
-
-def test_an_edit_that_no_longer_fits_is_named():
-    broken = {"name": "kl", "published": "k3", "option": [{"value": 0, "edits": [["grpo.py", "never written", ""]]}]}
-    with pytest.raises(handout.HandoutError, match=r"kl = 0: grpo.py has 0 times 'never written'"):
-        handout.edited(read(ROOT / "grpo.py"), "grpo.py", replace(PLAN, term="x", vary=("kl",), variations=(broken,)))
 
 
 # ---- the grader ----------------------------------------------------------------------------------------
@@ -188,7 +135,8 @@ def graded(tmp_path_factory):
         if not (folder / "done").exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            done = subprocess.run([*command, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=900)
+            done = subprocess.run([*command, str(folder)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                                  capture_output=True, text=True, timeout=900)
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
             (folder / "done").touch()
     return {path.stem: json.loads(read(path)) for path in folder.glob("*.json")} | {"folder": folder}
@@ -228,18 +176,6 @@ def test_any_choice_is_graded_by_itself(graded):
         assert sum(score == 0 for score in scores(some).values()) == 3
 
 
-def test_a_term_is_met_by_its_key_and_missed_by_a_public_copy(graded):
-    varied = {"parse_verdict", "group_advantages", "clipped_surrogate", "kl_k3", "aggregate"}
-    for number in range(3):
-        points = {f.name: f.points for f in PLAN.functions if f.assignment in (1, 3)}
-        assert scores(graded[f"term-{number}-key"]) == points
-        public = scores(graded[f"term-{number}-public"])
-        assert {name for name in points if public[name] < points[name]} == varied
-        failed = [t["output"] for t in graded[f"term-{number}-public"]["tests"] if t.get("status") == "failed"]
-        assert all(re.search("expected", text) for text in failed)
-        assert any(re.search(r"group_advantages of .*, shape \(2, 7\): .* expected -?\d", text) for text in failed)
-
-
 @pytest.mark.parametrize(("name", "says"), [("exits", "ended without an answer"), ("hangs", "no answer within 1 sec"),
                                             ("babbles", "more than 4 MB")])
 def test_a_submission_that_misbehaves_loses_its_own_points_only(graded, name, says):
@@ -269,6 +205,7 @@ def test_only_plain_files_that_parse_are_taken(graded):
     for file, why in [("reward.py", "not a plain file"), ("grpo.py", "utf-8"), ("batch.py", "invalid syntax"),
                       ("ops/decode.py", "more than")]:
         assert re.search(rf"{file}: not taken: .*{why}", results["output"]), results["output"]
+    assert "ops/attention.py: not handed in; attention.py must be in its folder" in results["output"]
 
 
 def python_for_all(folder: Path) -> Path:
@@ -298,8 +235,8 @@ def test_run_autograder_closes_the_repository_and_grades_as_another_user(namespa
         left_out = shutil.ignore_patterns(".git", ".venv*", "runs", "__pycache__", ".*_cache")
         shutil.copytree(ROOT, place / "source" / "repository", ignore=left_out)
         (place / "results").mkdir()
-        handout.make_handout(place / "submission", handout.read_plan(term="", names=[]))
-        hidden = place / "source" / "repository" / "course" / "tests" / "twins.py"
+        handout.make_handout(place / "submission", handout.read_plan(names=[]))
+        hidden = place / "source" / "repository" / "course" / "tests" / "test_1_verdict.py"
         with open(place / "submission" / "reward.py", "a") as file:
             file.write(f"\n\ndef parse_verdict(*_):\n    open({str(hidden)!r})\n")
         without = [] if namespaces else ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
@@ -328,7 +265,7 @@ def test_a_handout_is_tested_and_graded_by_its_commands(tmp_path):
     assert re.search(r"0 of 2 +group_advantages +still to be written", done.stdout)
     assert "1 of 9 seen here; 12 more points are asked by tests that you do not see" in done.stdout
     out = tmp_path / "results" / "results.json"
-    done = subprocess.run([sys.executable, "course/grade.py", str(copy), "--assignments", "3", "--out", str(out)],
+    done = subprocess.run([sys.executable, "-m", "course.grade", str(copy), "--assignments", "3", "--out", str(out)],
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and re.search(r"3 of 3 +kl_k3", done.stdout), done.stdout + done.stderr
     assert json.loads(read(out))["score"] == 3

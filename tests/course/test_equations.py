@@ -17,7 +17,7 @@ EXAMPLES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in s
 
 def test_the_committed_map_is_up_to_date():
     written = (ROOT / "course" / "equations.md").read_text(encoding="utf-8")
-    assert written == equations.table(), "run python course/equations.py"
+    assert written == equations.table(), "run python -m course.equations"
 
 
 def test_every_citation_fits():

@@ -11,13 +11,13 @@ import shutil
 from itertools import count
 from pathlib import Path
 
-import exercises
 import pytest
 import torch
 import tyro
-from patches import ROOT, Patch, apply, read_patches
 
 from batch import Group, collate
+from course import exercises
+from course.patches import ROOT, Patch, apply, read_patches
 from reward import parse_verdict
 from rollout import Rollout
 from runtime.disk import write_whole
@@ -79,7 +79,7 @@ def test_the_page_is_the_one_that_the_patches_and_numbers_make(tmp_path):
         shutil.copy(numbers, tmp_path)
     exercises.write_table(tmp_path)
     page = (ROOT / "course" / "exercises.md").read_text(encoding="utf-8")
-    assert page == (tmp_path / "exercises.md").read_text(encoding="utf-8"), "run python course/exercises.py table"
+    assert page == (tmp_path / "exercises.md").read_text(encoding="utf-8"), "run python -m course.exercises table"
 
 
 def test_every_exercise_was_measured_with_three_seeds_on_each_side():

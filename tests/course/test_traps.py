@@ -6,10 +6,10 @@ import ast
 import re
 import shutil
 
-import handout
 import pytest
-import traps
-from patches import ROOT, apply, read_patches
+
+from course import handout, traps
+from course.patches import ROOT, apply, read_patches
 
 PATCHES = read_patches(ROOT / "course" / "traps")
 EVERY = pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
@@ -61,7 +61,7 @@ def test_the_table_is_the_one_that_the_numbers_make(tmp_path):
         shutil.copy(ROOT / "course" / "traps.json", tmp_path)
     traps.write_table(tmp_path)
     assert (ROOT / "course" / "traps.md").read_text() == (tmp_path / "traps.md").read_text(), (
-        "python course/traps.py table"
+        "python -m course.traps table"
     )
 
 
@@ -80,4 +80,4 @@ def test_faults_that_no_number_shows_are_counted():
 
 
 def test_no_student_is_handed_a_patch_or_a_page_of_them():
-    assert not any(re.search("exercise|trap|patch", file) for file in handout.read_plan(term="").carry)
+    assert not any(re.search("exercise|trap|patch", file) for file in handout.read_plan().carry)

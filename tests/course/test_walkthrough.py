@@ -33,7 +33,7 @@ def test_it_runs_and_prints_what_the_committed_notebook_shows(cells, committed):
         for cell in (new, old):
             for output in cell.get("outputs", []):
                 output.pop("text")
-    assert made == committed, "run python course/notebook.py"
+    assert made == committed, "run python -m course.notebook"
 
 
 def test_every_cell_that_prints_is_explained_and_tensors_come_with_shapes(cells, committed):
