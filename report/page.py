@@ -53,7 +53,7 @@ class Config:
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
     """What to report on: a run, an evaluation, or a folder of them."""
     out: str = ""
-    """Page to write; empty: FOLDER/report.html. The curves go to FOLDER/plots."""
+    """Page to write; empty: FOLDER/report.html. The curves go to the folder `plots` beside it."""
     pairs: int = 200
     """Held-out pairs in the page's browser, first those that the last stage changed (pairs)."""
     megabytes: float = 3.0
@@ -83,17 +83,13 @@ def stage_table(stages: Sequence[Stage]) -> Table:
 def probe_table(stages: Sequence[Stage]) -> Table:
     probed = [s for s in stages if s.probe]
     names = list(dict.fromkeys(name for s in probed for name in s.probe))
-    rows = [[name.replace("_", " "), *(probe_cell(s.probe.get(name)) for s in probed)] for name in names]
+    rows = [[name.replace("_", " "), *(cell(s.probe.get(name)) for s in probed)] for name in names]
     return [["probe", *(s.name for s in probed)], *rows] if rows else []
 
 
-def probe_cell(value: Any) -> str:
+def cell(value: Any, digits: int = 3) -> str:
     if isinstance(value, dict):
         return f"{cell(value.get('share'))} (n {cell(value.get('n'))})"
-    return cell(value)
-
-
-def cell(value: Any, digits: int = 3) -> str:
     if not is_number(value):
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
@@ -104,20 +100,16 @@ def cell(value: Any, digits: int = 3) -> str:
 
 def print_change(stages: Sequence[Stage], texts: dict[Key, Pair]) -> None:
     """One held-out pair that the last stage judges right and the stage before it judged wrong."""
-    judged = [s for s in stages if s.verdicts]
-    if len(judged) < 2:
+    judged = [s for s in stages if s.verdicts][-2:]
+    key = next((k for k in sorted(judged[-1].verdicts, key=natural) if wrong_then_right(*judged, k)),
+               None) if len(judged) == 2 else None
+    if not key:
         return
-    before, after = judged[-2:]
-    changed = [key for key in sorted(after.verdicts, key=natural) if wrong_then_right(before, after, key)]
-    if not changed:
-        print(f"no held-out pair was wrong at {visible(before.name)} and right at {visible(after.name)}\n")
-        return
-    key = changed[0]
-    lines = [f"pair {key[1]}: wrong at {before.name}, right at {after.name}".replace("\n", " ")]
+    lines = [f"pair {key[1]}: wrong at {judged[0].name}, right at {judged[1].name}".replace("\n", " ")]
     if pair := texts.get(key):
         lines += indented("question", question(pair)) + indented("response A", pair.response_a)
         lines += indented("response B", pair.response_b)
-    for stage in (before, after):
+    for stage in judged:
         judgement = stage.verdicts[key]["AB"]
         title = f"{stage.name} says {judgement.verdict or 'nothing'} (better: {judgement.winner})"
         lines += indented(title, judgement.text)
@@ -125,7 +117,7 @@ def print_change(stages: Sequence[Stage], texts: dict[Key, Pair]) -> None:
 
 
 def wrong_then_right(before: Stage, after: Stage, key: Key) -> bool:
-    """Wrong in the order of the file, later right in every order."""
+    """Wrong in the file's order before, right in every order after."""
     old, new = before.verdicts.get(key, {}), after.verdicts[key]
     return "AB" in old and "AB" in new and not old["AB"].correct and all(j.correct for j in new.values())
 
@@ -284,6 +276,7 @@ TEMPLATE = Template((HERE / "report.template.html").read_text("utf-8"))  # what 
 def report(cfg: Config) -> Path:
     """Print the tables and one trace, write the curves and the page; returns the page's path."""
     folder = Path(cfg.folder)
+    out = Path(cfg.out) if cfg.out else folder / "report.html"
     stages = find_stages(folder)
     texts = load_texts(stages)
     evaluated = find_curves(folder)
@@ -300,8 +293,7 @@ def report(cfg: Config) -> Path:
         for title, _, png, _ in panels:
             words = f"{name.removeprefix('Training: ')} {title.partition(' (')[0]}"
             slug = re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-").lower()
-            disk.write_whole(folder / "plots" / f"{slug}.png", png)
-    out = Path(cfg.out) if cfg.out else folder / "report.html"
+            disk.write_whole(out.parent / "plots" / f"{slug}.png", png)
     disk.write_whole(out, page(f"Report: {folder.resolve().name}", listed, curves, browser_data(stages, texts, cfg),
                               evaluated))
     print(out)

@@ -18,10 +18,10 @@ C = TypeVar("C")
 
 
 def start(main: Callable[[], object]) -> None:
-    """Run a script: what the user can mend ends in one line and exit code 2, Ctrl-C in exit code 130."""
+    """Run a script. An error that the user can fix ends in one line and exit code 2, Ctrl-C in exit code 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # true, and meant
-    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")  # not ours to mend
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # we know
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")  # vllm's own code
     code = 0
     try:
         main()
@@ -29,17 +29,17 @@ def start(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("stopped: the same command continues", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader has seen enough; keep the interpreter from flushing into the pipe
+    except BrokenPipeError:  # the reader (head, less) has closed; do not flush into its pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         advice = remedy(error)
         if not advice:
             raise
         if os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(10)  # the node's first rank most likely says the same, and torchrun then ends this one
+            time.sleep(10)  # rank 0 most likely prints the same error, and torchrun then ends this process
         print("error:", " ".join(advice.split()), file=sys.stderr)
         code = 2
-    if "RANK" in os.environ:  # a Gloo thread that lets go of a tensor while Python is torn down aborts the process
+    if "RANK" in os.environ:  # a Gloo thread that frees a tensor while Python shuts down would abort the process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -80,9 +80,9 @@ def check_positive(config: Any, *names: str) -> None:
 
 
 def check_hardware(preset: str) -> None:
-    """The paper's sizes need GPUs; say so in one line instead of running out of memory an hour later."""
+    """UserError for a paper preset without a GPU, instead of running out of memory an hour later."""
     import torch
 
     if preset.startswith("paper") and not torch.cuda.is_available():
         raise UserError(f"--preset {preset} is the paper's run and needs GPUs (the 7B: eight of 80 GB under "
-                        "torchrun); this machine has none, try --preset tiny")
+                        "torchrun); this machine has none. Try --preset tiny")

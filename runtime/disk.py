@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all; JSON and JSONL with the place of what is wrong."""
+"""Files and folders that appear whole or not at all; JSON and JSONL readers that name file and line of an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.errors import UserError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
+    """Write a file so that a reader sees the old or the new content, never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
     aside.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -21,7 +21,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def replace_folder(aside: Path, path: Path) -> None:
-    """Put a finished folder in its place; at every moment the old or the new one is whole, as `path` or `path.old`."""
+    """Move a finished folder to `path`. At every moment the old or the new one is whole, as `path` or `path.old`."""
     old = path.with_name(path.name + ".old")
     if path.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -31,12 +31,12 @@ def replace_folder(aside: Path, path: Path) -> None:
 
 
 def drop_torn_end(path: Path) -> None:
-    """Cut off a last line without its line end, which is what a killed process leaves in a log."""
+    """Remove an unfinished last line, which a killed process leaves in a log."""
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def read_json(path: Path) -> Any:
-    """Whatever the file holds; UserError if there is none, or it is not JSON."""
+    """The content of a JSON file; UserError if there is no such file, or it is not JSON."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
@@ -46,9 +46,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path, torn_end_ok: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line that is not blank; UserError names file and line of a bad one.
+    """(line number, object) of each line that is not blank; UserError names file and line of an error.
 
-    `torn_end_ok` forgives an unfinished last line, which is what a killed process leaves in a log.
+    With `torn_end_ok` an unfinished last line is skipped: a killed process leaves one in a log.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -61,7 +61,7 @@ def read_jsonl(path: Path, torn_end_ok: bool = False) -> Iterator[tuple[int, dic
         except (ValueError, RecursionError) as error:
             if torn_end_ok and number == len(lines):
                 return
-            raise UserError(f"{path}:{number}: not one JSON object a line ({error})") from None
+            raise UserError(f"{path}:{number}: not a JSON object on one line ({error})") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
         yield number, row

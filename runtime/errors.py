@@ -1,4 +1,4 @@
-"""What a user can mend, in one line; texts made safe to show."""
+"""Errors that a user can fix, in one line; texts made safe to show."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import unicodedata
 
 
 class UserError(Exception):
-    """Something the user can mend. `start` prints it as one line and exits with code 2."""
+    """An error that the user can fix. `cli.start` prints it as one line and exits with code 2."""
 
 
 def remedy(error: Exception) -> str:
-    """What to tell the user of an error that is no bug; empty for a bug, which keeps its traceback."""
-    said = f"{error}"
+    """Advice for an error that the user can fix; empty for a bug, which keeps its traceback."""
+    said = str(error)
     if isinstance(error, UserError):
         return said
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in said:
@@ -23,21 +23,21 @@ def remedy(error: Exception) -> str:
                 "--dry-run N shows what a run on N GPUs needs")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return f"{error.filename or 'a file'}: {error.strerror}; nothing is lost, the same command continues"
-    if any(os.strerror(number) in said for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)):  # a library's words
+    if any(os.strerror(number) in said for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)):  # from a library
         return f"{said[:200]}; nothing is lost, the same command continues"
     return ""
 
 
 def visible(text: str) -> str:
-    """Text without effect on a terminal or a page's direction: control, bidi and zero-width characters are
-    spelt out; line ends and tabs stay.
+    """Text that cannot control a terminal or a page: control, bidi and zero-width characters become `<U+001B>`.
+    Line ends and tabs stay.
 
     >>> visible("red \\x1b[31m" + chr(0x202E))
     'red <U+001B>[31m<U+202E>'
     """
 
-    def spelt_out(match: re.Match[str]) -> str:
+    def spelled_out(match: re.Match[str]) -> str:
         c = match[0]
         return c if c.isprintable() or unicodedata.category(c) == "Zs" else f"<U+{ord(c):04X}>"
 
-    return re.sub(r"[^ -~\n\t]", spelt_out, text.replace("\r\n", "\n"))
+    return re.sub(r"[^ -~\n\t]", spelled_out, text.replace("\r\n", "\n"))

@@ -1,4 +1,4 @@
-"""What a step measured: sums and counts from all ranks, divided once; seconds between laps."""
+"""Metrics of a step: sums and counts from all ranks, divided once; seconds between laps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.ranks import gather
 
 
 class Metrics:
-    """Sums and counts from all ranks, divided once; `not_finite` counts the means that are not, and are left out."""
+    """Sums and counts from all ranks, divided once. A mean that is not finite is left out; `not_finite` counts them."""
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, float]] = {}
@@ -22,16 +22,16 @@ class Metrics:
         self.sums[name] = (s + float(total), n + float(count))
 
     def add_max(self, name: str, value: float) -> None:
-        value = float(value) if math.isfinite(value) else math.inf  # comparisons with NaN would lose it
+        value = float(value) if math.isfinite(value) else math.inf  # max() would lose a NaN
         self.maxima[name] = max(value, self.maxima.get(name, -math.inf))
 
     def add_norm(self, norm: float) -> None:
-        """A step's gradient norm, and whether the step was left out for it (model.optimizer_step)."""
+        """A step's gradient norm, and whether the step was skipped for it (model.optimizer_step)."""
         self.add("optim/grad_norm", norm)
         self.add("optim/skipped", not math.isfinite(norm))
 
     def reduce(self) -> dict[str, float]:
-        """{name: sum / count or maximum} over all ranks; a mean over nothing is left out."""
+        """{name: sum / count or maximum} over all ranks; a mean over a count of 0 is left out."""
         merged = Metrics()
         for sums, maxima in gather((self.sums, self.maxima)):
             for name, (total, count) in sums.items():
@@ -65,5 +65,5 @@ class Clock:
 
 
 def per_second(count: float, seconds: float) -> float:
-    """A rate; 0 where the clock stood still or was set back."""
+    """A rate; 0 if the clock stood still or was set back."""
     return count / seconds if seconds > 0 else 0.0

@@ -1,6 +1,6 @@
-"""The processes of one run: join, leave, who am I, one object from each.
+"""The processes of one run: join, leave, rank, world size, and one object from each.
 
-Torch is imported inside functions only, so that judging over an endpoint needs none.
+Torch is imported inside functions only, so that judging over an endpoint does not need it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 
 def join_ranks(timeout_minutes: float = 120.0) -> None:
-    """Under torchrun: join the process group. The timeout has to outlive the slowest rank's generation."""
+    """Under torchrun: join the process group. The timeout must be longer than the slowest rank's generation."""
     from datetime import timedelta
 
     import torch
     import torch.distributed as dist
-    import torch.distributed.checkpoint  # imported later, it would hold on to the group past its end
+    import torch.distributed.checkpoint  # imported later, it would keep the group's threads alive
 
     if "RANK" in os.environ and not dist.is_initialized():
         if torch.cuda.is_available():

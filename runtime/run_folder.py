@@ -1,5 +1,6 @@
-"""A run folder: `config.json`, `metrics.jsonl`, `rollouts/`, `checkpoints/`, `model/` (the exported
-checkpoint) and `report.html`. Every file but the growing logs appears whole or not at all.
+"""A run folder: `config.json`, `metrics.jsonl`, `rollouts/`, `checkpoints/`, `model/` (the export) and `report.html`.
+
+Every file but the growing logs appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -27,25 +28,11 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
     return next(iter(checkpoints(folder)), None)
 
 
-WHERE = (
-    "out",
-    "dry_run",
-    "gpu_gb",
-    "tp",
-    "engine_memory",
-    "offload_optimizer",
-    "shard_ranks",
-    "checkpointing",
-    "micro_batch_tokens",
-    "at_once",
-    "api_key_env",
-    "second_api_key_env",
-    "price",
-    "second_price",
-    "concurrency",
-    "timeout",
-    "retries",
-)  # settings of where and how fast a run computes, not of what
+WHERE = {  # settings of where and how fast a run computes: they may change when a run is continued
+    "out", "dry_run", "gpu_gb", "tp", "engine_memory", "offload_optimizer", "shard_ranks", "checkpointing",
+    "micro_batch_tokens", "at_once", "api_key_env", "second_api_key_env", "price", "second_price", "concurrency",
+    "timeout", "retries",
+}
 
 
 class RunFolder:
@@ -70,10 +57,7 @@ class RunFolder:
                                 "use another --out")
         if ranks.rank() == 0:
             write_whole(known, json.dumps(self.config, indent=2) + "\n")
-        if (
-            ranks.rank() == 0
-        ):  # what a kill left: an unfinished state, perhaps of a step that is not saved again; old ones
-            for pattern in ("part_*", "step_*.old"):
+            for pattern in ("part_*", "step_*.old"):  # a killed process leaves an unfinished state, or an old one
                 for unfinished in (self.path / "checkpoints").glob(pattern):
                     shutil.rmtree(unfinished, ignore_errors=True)
             self.prune_checkpoints()
@@ -84,24 +68,21 @@ class RunFolder:
                 file.write(json.dumps(record) + "\n")
 
     def rewind(self, step: int, name: str = "metrics.jsonl") -> None:
-        """Forget logged steps >= `step`: they are about to be run again."""
+        """Remove logged steps >= `step`: they are about to run again."""
         path = self.path / name
         if ranks.rank() == 0 and path.exists():
             rows = []
             for number, row in read_jsonl(path, torn_end_ok=True):
                 if type(row.get("step")) is not int:
-                    raise UserError(f"{path}:{number}: names no step; remove the line, or use another --out")
+                    raise UserError(f"{path}:{number}: has no step; remove the line, or use another --out")
                 rows += [row] if row["step"] < step else []
             write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step_{step:06d}"
 
-    def latest_checkpoint(self) -> Path | None:
-        return latest_checkpoint(self.path)
-
     def check(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state itself; UserError if another configuration wrote it."""
+        """Return the state; UserError if another configuration wrote it."""
         if state["config"] != self.stamp["config"]:
             raise UserError(f"{self.path}/checkpoints: written by another configuration; use another --out")
         return state

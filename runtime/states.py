@@ -17,14 +17,12 @@ from runtime.errors import UserError
 from runtime.ranks import gather, rank, world_size
 from runtime.run_folder import RunFolder, checkpoints
 
-# ---- resume state --------------------------------------------------------------------------------------
-
 
 def _state(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and Adam moments as one flat dict of tensors; moments not made yet are made as zeros."""
+    """Weights and Adam moments as one flat dict of tensors; moments that do not exist yet become zeros."""
     tensors: dict[str, Tensor] = {}
     if isinstance(policy, FSDPModule):
-        policy.reshard()  # a scoring pass leaves the root's weights whole: copies, without moments
+        policy.reshard()  # after a scoring pass the root's weights are still gathered copies
     for name, parameter in policy.named_parameters():
         moments = optimizer.state[parameter]
         moments.setdefault("step", torch.tensor(0.0))
@@ -44,11 +42,11 @@ def save_state(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, 
     aside = path.with_name("part_" + path.name)
     if rank() == 0:
         shutil.rmtree(aside, ignore_errors=True)
-    gather(None)  # every rank makes the folder: none before it is cleared
+    gather(None)  # no rank makes the folder before it is cleared
     try:
         dcp.save(_state(policy, optimizer), storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True),
                  no_dist=not torch.distributed.is_initialized())
-    except CheckpointException as error:  # itself no Exception, and its text a traceback: its cause says what is wrong
+    except CheckpointException as error:  # not an Exception, and its text is a traceback: raise its cause
         cause = next(iter(error.failures.values()))[0]
         raise cause if isinstance(cause, Exception) else error from None
     checksums = _checksums(aside, progress)
@@ -59,7 +57,7 @@ def save_state(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, 
 
 def keep_state(folder: RunFolder, policy: nn.Module, optimizer: torch.optim.Optimizer,
                progress: dict[str, Any]) -> None:
-    """Write the run's resume state after `progress["step"]` steps and drop those that are older than the last two."""
+    """Write the run's resume state after `progress["step"]` steps; the last two are kept."""
     save_state(folder.checkpoint(progress["step"]), policy, optimizer, progress | folder.stamp)
     folder.prune_checkpoints()
 
@@ -67,7 +65,7 @@ def keep_state(folder: RunFolder, policy: nn.Module, optimizer: torch.optim.Opti
 def load_state(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Fill policy and optimiser from `save_state`, on the same or another number of ranks -> progress.
 
-    UserError, before anything is filled, if a file is not the one that was written.
+    UserError, before anything is filled, if a file is not as it was written.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageReader
@@ -75,7 +73,7 @@ def load_state(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) 
     progress = read_json(path / "progress.json")
     known = progress.pop("files", None) if isinstance(progress, dict) else None
     if known is None or known != _checksums(path, progress):
-        raise UserError(f"{path}: damaged, its files are not those that were written")
+        raise UserError(f"{path}: damaged, its files are not as they were written")
     with torch.no_grad():
         dcp.load(_state(policy, optimizer), storage_reader=HuggingFaceStorageReader(str(path)),
                  no_dist=not torch.distributed.is_initialized())
@@ -83,7 +81,7 @@ def load_state(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) 
 
 
 def _checksums(path: Path, progress: dict[str, Any]) -> dict[str, int]:
-    """CRC-32 of every file of a resume state, of progress.json that of what it says; the ranks share the reading."""
+    """CRC-32 of every file of a resume state, and of the progress; the ranks share the reading."""
 
     def crc(file: Path) -> int:
         found = 0
@@ -99,9 +97,9 @@ def _checksums(path: Path, progress: dict[str, Any]) -> dict[str, int]:
 
 
 def resume(folder: RunFolder, policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Fill policy and optimiser from the newest whole resume state -> its progress; None where a run begins.
+    """Fill policy and optimiser from the newest whole resume state -> its progress; None for a new run.
 
-    A damaged state is passed over for the one before; UserError if none is whole, or another configuration's.
+    A damaged state is skipped for the one before it; UserError if all are damaged, or of another configuration.
     """
     damaged = []
     for path in checkpoints(folder.path):
@@ -114,5 +112,5 @@ def resume(folder: RunFolder, policy: nn.Module, optimizer: torch.optim.Optimize
             print(f"{'; '.join(damaged)}: continuing from {path}")
         return folder.check(progress)
     if damaged:
-        raise UserError(f"{'; '.join(damaged)}: no state before it; use another --out, or delete {folder.path}")
+        raise UserError(f"{'; '.join(damaged)}: there is no earlier state; use another --out, or delete {folder.path}")
     return None

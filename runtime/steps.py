@@ -1,4 +1,4 @@
-"""What the steps of a run share: learning rate, progress bar, stopping, steps that are not finite."""
+"""What the steps of both stages share: learning rate, progress bar, stopping, gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -6,28 +6,13 @@ import math
 import signal
 import sys
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any
 
 from runtime import ranks
 from runtime.errors import UserError
 
 
-class Schedule(Protocol):
-    """The fields of a training config that the learning rate depends on."""
-
-    @property
-    def lr(self) -> float: ...
-    @property
-    def lr_schedule(self) -> str: ...
-    @property
-    def lr_floor(self) -> float: ...
-    @property
-    def warmup_updates(self) -> int: ...
-    @property
-    def total_updates(self) -> int: ...
-
-
-def learning_rate(update_index: int, cfg: Schedule) -> float:
+def learning_rate(update_index: int, cfg: Any) -> float:
     """Learning rate of optimiser step `update_index` (0-based; mini-batches, not rollout rounds).
 
     Linear warm-up that never starts at 0, then constant, linear or cosine down to `lr_floor * lr`.
@@ -36,13 +21,10 @@ def learning_rate(update_index: int, cfg: Schedule) -> float:
         return cfg.lr * (update_index + 1) / cfg.warmup_updates
     span = max(1, cfg.total_updates - cfg.warmup_updates)
     progress = min(1.0, (update_index - cfg.warmup_updates) / span)
-    falloff = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[cfg.lr_schedule]
-    floor = 1.0 if cfg.lr_schedule == "constant" else cfg.lr_floor
-    return cfg.lr * (floor + (1.0 - floor) * falloff)
+    if cfg.lr_schedule == "constant":
+        return cfg.lr
+    falloff = 1.0 - progress if cfg.lr_schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return cfg.lr * (cfg.lr_floor + (1.0 - cfg.lr_floor) * falloff)
 
 
 # ---- progress, stopping --------------------------------------------------------------------------------
@@ -71,7 +53,7 @@ class StopSignal:
         self.asked = True
 
     def requested(self) -> bool:
-        """True on every rank as soon as one rank was asked."""
+        """True on every rank if any rank was asked to stop."""
         return any(ranks.gather(self.asked))
 
     def __exit__(self, *exc: object) -> None:
@@ -79,19 +61,19 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-BAD_STEPS = 5  # as many in a row end a run
+BAD_STEPS = 5  # this many in a row end a run
 
 
 def count_bad(record: Mapping[str, float], before: int) -> int:
-    """Steps (rounds of GRPO) in a row, this one included, in which a gradient was not finite and was not used."""
+    """Steps (rounds of GRPO) in a row, this one included, that skipped a gradient because it was not finite."""
     return before + 1 if record["optim/skipped"] else 0
 
 
 def stop_early(bad: int) -> None:
-    """End a run whose resume state is written: KeyboardInterrupt, or UserError if it was gradients that ended it."""
+    """End a run after its resume state is written: KeyboardInterrupt, or UserError if bad gradients ended it."""
     if bad < BAD_STEPS:
         raise KeyboardInterrupt
     raise UserError(
-        f"{bad} steps in a row met a gradient that is not finite, and left the weights as they were: "
-        "lower --lr, look at metrics.jsonl from where optim/skipped begins; the same command continues"
+        f"{bad} steps in a row had a gradient that is not finite, and did not change the weights: lower --lr, and look "
+        "in metrics.jsonl where optim/skipped begins; the same command continues"
     )

@@ -19,7 +19,7 @@ from batch import Batch, Group, collate
 from loading.tokenizer import load_tokenizer
 from model import Policy, gathered_weights, load_policy, optimizer_step, save_hf
 from ops import head
-from runtime import states
+from runtime import run_folder, states
 from runtime.errors import UserError
 from runtime.run_folder import RunFolder
 from runtime.states import load_state, resume, save_state
@@ -817,12 +817,12 @@ def test_T10_an_interrupted_save_leaves_the_previous_checkpoint(tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         save_state(out.checkpoint(4), policy, optimizer, {"step": 4})
     monkeypatch.undo()
-    assert out.latest_checkpoint() == out.checkpoint(2)
+    assert run_folder.latest_checkpoint(out.path) == out.checkpoint(2)
     other, other_optimizer = fresh(folder)
-    assert load_state(out.latest_checkpoint(), other, other_optimizer) == {"step": 2}
+    assert load_state(run_folder.latest_checkpoint(out.path), other, other_optimizer) == {"step": 2}
     assert_bit_equal(full_state(other, other_optimizer), good)
     save_state(out.checkpoint(4), policy, optimizer, {"step": 4})  # what was left behind is no obstacle
-    assert load_state(out.latest_checkpoint(), other, other_optimizer) == {"step": 4}
+    assert load_state(run_folder.latest_checkpoint(out.path), other, other_optimizer) == {"step": 4}
     assert_bit_equal(full_state(other, other_optimizer), full_state(policy, optimizer))
     assert sorted(p.name for p in (out.path / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
 

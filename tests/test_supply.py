@@ -155,7 +155,7 @@ def test_code_in_a_model_folder_is_never_run(tmp_path, monkeypatch):
     assert type(policy.lm).__module__.startswith("transformers.models.llama")
     assert policy.lm.lm_head.weight.equal(plain["lm_head.weight"])
     assert load_tokenizer(str(tmp_path / "known")).encode("w1 w2")
-    assert sizes.read_shape(str(tmp_path / "known")).model_type == "llama"
+    assert sizes.read_shape(str(tmp_path / "known")).hidden == plain["lm_head.weight"].shape[1]
     from judging.scalar import load_scalar
 
     with pytest.raises(UserError, match="never run"):

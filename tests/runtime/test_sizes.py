@@ -1,16 +1,14 @@
-"""What --dry-run says: counts against real modules, memory by hand, refusals, every preset and every recipe."""
+"""What --dry-run says: counts, memory by hand, refusals, every preset and every recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,14 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import make_config, make_lm
 from torch.nn.functional import scaled_dot_product_attention as sdpa
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig
 
 import batch
 import grpo
 import model
 import rollout
 import sft
-from loading.folder import TESTED
 from ops import head
 from runtime import cli, ranks, sizes
 from runtime.errors import UserError
@@ -33,102 +30,50 @@ from runtime.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.sh"))
 SCRIPTS = {"sft.py": sft, "grpo.py": grpo}
-DISTILLED = "deepseek-ai/DeepSeek-R1-Distill-Qwen-"
-
-# Qwen2.5 as published: the seven numbers, and how many parameters they make.
-PUBLISHED = {
-    "0.5B": (896, 24, 14, 2, 4864, 151936, True, 494_032_768),
-    "1.5B": (1536, 28, 12, 2, 8960, 151936, True, 1_543_714_304),
-    "3B": (2048, 36, 16, 2, 11008, 151936, True, 3_085_938_688),
-    "7B": (3584, 28, 28, 4, 18944, 152064, False, 7_615_616_512),
-    "14B": (5120, 48, 40, 8, 13824, 152064, False, 14_770_033_664),
-    "32B": (5120, 64, 40, 8, 27648, 152064, False, 32_763_876_352),
-}
+SHAPES = {size: sizes.read_shape(f"Qwen/Qwen2.5-{size}-Instruct") for size in ("0.5B", "1.5B", "7B", "14B", "32B")}
 
 
 def paper(**changes) -> grpo.Config:
     return dataclasses.replace(grpo.Config(), **changes)
 
 
-def config_of(name: str):
-    fields = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-              "vocab_size", "tie_word_embeddings")
-    return AutoConfig.for_model("qwen2", **dict(zip(fields, PUBLISHED[name][:7], strict=True)))
+# ---- the model -----------------------------------------------------------------------------------------
 
 
-def on_meta(config) -> int:
-    with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config)
-    return sum(p.numel() for p in lm.parameters())
-
-
-# ---- parameters ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("size, total", [("0.5B", 494_032_768), ("1.5B", 1_543_714_304), ("7B", 7_615_616_512),
+                                         ("14B", 14_770_033_664), ("32B", 32_763_876_352)])
+def test_parameters_are_those_that_the_authors_publish(size, total):
+    assert SHAPES[size].total == total
 
 
 @pytest.mark.parametrize("tied", (True, False))
-@pytest.mark.parametrize("arch, changes", [
-    ("llama", {}), ("llama", {"attention_bias": True}), ("llama", {"mlp_bias": True}), ("llama", {"head_dim": 12}),
-    ("qwen2", {}), ("qwen2", {"num_key_value_heads": 1}),
-    ("qwen3", {}), ("qwen3", {"attention_bias": True, "head_dim": 16}),
-])
-def test_parameters_are_those_of_the_module(arch, changes, tied):
-    config = make_config(arch, tied, **changes)
-    n, lm = sizes.parameters(config), make_lm(arch, tied, **changes)
-
-    def count(module):
-        return sum(p.numel() for p in module.parameters())
-
-    assert n["total"] == count(lm) == n["embedding"] + n["layers"] + n["norm"] + n["head"]
-    assert n["layer"] == count(lm.model.layers[1]) and n["layers"] == count(lm.model.layers)
-    assert n["embedding"] == count(lm.model.embed_tokens) and n["norm"] == count(lm.model.norm)
-    assert n["head"] == (0 if tied else count(lm.lm_head))
-
-
-@pytest.mark.parametrize("size", PUBLISHED)
-def test_published_counts(size):
-    assert sizes.parameters(config_of(size))["total"] == PUBLISHED[size][7]
-    assert sizes.SHAPES[f"Qwen/Qwen2.5-{size}-Instruct"] == PUBLISHED[size][:7]
-    if size in ("7B", "14B", "32B"):
-        assert sizes.SHAPES[DISTILLED + size] == PUBLISHED[size][:7]
-
-
-@pytest.mark.parametrize("size", PUBLISHED)
-def test_published_counts_on_the_meta_device(size):
-    assert on_meta(config_of(size)) == PUBLISHED[size][7]
-
-
-def test_the_small_distilled_model_is_not_tied():
-    assert sizes.parameters(sizes.read_shape(DISTILLED + "1.5B"))["total"] == 1_777_088_000
+def test_a_tied_head_counts_once(tied):
+    found, lm = sizes.shape_of(make_config("qwen3", tied)), make_lm("qwen3", tied)
+    assert found.total == sum(p.numel() for p in lm.parameters())
+    assert found.head == (0 if tied else lm.lm_head.weight.numel())
 
 
 def test_an_untested_architecture_is_refused():
-    with pytest.raises(UserError, match=r"gemma3.*tested"):
-        sizes.parameters(SimpleNamespace(model_type="gemma3"))
+    with pytest.raises(UserError, match=r"gpt2.*tested"):
+        sizes.shape_of(AutoConfig.for_model("gpt2"))
 
 
-# ---- where the shape comes from ------------------------------------------------------------------------
-
-
-def test_a_shape_comes_from_a_folder_a_run_or_the_papers_models(tmp_path):
+def test_a_shape_comes_from_a_folder_a_run_or_a_preset(tmp_path):
     make_config("qwen3").save_pretrained(tmp_path / "plain")
     make_config("llama").save_pretrained(tmp_path / "run" / "model")
     (tmp_path / "run" / "config.json").write_text('{"preset": "tiny"}')
-    assert sizes.read_shape(str(tmp_path / "plain")).model_type == "qwen3"
-    assert sizes.read_shape(str(tmp_path / "run")).model_type == "llama"
-    assert sizes.read_shape("Qwen/Qwen2.5-14B-Instruct").num_hidden_layers == 48
+    assert sizes.read_shape(str(tmp_path / "plain")) == sizes.shape_of(make_config("qwen3"))
+    assert sizes.read_shape(str(tmp_path / "run")) == sizes.shape_of(make_config("llama"))
+    assert sizes.read_shape("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B") == SHAPES["14B"]
 
 
-@pytest.mark.parametrize("path", ("runs/nowhere", "./nowhere", "nobody/nothing"))
-def test_a_missing_shape_is_one_sentence_that_says_what_to_name(path, tmp_path, monkeypatch):
+def test_a_missing_shape_says_what_to_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=rf"^{path}: no model's config.json.*--model"):
-        sizes.read_shape(path)
-
-
-def test_a_run_that_has_not_exported_a_model_is_no_model(tmp_path):
-    (tmp_path / "config.json").write_text('{"preset": "tiny", "model": "runs/x"}')
-    with pytest.raises(UserError, match="not exported"):
-        sizes.read_shape(str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"preset": "tiny", "model": "runs/x"}')  # nothing exported yet
+    for path in ("runs/nowhere", "nobody/nothing", "run"):
+        with pytest.raises(UserError, match=rf"^{path}: no model's config.json.*--model"):
+            sizes.read_shape(path)
 
 
 # ---- memory by hand ------------------------------------------------------------------------------------
@@ -136,9 +81,8 @@ def test_a_run_that_has_not_exported_a_model_is_no_model(tmp_path):
 
 def test_training_memory_of_the_7b_on_eight_gpus_by_hand():
     """16 bytes a parameter over 8 ranks are 15.2 GB; the rest as in the docstring, in GB."""
-    got = sizes.training_memory(paper(), config_of("7B"), 8)
+    got = sizes.training_memory(paper(), SHAPES["7B"], 8)
     n, layer, root, head = 7.615616512, 0.233057792, 2 * 0.544997376, 0.544997376
-    assert 16 * n / 8 == pytest.approx(15.23, abs=0.01)
     one_layer = 2 * (2 * 3584 + 2 * 3584 + 2 * 512 + 4 * 18944) + 6 * 2 * 3584  # bytes a token
     assert got == pytest.approx({
         "weights": 4 * n / 8, "gradients": 4 * n / 8 + 6 * layer, "optimiser": 8 * n / 8,
@@ -147,41 +91,39 @@ def test_training_memory_of_the_7b_on_eight_gpus_by_hand():
         "head": 3 * 4 * (2**27 // 152064) * 152064e-9 + 6 * head + 4 * 16384 * 3584e-9,
         "adam": 0.0, "engine": 1.5, "CUDA": 2.0,
     })
-    assert sum(got.values()) == pytest.approx(39.1, abs=0.05)
 
 
 def test_sampling_memory_of_the_14b_by_hand():
     cfg, n = paper(tp=2, engine_memory=0.4), 14.770033664
-    got = sizes.sampling_memory(cfg, config_of("14B"), 16, 80.0)
+    got = sizes.sampling_memory(cfg, SHAPES["14B"], 16, 80.0)
     assert got == pytest.approx({
         "weights": 4 * n / 16, "optimiser": 8 * n / 16, "reference": 2 * n / 16,
         "sync": 2 * 0.77856768 * 17 / 16, "engine": 32.0, "CUDA": 2.0,
     })
-    host = sizes.sampling_memory(dataclasses.replace(cfg, offload_optimizer=True), config_of("14B"), 16, 80.0)
+    host = sizes.sampling_memory(dataclasses.replace(cfg, offload_optimizer=True), SHAPES["14B"], 16, 80.0)
     assert host == got | {"optimiser": 0.0}
     room = 0.4 * 80 - 3.0 - 2 * n / 2
-    assert sizes.engine_tokens(cfg, config_of("14B"), 0.4, 80.0) == int(room * 1e9 / (2 * 48 * 4 * 128 * 2))
+    assert sizes.engine_tokens(cfg, SHAPES["14B"], 0.4, 80.0) == int(room * 1e9 / (2 * 48 * 4 * 128 * 2))
 
 
-@pytest.mark.parametrize("size, tp, kib", [("7B", 1, 56), ("14B", 1, 192), ("32B", 1, 256), ("32B", 4, 64),
-                                           ("7B", 4, 14), ("7B", 28, 14)])
+@pytest.mark.parametrize("size, tp, kib", [("7B", 1, 56), ("32B", 4, 64), ("7B", 4, 14), ("7B", 28, 14)])
 def test_kv_cache_of_a_token(size, tp, kib):
     """A head is never cut: more GPUs than key/value heads hold copies."""
-    assert sizes.kv_bytes(config_of(size), 2, tp) == kib * 1024
+    assert sizes.kv_bytes(SHAPES[size], 2, tp) == kib * 1024
 
 
 def test_without_checkpointing_every_layer_keeps_what_one_recomputes():
-    with_, without = (sizes.training_memory(paper(checkpointing=c), config_of("7B"), 8) for c in (True, False))
-    saved = sizes.saved_per_token(config_of("7B"), 2)
+    with_, without = (sizes.training_memory(paper(checkpointing=c), SHAPES["7B"], 8) for c in (True, False))
+    saved = sizes.saved_per_token(SHAPES["7B"], 2)
     more = 16384 * (28 * (saved - 2 * 3584) - saved) / 1e9
     assert without["activations"] - with_["activations"] == pytest.approx(more)
     assert {k for k in with_ if with_[k] != without[k]} == {"activations"}
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32))
-@pytest.mark.parametrize("arch", TESTED)
+@pytest.mark.parametrize("arch", ("llama", "qwen2", "qwen3"))
 def test_a_layer_keeps_for_backward_what_is_counted(arch, dtype):
-    """Against autograd's own storage; only the float copy of SDPA's dense mask (T, T) is left out, GPUs have none."""
+    """Against autograd's own storage; the float copy of SDPA's dense mask (T, T) is left out, GPUs have none."""
 
     def grouped(module, query, key, value, attention_mask, **_):  # the stock path would keep repeated keys
         return sdpa(query, key, value, attn_mask=attention_mask, enable_gqa=True).transpose(1, 2), None
@@ -206,7 +148,7 @@ def test_a_layer_keeps_for_backward_what_is_counted(arch, dtype):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         lm.model.layers[0](hidden, attention_mask=mask, position_ids=positions, position_embeddings=rope)
     found = sum(storage.nbytes() for storage in kept.values()) / tokens
-    assert sizes.saved_per_token(lm.config, hidden.element_size()) == pytest.approx(found, rel=0.025)
+    assert sizes.saved_per_token(sizes.shape_of(lm.config), hidden.element_size()) == pytest.approx(found, rel=0.025)
 
 
 def test_a_sequence_over_the_budget_counts_as_the_micro_batch():
@@ -216,58 +158,32 @@ def test_a_sequence_over_the_budget_counts_as_the_micro_batch():
 
 
 def test_stage_1_has_no_reference_and_no_engine():
-    got = sizes.training_memory(sft.Config(), config_of("7B"), 8)
-    assert got["reference"] == got["engine"] == 0
-    assert got["optimiser"] == sizes.training_memory(paper(), config_of("7B"), 8)["optimiser"]
-
-
-def test_the_optimiser_step_counts_where_forward_and_backward_are_smaller():
-    cfg = paper(micro_batch_tokens=64, max_prompt_tokens=32, max_response_tokens=32)
-    got = sizes.training_memory(cfg, config_of("32B"), 1)
-    assert got["adam"] + got["gathered"] + got["activations"] + got["head"] == pytest.approx(4 * 32.763876352)
+    got, second = (sizes.training_memory(cfg, SHAPES["7B"], 8) for cfg in (sft.Config(), paper()))
+    assert got["reference"] == got["engine"] == 0 and got["optimiser"] == second["optimiser"]
 
 
 def test_the_torch_sampler_keeps_a_whole_copy_while_the_policy_trains():
     cfg = paper(sampler="torch", sampler_dtype="float32")
-    assert sizes.training_memory(cfg, config_of("7B"), 64)["engine"] == pytest.approx(4 * 7.615616512)
-    cache = 252 * 1900 * 2 * 28 * 512 * 4 / 1e9
-    engine = 4 * 7.615616512 + cache + 32 * 252 * 152064e-9
-    assert sizes.sampling_memory(cfg, config_of("7B"), 64, 80.0)["engine"] == pytest.approx(engine)
+    assert sizes.training_memory(cfg, SHAPES["7B"], 64)["engine"] == pytest.approx(4 * 7.615616512)
+    assert sizes.sampling_memory(cfg, SHAPES["7B"], 64, 80.0)["engine"] > 4 * 7.615616512
 
 
 def test_storage_by_hand():
-    got = sizes.storage(paper(offload_optimizer=True), config_of("32B"), 32)
+    got = sizes.storage(paper(offload_optimizer=True), SHAPES["32B"], 32)
     assert got == pytest.approx({
         "moments": 8 * 32.763876352 / 4, "state": 24 * 32.763876352 / 4, "export": 4 * 32.763876352 + 4.294967296,
         "disk_state": 12 * 32.763876352, "disk_export": 4 * 32.763876352,
     })
-    assert sizes.storage(paper(), config_of("7B"), 4)["state"] == pytest.approx(24 * 7.615616512)
-    assert sizes.storage(sft.Config(), config_of("7B"), 8)["moments"] == 0
+    assert sizes.storage(sft.Config(), SHAPES["7B"], 8)["moments"] == 0
 
 
 def test_constants_are_those_of_the_files_they_describe():
     assert head.CHUNK["cuda"] == sizes.CHUNK
     assert inspect.signature(model.save_hf).parameters["shard_bytes"].default == sizes.EXPORT_FILE
     assert inspect.signature(rollout.TorchSampler).parameters["rows_at_once"].default == sizes.ROWS
-    assert all(getattr(grpo.Config(), name) == value for name, value in vars(sizes.PAPER).items())
 
 
 # ---- steps ---------------------------------------------------------------------------------------------
-
-
-def test_work_of_the_papers_round_by_hand():
-    """A group has 1200 + 7 x 699 = 6093 inputs, so two fit 16384; 16 groups a rank and update make 8 micro-batches."""
-    got = sizes.work(paper(), 8)
-    assert (got["sequences"], got["updates"], got["micro"]) == (7168, 8, 8)
-    assert got["sampled"] == 7168 * 700 and got["inputs"] == 1024 * (1200 + 7 * 699)
-    assert got["forwards"] == 8 * 8 + 7 * 8 + 8 * 8 and got["backwards"] == 64
-
-
-def test_work_of_a_distillation_step_by_hand():
-    got = sizes.work(sft.Config(), 8)
-    assert (got["pairs"], got["updates"], got["sampled"]) == (128, 1, 0)
-    assert got["inputs"] == 128 * 1899 and got["micro"] == 2  # 16 pairs of 1899, eight fit 16384
-    assert (got["forwards"], got["backwards"]) == (2, 2)
 
 
 def test_assumed_lengths_stay_inside_the_settings():
@@ -276,13 +192,13 @@ def test_assumed_lengths_stay_inside_the_settings():
     assert prompt + response <= 256 and prompt > response > 0
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 60), st.integers(1, 40), st.integers(20, 400))
-def test_micro_batches_are_those_that_batch_makes(groups, size, prompt, response, budget):
-    made = [batch.Group([1] * prompt, [[1] * response] * size) for _ in range(groups)]
-    pieces = batch.split(made, budget)
-    assert sizes.micro_batch_count(groups, size, prompt, response, budget) == len(
-        batch.plan(pieces, budget, one_row=True)
-    )
+@pytest.mark.parametrize("cfg, pairs", [(paper(), 16), (sft.Config(), 16), (paper(), 1), (paper(group_size=16), 4)])
+def test_micro_batches_are_those_that_batch_makes(cfg, pairs):
+    """A group of 1200 + 7 x 699 = 6093 inputs: two fit 16384, so 16 groups make 8; one of 16 responses is cut."""
+    prompt, response = sizes.mean_lengths(cfg)
+    made = [batch.Group([1] * prompt, [[1] * response] * getattr(cfg, "group_size", 1)) for _ in range(pairs)]
+    plan = batch.plan(batch.split(made, cfg.micro_batch_tokens), cfg.micro_batch_tokens, one_row=True)
+    assert sizes.micro_batches(cfg, pairs) == len(plan)
 
 
 # ---- properties ----------------------------------------------------------------------------------------
@@ -292,34 +208,17 @@ configs = st.builds(
     micro_batch_tokens=st.sampled_from([4096, 16384, 65536]), checkpointing=st.booleans(),
     sampler=st.sampled_from(["auto", "torch", "vllm"]),
 )
-shapes = st.sampled_from(list(PUBLISHED)).map(config_of)
+shapes = st.sampled_from(list(SHAPES.values()))
 cards = st.sampled_from([24.0, 48.0, 80.0, 141.0])
 
 
-@given(configs, shapes, cards, st.sampled_from([1, 2, 4, 8, 16]))
-def test_more_ranks_never_need_more(cfg, shape, gpu_gb, ranks):
-    for few, many in (
-        (sizes.training_memory(cfg, shape, ranks), sizes.training_memory(cfg, shape, 2 * ranks)),
-        (sizes.sampling_memory(cfg, shape, ranks, gpu_gb), sizes.sampling_memory(cfg, shape, 2 * ranks, gpu_gb)),
-    ):
-        assert sum(many.values()) <= sum(few.values()) + 1e-9
-        assert all(many[name] <= few[name] + 1e-9 for name in few if name != "adam")
-
-
-@given(configs, shapes, cards, st.sampled_from([1, 8, 32]))
-def test_offloading_changes_nothing_but_the_optimiser_while_sampling(cfg, shape, gpu_gb, ranks):
-    on, off = (dataclasses.replace(cfg, offload_optimizer=value) for value in (True, False))
-    assert sizes.training_memory(on, shape, ranks) == sizes.training_memory(off, shape, ranks)
-    a, b = (sizes.sampling_memory(c, shape, ranks, gpu_gb) for c in (on, off))
-    assert a["optimiser"] == 0 < b["optimiser"] and a | {"optimiser": 0} == b | {"optimiser": 0}
-    assert sizes.largest_share(on, shape, ranks, gpu_gb) >= sizes.largest_share(off, shape, ranks, gpu_gb)
-
-
-@given(configs, shapes, cards, st.sampled_from([2, 4, 8, 32]))
-def test_hybrid_sharding_needs_what_that_many_ranks_need(cfg, shape, gpu_gb, ranks):
+@given(configs, shapes, cards, st.sampled_from([2, 4, 8, 16]))
+def test_more_ranks_never_need_more_and_hybrid_sharding_needs_what_its_ranks_need(cfg, shape, gpu_gb, ranks):
     hybrid = dataclasses.replace(cfg, shard_ranks=ranks // 2)
-    assert sizes.training_memory(hybrid, shape, ranks) == sizes.training_memory(cfg, shape, ranks // 2)
-    assert sizes.sampling_memory(hybrid, shape, ranks, gpu_gb) == sizes.sampling_memory(cfg, shape, ranks // 2, gpu_gb)
+    for memory in (sizes.training_memory, lambda *args: sizes.sampling_memory(*args, gpu_gb)):
+        few, many = memory(cfg, shape, ranks // 2), memory(cfg, shape, ranks)
+        assert sum(many.values()) <= sum(few.values()) + 1e-9
+        assert memory(hybrid, shape, ranks) == few
 
 
 @given(configs, shapes, cards, st.sampled_from([1, 8, 32]))
@@ -360,15 +259,13 @@ def test_the_largest_share_fits_and_a_hundredth_more_does_not(cfg, shape, gpu_gb
     (paper(tp=4), 2, ("2 GPUs", "--tp 4")),
     (paper(tp=8), 8, ("28 attention heads", "--tp 8")),
     (paper(shard_ranks=3), 8, ("8 GPUs", "--shard-ranks 3")),
-    (paper(shard_ranks=16), 8, ("8 GPUs", "--shard-ranks 16")),
     (paper(shard_ranks=-1), 8, ("8 GPUs", "--shard-ranks -1")),
     (paper(tp=2, sampler="torch"), 8, ("--tp 2", "--sampler torch")),
     (dataclasses.replace(sft.Config(), batch_size=100), 8, ("--batch-size 100", "8 GPUs")),
-    (dataclasses.replace(sft.Config(), shard_ranks=5), 8, ("8 GPUs", "--shard-ranks 5")),
 ])
 def test_sizes_that_do_not_divide_are_both_named(cfg, ranks, words):
     with pytest.raises(UserError) as caught:
-        sizes.refuse(cfg, config_of("7B"), ranks)
+        sizes.refuse(cfg, SHAPES["7B"], ranks)
     assert all(word in str(caught.value) for word in words)
 
 
@@ -377,25 +274,23 @@ def test_sizes_that_do_not_divide_are_both_named(cfg, ranks, words):
 ])
 def test_tensor_parallel_rules_of_the_engine(heads, few, inner, tp, word):
     """Key/value heads divide by tp, or tp by them: then they are copied."""
-    shape = make_config("qwen3", num_attention_heads=heads, num_key_value_heads=few, intermediate_size=inner)
+    shape = dataclasses.replace(SHAPES["7B"], heads=heads, kv_heads=few, inner=inner)
     with pytest.raises(UserError, match=f"{word} and --tp {tp} do not divide"):
         sizes.refuse(paper(tp=tp), shape, 8)
-    fine = make_config("qwen3", num_attention_heads=8, num_key_value_heads=2, intermediate_size=64)
-    sizes.refuse(paper(tp=4), fine, 8)
+    sizes.refuse(paper(tp=4), dataclasses.replace(shape, heads=8, kv_heads=2, inner=64), 8)
 
 
 @pytest.mark.parametrize("size, cfg, ranks, gpu_gb, words", [
-    ("32B", paper(tp=4), 8, 80.0, ("training", "110.6", "optimiser with 32.8", "more GPUs")),
-    ("32B", paper(tp=4, engine_memory=0.9), 32, 80.0, ("sampling", "engine with 72.0", "--offload-optimizer", "0.77")),
+    ("32B", paper(tp=4), 8, 80.0, ("training", "optimiser with 32.8", "more GPUs")),
+    ("32B", paper(tp=4, engine_memory=0.9), 32, 80.0, ("sampling", "engine with 72.0", "--offload-optimizer")),
     ("32B", paper(), 32, 80.0, ("--engine-memory 0.5", "65.5 GB", "--tp (now 1)")),
     ("7B", paper(micro_batch_tokens=131072), 8, 80.0, ("training", "activations", "--micro-batch-tokens")),
     ("7B", paper(checkpointing=False), 8, 80.0, ("training", "activations", "--checkpointing")),
     ("14B", paper(shard_ranks=2), 8, 80.0, ("training", "--shard-ranks")),
-    ("32B", dataclasses.replace(sft.Config()), 8, 80.0, ("training", "optimiser", "more GPUs")),
 ])
 def test_a_layout_that_does_not_fit_names_its_largest_part_and_the_way_out(size, cfg, ranks, gpu_gb, words):
     with pytest.raises(UserError) as caught:
-        sizes.refuse_layout(cfg, config_of(size), ranks, gpu_gb)
+        sizes.refuse_layout(cfg, SHAPES[size], ranks, gpu_gb)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -403,7 +298,8 @@ def test_a_layout_that_does_not_fit_names_its_largest_part_and_the_way_out(size,
 
 
 def write_config(folder: Path, size: str) -> None:
-    config_of(size).save_pretrained(folder)
+    widths = zip(sizes.WIDTHS, sizes.QWEN2[f"Qwen/Qwen2.5-{size}-Instruct"], strict=True)
+    AutoConfig.for_model("qwen2", **dict(widths)).save_pretrained(folder)
 
 
 def dry_run(script: str, argv: list[str]) -> None:
@@ -429,20 +325,17 @@ def test_every_preset_says_what_it_needs_on_eight_gpus(script, preset, tmp_path,
     if preset in REFUSED:
         with pytest.raises(UserError, match=REFUSED[preset]):
             dry_run(script, ["--preset", preset, "--dry-run", "8"])
-    else:
-        dry_run(script, ["--preset", preset, "--dry-run", "8"])
-        out = capsys.readouterr().out
-        assert out.startswith(f"{preset}: {cfg.model} on 8 GPUs of 80 GB") and "fits" in out
-        assert not (tmp_path / cfg.out).exists()
-
-
-def test_the_printed_page_adds_up(capsys):
-    dry_run("grpo.py", ["--dry-run", "8"])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    table = {row[0]: [float(x) for x in row[1:3]] for row in rows if len(row) > 2 and re.match(r"\d+\.\d$", row[1])}
-    for column in (0, 1):
-        parts = [sizes_[column] for name, sizes_ in table.items() if name != "peak"]
-        assert sum(parts) == pytest.approx(table["peak"][column], abs=0.05 * len(parts))
+        return
+    dry_run(script, ["--preset", preset, "--dry-run", "8"])
+    out = capsys.readouterr().out
+    assert out.startswith(f"{preset}: {cfg.model} on 8 GPUs of 80 GB") and "fits" in out
+    assert not (tmp_path / cfg.out).exists()
+    rows = [line.split() for line in out.splitlines()]
+    table = {row[0]: [float(x) for x in row[1:3] if x != "fits"] for row in rows
+             if len(row) > 1 and re.fullmatch(r"\d+\.\d", row[1])}
+    for k, peak in enumerate(table["peak"]):  # the columns add up
+        parts = [column[k] for name, column in table.items() if name != "peak"]
+        assert sum(parts) == pytest.approx(peak, abs=0.05 * len(parts))
 
 
 def test_a_layout_that_does_not_fit_is_printed_before_it_is_refused(capsys):
@@ -451,32 +344,16 @@ def test_a_layout_that_does_not_fit_is_printed_before_it_is_refused(capsys):
     assert "DOES NOT FIT" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "flag, value", [("--dry-run", "-1"), ("--gpu-gb", "0"), ("--tp", "0"), ("--engine-memory", "0")]
-)
+@pytest.mark.parametrize("flag, value", [("--dry-run", "-1"), ("--gpu-gb", "0"), ("--engine-memory", "0")])
 def test_a_size_of_nothing_is_refused(flag, value):
     with pytest.raises(UserError, match=rf"{flag} {value}.*more than 0"):
         dry_run("grpo.py", ["--dry-run", "8", flag, value])
 
 
-def test_a_dry_run_ends_with_0_and_a_refusal_with_2():
-    def ends(*argv):
-        return subprocess.run([sys.executable, "grpo.py", *argv], cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-    good, bad = ends("--dry-run", "8"), ends("--dry-run", "12")
-    assert good.returncode == 0 and "fits" in good.stdout, good.stderr
-    assert bad.returncode == 2 and bad.stderr == "error: --mini-batch 128 and 12 GPUs do not divide\n"
-
-
-def test_sizes_need_no_torch():
-    code = """import sys
-from runtime import sizes; sizes.table(); assert not {'torch', 'transformers'} & set(sys.modules)"""
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
-
-
-def test_the_readme_holds_the_table_that_the_code_prints():
-    written = "".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
-    assert sizes.table() in written
+def test_a_dry_run_that_cannot_be_ends_with_exit_code_2():
+    done = subprocess.run([sys.executable, "grpo.py", "--dry-run", "12"], cwd=ROOT, capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == 2 and done.stderr == "error: --mini-batch 128 and 12 GPUs do not divide\n"
 
 
 # ---- recipes -------------------------------------------------------------------------------------------
@@ -517,7 +394,6 @@ def rehearse(recipe: Path, size: str, gpu_gb: str, tmp_path: Path, monkeypatch, 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_runs_and_fits_the_hardware_that_its_header_wants(recipe, tmp_path, monkeypatch):
-    subprocess.run(["bash", "-n", str(recipe)], check=True)
     text = recipe.read_text(encoding="utf-8")
     assert "\nset -euo pipefail\n" in text
     header = " ".join(line[2:] for line in text.splitlines() if line.startswith("# "))
@@ -529,39 +405,26 @@ def test_every_recipe_runs_and_fits_the_hardware_that_its_header_wants(recipe, t
     assert [script for script, _, _ in made] == (["grpo.py"] if "distilled" in recipe.stem else ["sft.py", "grpo.py"])
     for _, cfg, gpus in made:
         assert gpus == int(nodes or 1) * int(cards)
-        need = sizes.storage(cfg, config_of(size), gpus)
+        need = sizes.storage(cfg, SHAPES[size], gpus)
         assert need["moments"] + max(need["state"], need["export"]) <= float(host)
         assert cfg.preset == "one-gpu" or cfg.preset.startswith(f"paper-{size.lower()}")
 
 
-def test_there_is_a_recipe_for_every_published_run():
-    names = [f"{size}-{family}" for size in ("14b", "32b", "7b") for family in ("distilled", "instruct")]
-    assert [path.stem for path in RECIPES] == [*names, "one-gpu"]
-
-
-@pytest.mark.parametrize("name, gpu_gb, host", [
-    ("14b-instruct", "80", 360), ("14b-distilled", "80", 360),
-    ("32b-instruct", "141", 800), ("32b-distilled", "141", 800),
-])
+@pytest.mark.parametrize("name, gpu_gb, host", [("14b-instruct", "80", 360), ("32b-instruct", "141", 800)])
 def test_one_node_is_enough_where_a_recipe_says_so(name, gpu_gb, host, tmp_path, monkeypatch):
     recipe, size = ROOT / "recipes" / f"{name}.sh", name.split("-")[0].upper()
     assert f"{host} GB of host memory" in recipe.read_text(encoding="utf-8")
     for _, cfg, gpus in rehearse(recipe, size, gpu_gb, tmp_path, monkeypatch, NODES="1"):
-        assert gpus == 8 and sizes.storage(cfg, config_of(size), gpus)["state"] <= host
+        assert gpus == 8 and sizes.storage(cfg, SHAPES[size], gpus)["state"] <= host
     if size == "32B":
         with pytest.raises(UserError, match="training needs"):
             rehearse(recipe, size, "80", tmp_path, monkeypatch, NODES="1")
 
 
-def test_the_one_gpu_recipe_with_the_larger_model(tmp_path, monkeypatch):
-    larger = ("Qwen/Qwen2.5-1.5B-Instruct",)
-    recipe = ROOT / "recipes" / "one-gpu.sh"
-    made = rehearse(recipe, "1.5B", "48", tmp_path, monkeypatch, *larger)
+def test_the_one_gpu_recipe_hands_over_and_takes_a_larger_model(tmp_path, monkeypatch):
+    assert grpo.PRESETS["one-gpu"].model == sft.PRESETS["one-gpu"].out
+    recipe, larger = ROOT / "recipes" / "one-gpu.sh", "Qwen/Qwen2.5-1.5B-Instruct"
+    made = rehearse(recipe, "1.5B", "48", tmp_path, monkeypatch, larger)
     assert made[1][1].model == made[0][1].out == "runs/one-gpu/Qwen2.5-1.5B-Instruct/sft"
     with pytest.raises(UserError, match="training needs"):
-        rehearse(recipe, "1.5B", "24", tmp_path, monkeypatch, *larger)
-
-
-def test_presets_for_one_gpu_hand_over(tmp_path):
-    assert grpo.PRESETS["one-gpu"].model == sft.PRESETS["one-gpu"].out
-    assert json.loads(json.dumps(dataclasses.asdict(grpo.PRESETS["one-gpu"])))["dry_run"] == 0
+        rehearse(recipe, "1.5B", "24", tmp_path, monkeypatch, larger)
