@@ -195,7 +195,7 @@ def test_T10_a_damaged_state_costs_a_step_and_no_bit(command, script, how):
     assert f"{states[0]}" in said and f"continuing from {states[1]}" in said
     for state in states:
         damage(state, how)
-    job.refused("no state before it", str(states[1]))
+    job.refused("no earlier state", str(states[1]))
 
 
 @pytest.mark.parametrize("script, flag, value, said", [

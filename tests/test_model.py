@@ -862,7 +862,7 @@ def test_T10_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, capsys,
     assert_bit_equal(full_state(other, other_optimizer), states[0])
     assert str(out.checkpoint(2)) in (said := capsys.readouterr().out) and "continuing from" in said
     damage(next(out.checkpoint(1).glob("*.safetensors")), "cut")
-    with pytest.raises(UserError, match="no state before it"):
+    with pytest.raises(UserError, match="no earlier state"):
         resume(out, other, other_optimizer)
 
 
