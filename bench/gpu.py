@@ -173,15 +173,15 @@ def forget_graphs() -> None:
 
 def flops(policy: model.Policy, groups: list[Group], passes: float) -> float:
     """FLOPs of `passes` forward passes: all matrices, attention over what is seen, the head on responses only."""
-    config, one = policy.lm.config, 0.0
+    shape, one = sizes.shape_of(policy.lm.config), 0.0
     seen = targets = 0.0
     for g in groups:
         prompt, lengths = len(g.prompt_ids), [len(r) for r in g.responses]
         seen += prompt**2 / 2 + sum(n * (prompt + n / 2) for n in lengths)
         targets += sum(lengths)
-    one += 2 * sizes.parameters(config)["layers"] * sum(map(group_tokens, groups))
-    one += 4 * config.num_hidden_layers * config.hidden_size * seen
-    one += 2 * config.vocab_size * config.hidden_size * targets
+    one += 2 * shape.layers * shape.layer * sum(map(group_tokens, groups))
+    one += 4 * shape.layers * shape.hidden * seen
+    one += 2 * shape.vocab * shape.hidden * targets
     return passes * one
 
 
@@ -314,7 +314,7 @@ def sft_speed(at: Scale) -> dict[str, Any]:
         norm = step()
     memory()
     seconds = seconds_of(step, 3)
-    parts = sizes.training_memory(cfg, policy.lm.config, 1)
+    parts = sizes.training_memory(cfg, sizes.shape_of(policy.lm.config), 1)
     found = {"seconds": seconds, "tokens/s": sum(map(group_tokens, groups)) / seconds, "norm": norm,
              "mfu": flops(policy, groups, 3) / seconds / PEAK, **memory(),
              "dry_run_gb": sum(parts.values()) - parts["CUDA"]}
@@ -339,7 +339,7 @@ def grpo_speed(at: Scale) -> dict[str, Any]:
     memory()
     graphs, seconds = attention.compiled_graphs(), seconds_of(update)
     passes = 3 + 1 + 1 / 2  # forward and backward, the reference, old log-probs of the second mini-batch
-    parts = sizes.training_memory(cfg, policy.lm.config, 1)
+    parts = sizes.training_memory(cfg, sizes.shape_of(policy.lm.config), 1)
     found = {"seconds": seconds, "mfu": flops(policy, groups, passes) / seconds / PEAK, **memory(),
              "dry_run_gb": sum(parts.values()) - parts["CUDA"] - parts["engine"], "norm": stats["optim/grad_norm"],
              "graphs": graphs, "compiled_anew": attention.compiled_graphs() - graphs}

@@ -100,16 +100,18 @@ def cell(value: Any, digits: int = 3) -> str:
 
 def print_change(stages: Sequence[Stage], texts: dict[Key, Pair]) -> None:
     """One held-out pair that the last stage judges right and the stage before it judged wrong."""
-    judged = [s for s in stages if s.verdicts][-2:]
-    key = next((k for k in sorted(judged[-1].verdicts, key=natural) if wrong_then_right(*judged, k)),
-               None) if len(judged) == 2 else None
+    judged = [s for s in stages if s.verdicts]
+    if len(judged) < 2:
+        return
+    before, after = judged[-2:]
+    key = next((k for k in sorted(after.verdicts, key=natural) if wrong_then_right(before, after, k)), None)
     if not key:
         return
-    lines = [f"pair {key[1]}: wrong at {judged[0].name}, right at {judged[1].name}".replace("\n", " ")]
+    lines = [f"pair {key[1]}: wrong at {before.name}, right at {after.name}".replace("\n", " ")]
     if pair := texts.get(key):
         lines += indented("question", question(pair)) + indented("response A", pair.response_a)
         lines += indented("response B", pair.response_b)
-    for stage in judged:
+    for stage in (before, after):
         judgement = stage.verdicts[key]["AB"]
         title = f"{stage.name} says {judgement.verdict or 'nothing'} (better: {judgement.winner})"
         lines += indented(title, judgement.text)
