@@ -23,16 +23,16 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from json import dumps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
-from cor_prompt import Style, encode_prompt, render
+from cor_prompt import encode_prompt, render
 from data import Message, Pair, save_pairs, swap
 from evaluation import tables
 from evaluation.benchmarks import Benchmark, Compat, load_benchmark
 from evaluation.outcomes import budget_curve, read_judgement, read_log, score_rows, summarise
-from judging.endpoint import EndpointSampler
+from judging.endpoint import Server
 from judging.verdicts import Judgement, check_sampling, judge_pairs
 from reward import Rule
 from rollout import load_sampler, which_sampler
@@ -45,22 +45,16 @@ from settings import SamplerKind
 Key = tuple[str, str, str, int]  # source, pair_id, order, sample: what names a verdict
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, kw_only=True)
+class Run(Server):
     """Judge every pair of a file, log each verdict, print the table."""
 
-    model: str
-    """The judge: a `from_pretrained` folder, a run folder or a hub id; with --base-url the name it is served under."""
     data: str
     """Pairs with their winners (.jsonl, .parquet, hub id), or a benchmark's own files (file, folder, hub id)."""
     out: str
     """Folder for config.json, the log of verdicts, summary.json and curve.png."""
     benchmark: Benchmark = "pairs"
     """Which layout --data has."""
-    style: Style = "instruct"
-    """Which prompt the judge sees (cor_prompt.py)."""
-    prompt_file: str = ""
-    """Text file that replaces the style's fixed wording; empty: the built-in wording."""
     votes: int = 1
     """Verdicts per pair and order (samples); several, with --temperature, also give the majority's accuracy."""
     temperature: float = 0.0
@@ -85,18 +79,6 @@ class Run:
     """GPUs that share one vLLM engine (tensor parallel), in one process."""
     engine_memory: float = 0.9
     """Share of a GPU's memory that vLLM may take (0 to 1)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number type of the judge's weights (not for a server)."""
-    base_url: str = ""
-    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1; empty: load --model here."""
-    api_key_env: str = ""
-    """Environment variable that holds the server's key (its name); empty: no key is sent."""
-    concurrency: int = 8
-    """Requests to the server at the same time (requests)."""
-    timeout: float = 600.0
-    """Longest silence of the server within a request (seconds)."""
-    retries: int = 8
-    """How often a failed request is repeated, waiting 1, 2, 4 ... 60 seconds in between (times)."""
     model_digest: tyro.conf.Suppress[str] = ""
     data_digest: tyro.conf.Suppress[str] = ""  # the three are filled in by the script, so that a retrained
     prompt_digest: tyro.conf.Suppress[str] = ""  # model or an edited file never continues an old log
@@ -193,8 +175,7 @@ def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]]) -> Any:
         return load_scalar(cfg.model, cfg.dtype)
     if cfg.base_url:
         out, own = Path(cfg.out), "" if ranks.world_size() == 1 else f"_{ranks.rank()}"
-        return EndpointSampler(cfg.base_url, cfg.model, cfg.api_key_env, out / f"replies{own}.jsonl", cfg.concurrency,
-                               cfg.retries, cfg.timeout, also=sorted(out.glob("replies*.jsonl")))
+        return cfg.connect(out / f"replies{own}.jsonl", also=sorted(out.glob("replies*.jsonl")))
     from loading.folder import context_tokens
     from loading.tokenizer import load_tokenizer
 
@@ -281,7 +262,7 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     if ranks.rank() == 0:
         disk.write_whole(folder / "summary.json", dumps(summary, indent=2) + "\n")
         if "curve" in summary:
-            tables.plot_points(folder / "curve.png", summary["curve"])
+            tables.plot_curve(folder / "curve.png", summary["curve"])
 
 
 # ---- the benchmarks' tables ----------------------------------------------------------------------------
@@ -308,7 +289,7 @@ class Score:
     markdown: str = ""
     """File for the tables (Markdown)."""
     plots: str = ""
-    """Folder for bars by section, RM-Bench's matrix and the score against model size (PNG)."""
+    """Folder for sections.png, bars by section."""
     draws: int = 1000
     """Bootstrap resamples behind the 95 % intervals (draws)."""
     seed: int = 0

@@ -30,7 +30,7 @@ from typing import Any, Literal
 from cor_prompt import Style, Trace, parse_trace, render
 from data import Message, Pair, read_pair
 from judging import pointwise, ranking
-from judging.endpoint import EndpointSampler
+from judging.endpoint import EndpointSampler, Server
 from judging.pointwise import Scores
 from judging.verdicts import Judgement, check_sampling, judge_pairs, majority, named
 from reward import Letter
@@ -40,8 +40,9 @@ from runtime.errors import UserError, visible
 from runtime.run_folder import RunFolder
 from runtime.seeds import derive_seed, digest
 
-Method = Literal["knockout", "bradley-terry", "elo", "win-rate"]
-Check = Callable[[str | Sequence[Message], str], float]
+Method = Literal["knockout", "bradley-terry", "win-rate"]
+Context = str | Sequence[Message]  # a question, or a conversation that ends with the user
+Check = Callable[[Context, str], float]
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Judge:
         """A judge behind an OpenAI-compatible server; with `kept` no reply in that file is paid for again."""
         return cls(EndpointSampler(base_url, model, api_key_env, kept, concurrency), **settings)
 
-    def pair(self, context: str | Sequence[Message], response_a: str, response_b: str, votes: int = 1,
+    def pair(self, context: Context, response_a: str, response_b: str, votes: int = 1,
              temperature: float = 0.0, both_orders: bool = False) -> Verdict:
         """Which of the two responses is better?"""
         pair = Pair("pair", "judge", messages(context), clean(response_a), clean(response_b), winner="A")
@@ -112,7 +113,7 @@ class Judge:
         chains = votes * (2 if both_orders else 1)  # a pair's verdicts come one after the other
         return [count(islice(judgements, chains)) for _ in pairs]
 
-    def table(self, groups: Sequence[tuple[str | Sequence[Message], Sequence[str]]], votes: int = 1,
+    def table(self, groups: Sequence[tuple[Context, Sequence[str]]], votes: int = 1,
               temperature: float = 0.0, both_orders: bool = True) -> ranking.Table:
         """`compare` for ranking.py over the responses of all (context, responses) groups, numbered through. Samples
         depend on the texts alone, not on their places."""
@@ -128,29 +129,28 @@ class Judge:
         texts = [(p, clean(text)) for p, (_, group) in zip(prompts, groups, strict=True) for text in group]
         return ranking.Table(texts, ask, self.seed)
 
-    def rank(self, context: str | Sequence[Message], responses: Sequence[str], method: Method = "bradley-terry",
+    def rank(self, context: Context, responses: Sequence[str], method: Method = "bradley-terry",
              votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> Ranking:
         """Rate by a round robin, n(n-1)/2 comparisons, or find the best by a knockout, n - 1. A comparison takes
         `votes` verdicts, twice with `both_orders`."""
         size, table = len(responses), self.table([(context, responses)], votes, temperature, both_orders)
         if size == 0:
             raise UserError("responses: none to rank")
-        rate: dict[Method, Callable[..., list[float]]] = {
-            "bradley-terry": ranking.bradley_terry, "elo": ranking.elo, "win-rate": ranking.win_rates}
         scores: Sequence[float]
         if method == "knockout":
             scores = ranking.knockout(size, table, self.seed)
         else:
-            scores = rate[method](size, ranking.round_robin(size, table))
+            rate = ranking.bradley_terry if method == "bradley-terry" else ranking.win_rates
+            scores = rate(size, ranking.round_robin(size, table))
         return Ranking(tuple(ranking.best_first(scores)), tuple(map(float, scores)), table.asked)
 
-    def group_rewards(self, context: str | Sequence[Message], responses: Sequence[str], checks: Sequence[Check] = (),
+    def group_rewards(self, context: Context, responses: Sequence[str], checks: Sequence[Check] = (),
                       votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> list[float]:
         """A reward for each of one prompt's responses: its win rate against the others, 0..1 (0.5 where it is alone),
         plus what each check(context, response) returns, such as 1.0 if a final number is right: weigh there."""
         return self.rewards([(context, responses)], checks, votes, temperature, both_orders)[0]
 
-    def rewards(self, groups: Sequence[tuple[str | Sequence[Message], Sequence[str]]], checks: Sequence[Check] = (),
+    def rewards(self, groups: Sequence[tuple[Context, Sequence[str]]], checks: Sequence[Check] = (),
                 votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> list[list[float]]:
         """`group_rewards` of many (context, responses) groups, with one call for all their verdicts."""
         table, matches, start = self.table(groups, votes, temperature, both_orders), [], 0
@@ -163,10 +163,9 @@ class Judge:
             for context, responses in groups
         ]
 
-    def scores(self, context: str | Sequence[Message], responses: Sequence[str], samples: int = 8,
-               temperature: float = 0.5, scorer: Callable[[str], float] | None = None) -> Scores:
-        """Whole-number scores 1..10 for one response or several, summed over samples (pointwise.py). `scorer(chain)`
-        keeps the better half of the chains."""
+    def scores(self, context: Context, responses: Sequence[str], samples: int = 8,
+               temperature: float = 0.5) -> Scores:
+        """Whole-number scores 1..10 for one response or several, summed over samples (pointwise.py)."""
         check_sampling(samples, temperature)
         if not responses:
             raise UserError("responses: none to score")
@@ -176,7 +175,7 @@ class Judge:
         asked = [pointwise.render_scoring(shared, [texts[i] for i in order]) for order in shown]
         seeds = [derive_seed(seed, sample) for sample in range(samples)]
         replies = self.sampler.chat(asked, 1, temperature, self.max_tokens, seeds)
-        return pointwise.sum_scores(shown, [reply for [reply] in replies], len(texts), scorer)
+        return pointwise.sum_scores(shown, [reply for [reply] in replies], len(texts))
 
 
 def count(judgements: Iterable[Judgement]) -> Verdict:
@@ -195,7 +194,7 @@ def share(verdict: Verdict) -> float:
     return (verdict.votes["A"] + 0.5 * verdict.votes["none"]) / sum(verdict.votes.values())
 
 
-def messages(context: str | Sequence[Message]) -> tuple[Message, ...]:
+def messages(context: Context) -> tuple[Message, ...]:
     turns: Sequence[Message] = [{"role": "user", "content": context}] if isinstance(context, str) else context
     if not turns or turns[-1]["role"] != "user":
         raise UserError("the conversation must end with a user message")
@@ -211,21 +210,9 @@ def clean(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Source(Server):
     """What every command takes: a judge, rows, and where results go."""
 
-    model: str
-    """The judge: a `from_pretrained` folder, a run folder or a hub id; with --base-url the name it is served under."""
-    base_url: str = ""
-    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1; empty: load --model here."""
-    api_key_env: str = ""
-    """Environment variable that holds the server's key (its name); empty: no key is sent."""
-    concurrency: int = 8
-    """Requests to the server at the same time (requests)."""
-    timeout: float = 600.0
-    """Longest silence of the server within a request (seconds)."""
-    retries: int = 8
-    """How often a failed request is repeated, waiting 1, 2, 4 ... 60 seconds in between (times)."""
     data: str | None = None
     """JSONL file of rows; without it and without --question they are read from standard input."""
     question: str | None = None
@@ -235,12 +222,14 @@ class Source:
     command continues it and asks for nothing twice. Empty: results are printed only."""
     json: bool = False
     """Print one JSON line per row."""
+    votes: int = 1
+    """Verdicts per pair and order, whose majority counts; in a ranking their shares count (samples)."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 takes the likeliest token."""
     max_tokens: int = 2048
     """Longest chain (tokens)."""
     seed: int = 0
     """Seed of samples, brackets and shown orders (an integer)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number type of the judge's weights (not for a server)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,14 +240,6 @@ class Pairs(Source):
     """Response A (text), with --question."""
     b: str | None = None
     """Response B (text), with --question."""
-    style: Style = "instruct"
-    """Which prompt the judge sees (cor_prompt.py)."""
-    prompt_file: str = ""
-    """Text file that replaces the style's fixed wording; empty: the built-in wording."""
-    votes: int = 1
-    """Verdicts per pair and order, of which the majority counts (samples)."""
-    temperature: float = 0.0
-    """Sampling temperature; 0 takes the likeliest token."""
     both_orders: bool = False
     """Show every pair in both orders and let all verdicts vote."""
     at_once: int = 0
@@ -273,21 +254,13 @@ class Rank(Source):
     """The responses (texts), with --question."""
     method: Method = "bradley-terry"
     """knockout finds the best in n - 1 comparisons; the others rate all in n(n-1)/2 (win-rate 0..1, Elo's scale)."""
-    style: Style = "instruct"
-    """Which prompt the judge sees (cor_prompt.py)."""
-    prompt_file: str = ""
-    """Text file that replaces the style's fixed wording; empty: the built-in wording."""
-    votes: int = 1
-    """Verdicts per comparison and order; their shares count (samples)."""
-    temperature: float = 0.0
-    """Sampling temperature; 0 takes the likeliest token."""
     both_orders: bool = True
     """Compare in both orders; without it a coin decides who is shown first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Source):
-    """Score the responses of each row, or a single one, from 1 to 10 a sample."""
+    """Score the responses of each row, or a single one, from 1 to 10 a sample; the prompt is pointwise.py's."""
 
     responses: tuple[str, ...] = ()
     """The responses (texts), with --question."""
@@ -301,73 +274,59 @@ class Score(Source):
 
 Row = tuple[str, int, dict[str, Any]]  # place for error messages, number from 0, the row itself
 Result = tuple[dict[str, Any], str]  # as JSON, as text
-Answer = Callable[[Judge, list[Row]], list[Result]]
 # What may change when a run in --out is continued: rows are compared one by one, the model by its digest.
-FREE = ("concurrency", "timeout", "retries", "api_key_env", "data", "question", "a", "b", "responses", "json",
-        "at_once", "prompt_file", "dtype")
+FREE = ("data", "question", "a", "b", "responses", "json", "prompt_file", "dtype")
 
 
-def judge_rows(cfg: Pairs, sampler: Chat | None = None) -> None:
-    """Print a verdict per row as it comes. `sampler` replaces --model."""
-
-    def answer(judge: Judge, part: list[Row]) -> list[Result]:
-        known = [parsed(*row) for row in part]
-        verdicts = judge.pairs([pair for pair, _ in known], cfg.votes, cfg.temperature, cfg.both_orders)
-        return [show_pair(*each, verdict) for each, verdict in zip(known, verdicts, strict=True)]
-
-    given = {"question": cfg.question, "response_a": cfg.a, "response_b": cfg.b}
-    work(cfg, given, answer, sampler, cfg.at_once or (32 if cfg.data else 1), cfg.style, cfg.prompt_file)
+def judge_rows(cfg: Pairs, judge: Judge, part: list[Row]) -> list[Result]:
+    known = [parsed(*row) for row in part]
+    verdicts = judge.pairs([pair for pair, _ in known], cfg.votes, cfg.temperature, cfg.both_orders)
+    return [show_pair(*each, verdict) for each, verdict in zip(known, verdicts, strict=True)]
 
 
-def rank_rows(cfg: Rank, sampler: Chat | None = None) -> None:
-    """Print a ranking per row."""
-
-    def answer(judge: Judge, part: list[Row]) -> list[Result]:
-        [(where, number, row)] = part
-        context, responses = candidates(where, row)
-        found = judge.rank(context, responses, cfg.method, cfg.votes, cfg.temperature, cfg.both_orders)
-        listed = [(i, f"{found.scores[i]:.4g}") for i in found.order]
-        return [show_list(row, number, responses, listed, f"best: {found.order[0]} (comparisons: {found.comparisons})",
-                          asdict(found))]
-
-    given = {"question": cfg.question, "responses": list(cfg.responses)}
-    work(cfg, given, answer, sampler, 1, cfg.style, cfg.prompt_file)
+def rank_rows(cfg: Rank, judge: Judge, part: list[Row]) -> list[Result]:
+    [(where, number, row)] = part
+    context, responses = candidates(where, row)
+    found = judge.rank(context, responses, cfg.method, cfg.votes, cfg.temperature, cfg.both_orders)
+    listed = [(i, f"{found.scores[i]:.4g}") for i in found.order]
+    end = f"best: {found.order[0]} (comparisons: {found.comparisons})"
+    return [show_list(row, number, responses, listed, end, asdict(found))]
 
 
-def score_rows(cfg: Score, sampler: Chat | None = None) -> None:
-    """Print scores per row."""
-
-    def answer(judge: Judge, part: list[Row]) -> list[Result]:
-        [(where, number, row)] = part
-        context, responses = candidates(where, row)
-        found = judge.scores(context, responses, cfg.votes, cfg.temperature)
-        listed = [(i, str(total)) for i, total in enumerate(found.totals)]
-        return [show_list(row, number, responses, listed, f"sums of {found.samples} of {found.asked} samples, 1 to 10 "
-                          "each", asdict(found))]
-
-    work(cfg, {"question": cfg.question, "responses": list(cfg.responses)}, answer, sampler)
+def score_rows(cfg: Score, judge: Judge, part: list[Row]) -> list[Result]:
+    [(where, number, row)] = part
+    context, responses = candidates(where, row)
+    found = judge.scores(context, responses, cfg.votes, cfg.temperature)
+    listed = [(i, str(total)) for i, total in enumerate(found.totals)]
+    end = f"sums of {found.samples} of {found.asked} samples, 1 to 10 each"
+    return [show_list(row, number, responses, listed, end, asdict(found))]
 
 
-def work(cfg: Source, given: dict[str, Any], answer: Answer, sampler: Chat | None, at_once: int = 1,
-         style: Style = "instruct", prompt_file: str = "") -> None:
-    """Answer the rows that --out does not hold yet, in order; each result is written before the next is asked."""
+def run(cfg: Source, sampler: Chat | None = None) -> None:
+    """Answer the rows that --out does not hold yet, in order; each result is written before the next is asked.
+    `sampler` replaces --model."""
+    answers: dict[type, Callable] = {Pairs: judge_rows, Rank: rank_rows, Score: score_rows}
+    given: dict[str, Any] = {"question": cfg.question}
+    if isinstance(cfg, Pairs):
+        given |= {"response_a": cfg.a, "response_b": cfg.b}
+    elif isinstance(cfg, (Rank, Score)):
+        given["responses"] = list(cfg.responses)
     flags = [value not in (None, []) for value in given.values()]
     if any(flags) and (not all(flags) or cfg.data is not None):
         raise UserError("--question and the responses go together, and without --data")
+    at_once = (cfg.at_once or (32 if cfg.data else 1)) if isinstance(cfg, Pairs) else 1
     if at_once < 1 or cfg.max_tokens < 1:
         raise UserError("--at-once and --max-tokens must be at least 1")
-    system = cli.read_prompt(prompt_file)
-    render(Pair("", "", ({"role": "user", "content": ""},), "", "", "A"), style, system)  # a usable prompt file
+    system = cli.read_prompt(cfg.prompt_file)
+    render(Pair("", "", ({"role": "user", "content": ""},), "", "", "A"), cfg.style, system)  # a usable prompt file
     found, folder = rows(cfg, given), open_out(cfg, system, sampler is None) if cfg.out else None
     if folder:
         skip_done(found, folder.path / "results.jsonl")
     if sampler is None and cfg.base_url:
-        kept = folder.path / "replies.jsonl" if folder else None
-        sampler = EndpointSampler(cfg.base_url, cfg.model, cfg.api_key_env, kept, cfg.concurrency, cfg.retries,
-                                  cfg.timeout)
-    judge = Judge(sampler or load_sampler(cfg.model, cfg.dtype), style, system, cfg.max_tokens, cfg.seed)
+        sampler = cfg.connect(folder.path / "replies.jsonl" if folder else None)
+    judge = Judge(sampler or load_sampler(cfg.model, cfg.dtype), cfg.style, system, cfg.max_tokens, cfg.seed)
     while part := list(islice(found, at_once)):
-        for (_, _, row), (record, text) in zip(part, answer(judge, part), strict=True):
+        for (_, _, row), (record, text) in zip(part, answers[type(cfg)](cfg, judge, part), strict=True):
             if folder:
                 folder.log({"row": digest(row)} | record, "results.jsonl")
             print(json.dumps(record) if cfg.json else text, flush=True)
@@ -468,9 +427,7 @@ def one_line(text: str) -> str:
 def main() -> None:
     import tyro
 
-    commands: dict[type, Callable] = {Pairs: judge_rows, Rank: rank_rows, Score: score_rows}
-    cfg = tyro.extras.subcommand_cli_from_dict({"pairs": Pairs, "rank": Rank, "score": Score})
-    commands[type(cfg)](cfg)
+    run(tyro.extras.subcommand_cli_from_dict({"pairs": Pairs, "rank": Rank, "score": Score}))
 
 
 if __name__ == "__main__":

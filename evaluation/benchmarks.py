@@ -23,10 +23,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data import Pair, load_pairs, swap
+from data import Message, Pair, load_pairs, swap
 from formats.layouts import read_messages
 from formats.readers import read_rows
-from runtime.disk import read_json
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
 
@@ -63,6 +62,11 @@ PARTS = {  # RMB, in the order of its mean
     "BoN Helpfulness": "BoN_set/Helpfulness/",
     "BoN Harmlessness": "BoN_set/Harmlessness/",
 }
+KINDS: dict[Benchmark, tuple[str, dict[str, str]]] = {  # a pair's group in its meta; (start of) group -> category
+    "rewardbench": ("subset", SECTION_OF),
+    "rm-bench": ("domain", {domain: domain for domain in DOMAINS}),
+    "rmb": ("category_path", {prefix: part for part, prefix in PARTS.items()}),
+}
 FULL = {"rewardbench": 2985, "rm-bench": 1327, "rmb": 7064 + 10067 + 1677 + 2109}  # items
 
 
@@ -98,21 +102,9 @@ def _source_rows(name: str, source: str) -> Iterator[tuple[str, str, Row]]:
         if name == "rewardbench":  # a copy of the hub's folder also holds the raw split
             files = [p for p in files if p.stem.startswith("filtered")] or files
     for file in files:
-        if file.suffix == ".json":
-            rows = json_rows(file, read_json(file))
-        else:
-            rows = read_rows(source if file is path else str(file), "filtered" if name == "rewardbench" else "train")
-        for where, row in rows:
-            yield where, file.stem, row
-
-
-def json_rows(path: Path, value: Any) -> Iterator[tuple[str, Row]]:
-    if not isinstance(value, list):
-        raise UserError(f"{path}: expected a list of objects, found {type(value).__name__}")
-    for number, row in enumerate(value, 1):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: item {number}: expected an object, found {type(row).__name__}")
-        yield f"{path}: item {number}", row
+        where = source if file is path else str(file)
+        for place, row in read_rows(where, "filtered" if name == "rewardbench" else "train"):
+            yield place, file.stem, row
 
 
 # The three readers give every pair with the chosen response as A. Equal responses are kept: RMB has such a
@@ -121,10 +113,10 @@ def json_rows(path: Path, value: Any) -> Iterator[tuple[str, Row]]:
 
 def _rewardbench_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
     subset = read_text(row, "subset", where)
-    item = f"{subset}/{read_id(row, 'id', where)}"  # ids alone repeat: 3692 is in donotanswer and in hep-python
-    context = read_messages([{"role": "user", "content": read_text(row, "prompt", where)}], where, "prompt")
-    yield Pair(item, "rewardbench", context, read_text(row, "chosen", where), read_text(row, "rejected", where), "A",
-               section_of(subset, where), {"subset": subset, "item": item})
+    item = f"{subset}/{read_id(row, 'id', where)}"  # an id can repeat: 3692 is in donotanswer and in hep-python
+    yield Pair(item, "rewardbench", _question(row, where), read_text(row, "chosen", where),
+               read_text(row, "rejected", where), "A", kind_of("rewardbench", subset, where),
+               {"subset": subset, "item": item})
 
 
 def _rm_bench_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
@@ -134,11 +126,10 @@ def _rm_bench_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
     if domain is None and stem.endswith("_filtered"):
         domain = stem.removesuffix("_filtered")
         item = f"{domain}/{item}"
-    kind = domain_of(domain, where)
+    kind = kind_of("rm-bench", domain, where)
     rotated = re.fullmatch("total_dataset_([123])", stem)
     shift = int(rotated[1]) - 1 if rotated else 0
-    context = read_messages([{"role": "user", "content": read_text(row, "prompt", where)}], where, "prompt")
-    chosen, rejected = _three(row, "chosen", where), _three(row, "rejected", where)
+    context, chosen, rejected = _question(row, where), _three(row, "chosen", where), _three(row, "rejected", where)
     for i, j in product(range(3), range(3)):
         meta = {"domain": str(domain), "item": item, "chosen_style": str(i), "rejected_style": str(j)}
         yield Pair(f"{item}:{i}{j}", "rm-bench", context, chosen[i], rejected[(j - shift) % 3], "A", kind, meta)
@@ -147,25 +138,28 @@ def _rm_bench_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
 def _rmb_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
     """One pair of a pairwise row; one for each loser of a best-of-n row."""
     path = read_text(row, "category_path", where)
-    part = part_of(path, where)
+    part = kind_of("rmb", path, where)
     context = read_messages(row.get("conversation_input"), where, "conversation_input")
     if context[-1]["role"] != "user":
         raise UserError(f"{where}: the conversation must end with a user message")
     for message in context:
         read_text(message, "content", where)
+    losers: Any
     if part.startswith("Pairwise"):
-        item = f"{path}/{read_id(row, 'pair_uid', where)}"
-        yield Pair(item, "rmb", context, _answer(row.get("chosen"), "chosen", where),
-                   _answer(row.get("reject"), "reject", where), "A", part,
-                   {"category_path": path, "item": item, "loser": "", "losers": "1"})
-        return
-    item, losers = f"{path}/{read_id(row, 'bon_uid', where)}", row.get("loser_list")
+        item, best, losers = f"{path}/{read_id(row, 'pair_uid', where)}", "chosen", [row.get("reject")]
+    else:
+        item, best, losers = f"{path}/{read_id(row, 'bon_uid', where)}", "bon_best", row.get("loser_list")
     if not isinstance(losers, list) or not losers:
         raise UserError(f"{where}: 'loser_list' must be a list of {{llm_name, answer}} objects")
-    best = _answer(row.get("bon_best"), "bon_best", where)
     for k, loser in enumerate(losers):
-        meta = {"category_path": path, "item": item, "loser": str(k), "losers": str(len(losers))}
-        yield Pair(f"{item}:{k}", "rmb", context, best, _answer(loser, "loser_list", where), "A", part, meta)
+        pair_id, number = (item, "") if best == "chosen" else (f"{item}:{k}", str(k))
+        meta = {"category_path": path, "item": item, "loser": number, "losers": str(len(losers))}
+        yield Pair(pair_id, "rmb", context, _answer(row.get(best), best, where),
+                   _answer(loser, "loser_list" if number else "reject", where), "A", part, meta)
+
+
+def _question(row: Row, where: str) -> tuple[Message, ...]:
+    return ({"role": "user", "content": read_text(row, "prompt", where)},)
 
 
 def read_text(row: Mapping[str, Any], name: str, where: str) -> str:
@@ -197,25 +191,15 @@ def _answer(value: Any, name: str, where: str) -> str:
     return read_text(value, "answer", where)
 
 
-def section_of(subset: str, where: str) -> str:
-    if subset not in SECTION_OF:
-        raise UserError(f"{where}: subset {subset!r} is none of RewardBench's {len(SECTION_OF)}; use split `filtered`")
-    return SECTION_OF[subset]
-
-
-def domain_of(value: Any, where: str) -> str:
-    found = [domain for domain in DOMAINS if str(value).startswith(domain)]
-    if not found:
-        raise UserError(f"{where}: domain {value!r} is none of RM-Bench's ({', '.join(DOMAINS)})")
-    read_text({"domain": value}, "domain", where)  # what follows the name may still be no text
-    return found[0]
-
-
-def part_of(path: str, where: str) -> str:
-    found = [part for part, prefix in PARTS.items() if path.startswith(prefix)]
-    if not found:
-        raise UserError(f"{where}: category_path {path!r} starts with none of {', '.join(PARTS.values())}")
-    return found[0]
+def kind_of(benchmark: Benchmark, group: Any, where: str) -> str:
+    """The section of a RewardBench subset, the domain of RM-Bench's, the part of an RMB category path."""
+    name, kinds = KINDS[benchmark]
+    text = read_text({name: group}, name, where)
+    whole = benchmark == "rewardbench"
+    for start, kind in kinds.items():
+        if text == start if whole else text.startswith(start):
+            return kind
+    raise UserError(f"{where}: {name} {text[:60]!r} is none of {benchmark}'s ({', '.join(kinds)})")
 
 
 # ---- outcomes -> tables --------------------------------------------------------------------------------
@@ -257,59 +241,59 @@ def intervals(benchmark: Benchmark, outcomes: Sequence[Outcome], compat: Compat 
     return {block: {name: interval(values) for name, values in rows.items()} for block, rows in drawn.items()}
 
 
-def per_item(outcomes: Iterable[Outcome]) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
-    """group -> item -> slot -> (right, total). A best-of-n item is one thing that is right if it beats every
-    loser (slot ""), and keeps its comparisons beside (slot "each"); one with unjudged losers is left out."""
-    items: dict[str, dict[str, list[Outcome]]] = {}
+def by_item(outcomes: Iterable[Outcome]) -> dict[str, dict[str, list[Outcome]]]:
+    """group -> item -> its outcomes."""
+    found: dict[str, dict[str, list[Outcome]]] = {}
     for o in outcomes:
-        items.setdefault(o.group, {}).setdefault(o.item, []).append(o)
-    found: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
-    for group, members in items.items():
-        for item, seen in members.items():
+        found.setdefault(o.group, {}).setdefault(o.item, []).append(o)
+    return found
+
+
+def cells(outcomes: Iterable[Outcome]) -> dict[str, list[dict[str, tuple[float, float]]]]:
+    """group -> for each item, in the order of their names, slot -> (right, total). A best-of-n item is right if it
+    beats every loser (slot ""); its comparisons stand beside (slot "each"). With unjudged losers it is left out."""
+    found: dict[str, list[dict[str, tuple[float, float]]]] = {}
+    for group, items in by_item(outcomes).items():
+        for _, seen in sorted(items.items()):
             slots = {o.slot: (o.correct, 1.0) for o in seen}
             if group.startswith("BoN_set/"):
                 if len(seen) < seen[0].of:
                     continue
                 slots = {"": (float(all(o.correct == 1 for o in seen)), 1.0)}
-                if all(o.slot for o in seen):  # slot "" is a table's word on the whole item
+                if all(o.slot for o in seen):  # slot "" is a published table's outcome of the whole item
                     slots["each"] = sum(o.correct for o in seen), float(len(seen))
-            found.setdefault(group, {})[item] = slots
+            found.setdefault(group, []).append(slots)
     return found
 
 
 def count(outcomes: Iterable[Outcome]) -> Counts:
     """group -> slot -> (right, total)."""
-    counts: Counts = {}
-    for group, items in per_item(outcomes).items():
-        cells = counts.setdefault(group, {})
-        for slots in items.values():
-            for slot, (right, total) in slots.items():
-                before = cells.get(slot, (0.0, 0.0))
-                cells[slot] = before[0] + right, before[1] + total
-    return counts
+    return {group: {slot: (float(of[:, 0].sum()), float(of[:, 1].sum())) for slot, of in arrays(items).items()}
+            for group, items in cells(outcomes).items()}
 
 
 def resample(outcomes: Iterable[Outcome], draws: int, seed: int) -> Counts:
     """`count` of `draws` resamples at once: right and total are arrays (draws,)."""
     counts: Counts = {}
-    for group, items in per_item(outcomes).items():
-        rows = [items[name] for name in sorted(items)]  # the order of a log changes nothing
+    for group, items in cells(outcomes).items():
         generator = np.random.default_rng(derive_seed(seed, "bootstrap", group))
-        picked = generator.integers(len(rows), size=(draws, len(rows)))
-        for slot in sorted({slot for row in rows for slot in row}):
-            right, total = np.array([row.get(slot, (0.0, 0.0)) for row in rows]).T
-            counts.setdefault(group, {})[slot] = right[picked].sum(1), total[picked].sum(1)
+        picked = generator.integers(len(items), size=(draws, len(items)))
+        counts[group] = {slot: (of[picked, 0].sum(1), of[picked, 1].sum(1)) for slot, of in arrays(items).items()}
     return counts
+
+
+def arrays(items: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, Any]:
+    """slot -> (items, 2): right and total of each item; an item without the slot has zeros."""
+    return {slot: np.array([item.get(slot, (0.0, 0.0)) for item in items])
+            for slot in sorted({slot for item in items for slot in item})}
 
 
 def make_table(benchmark: Benchmark, counts: Counts, compat: Compat = "none") -> Table:
     """The arithmetic of a table; plain Python sums in the authors' order, on numbers or on arrays alike."""
-    if benchmark == "rewardbench":
-        return _rewardbench_table(counts)
     if benchmark == "rm-bench":
         return _rm_bench_table(counts, compat)
-    if benchmark == "rmb":
-        return _rmb_table(counts)
+    if benchmark != "pairs":
+        return {"rewardbench": _rewardbench_table, "rmb": _rmb_table}[benchmark](counts)
     categories = {group: _pooled(counts, [group]) for group in sorted(counts)}
     return {"overall": {"accuracy": _pooled(counts, counts)}, "categories": categories}
 
@@ -322,7 +306,7 @@ def _rewardbench_table(counts: Counts) -> Table:
         there = {subset: weight for subset, weight in weights.items() if subset in subsets}
         total = sum(subsets[subset] * weight for subset, weight in there.items())
         sections[section] = total / sum(there.values()) if there else 0.0
-    overall = {"average": _mean(sections.values()), "accuracy": _pooled(counts, counts)}
+    overall = {"average": mean(sections.values()), "accuracy": _pooled(counts, counts)}
     return {"overall": overall, "sections": sections, "subsets": subsets}
 
 
@@ -332,13 +316,13 @@ def _rm_bench_table(counts: Counts, compat: Compat) -> Table:
     cells = {f"{i}{j}": slip.get(f"{i}{j}", f"{i}{j}") for i, j in product(range(3), range(3))}
     groups = {d: [group for group in counts if group.startswith(d)] for d in DOMAINS}
     matrix = {(d, cell): _pooled(counts, groups[d], source) for d in DOMAINS for cell, source in cells.items()}
-    levels = {(d, level): _mean(matrix[d, cell] for cell in names) for d in DOMAINS for level, names in LEVELS.items()}
-    domains = {d: _mean(levels[d, level] for level in ("hard", "normal", "easy")) for d in DOMAINS}
+    levels = {(d, level): mean(matrix[d, cell] for cell in names) for d in DOMAINS for level, names in LEVELS.items()}
+    domains = {d: mean(levels[d, level] for level in ("hard", "normal", "easy")) for d in DOMAINS}
     return {
-        "overall": {"average": _mean(domains.values())},
+        "overall": {"average": mean(domains.values())},
         "domains": domains,
-        "levels": {level: _mean(levels[d, level] for d in DOMAINS) for level in LEVELS},
-        "matrix": {cell: _mean(matrix[d, cell] for d in DOMAINS) for cell in cells},
+        "levels": {level: mean(levels[d, level] for d in DOMAINS) for level in LEVELS},
+        "matrix": {cell: mean(matrix[d, cell] for d in DOMAINS) for cell in cells},
         "domain levels": {f"{d} {level}": value for (d, level), value in levels.items()},
         "domain matrix": {f"{d} {cell}": value for (d, cell), value in matrix.items()},
     }
@@ -350,7 +334,7 @@ def _rmb_table(counts: Counts) -> Table:
     parts = {part: _pooled(counts, groups[part]) for part in PARTS}
     each = {part: _pooled(counts, groups[part], "each") for part in PARTS if part.startswith("BoN")}
     categories = {group: _pooled(counts, [group]) for group in sorted(counts)}
-    return {"overall": {"average": _mean(parts.values())}, "parts": parts, "categories": categories,
+    return {"overall": {"average": mean(parts.values())}, "parts": parts, "categories": categories,
             "comparisons": each}
 
 
@@ -361,22 +345,14 @@ def _pooled(counts: Counts, groups: Iterable[str], slot: str = "") -> Any:
     return sum(right for right, _ in cells) / total if np.all(total) else None
 
 
-def _mean(values: Iterable[Any]) -> Any:
+def mean(values: Iterable[Any]) -> Any:
     seen = list(values)
     return None if any(value is None for value in seen) else sum(seen) / len(seen)
 
 
-def benchmark_average(tables: Mapping[str, Table]) -> Any:
-    """The paper's headline: the mean of the three benchmarks' scores; None unless all three are there."""
-    names = ("rewardbench", "rm-bench", "rmb")
-    return _mean(tables[name]["overall"]["average"] if name in tables else None for name in names)
-
-
 def gaps(benchmark: Benchmark, outcomes: Sequence[Outcome]) -> list[str]:
     """What is missing for numbers that can be held against published ones."""
-    seen: dict[str, dict[str, list[Outcome]]] = {}
-    for o in outcomes:
-        seen.setdefault(o.group, {}).setdefault(o.item, []).append(o)
+    seen = by_item(outcomes)
     items = sum(map(len, seen.values()))
     found = []
     if items < FULL.get(benchmark, 0):

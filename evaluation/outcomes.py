@@ -23,10 +23,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from evaluation import benchmarks
-from evaluation.benchmarks import Benchmark, Compat, Outcome, Row, domain_of, json_rows, part_of, read_id, read_text
+from evaluation.benchmarks import KINDS, Benchmark, Compat, Outcome, Row, kind_of, read_id, read_text
 from judging.verdicts import Judgement, majority, named, tally
 from reward import Rule, parse_verdict
 from runtime.disk import read_json, read_jsonl
@@ -57,35 +57,34 @@ def _json_log(path: Path) -> Iterator[tuple[str, Row]]:
     """A list of records, or RMB's two layouts: {set: records} and {set: {per_category: accuracies}}; the
     items per category that the latter needs are in *counts*.json beside it."""
     content = read_json(path)
-    if isinstance(content, list):
-        yield from json_rows(path, content)
-        return
-    if not isinstance(content, dict):
+    parts = {"": content} if isinstance(content, list) else content
+    if not isinstance(parts, dict):
         raise UserError(f"{path}: expected a list or an object, found {type(content).__name__}")
-    for part in content.values():
-        if isinstance(part, list):
-            yield from json_rows(path, part)
-        elif isinstance(part, dict) and not isinstance(part.get("per_category", {}), dict):
-            raise UserError(f"{path}: 'per_category' must be an object of accuracies")
-    shares = [(name, share) for part in content.values() if isinstance(part, dict)
-              for name, share in part.get("per_category", {}).items()]
+    for number, row in enumerate((row for part in parts.values() if isinstance(part, list) for row in part), 1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: item {number}: expected an object, found {type(row).__name__}")
+        yield f"{path}: item {number}", row
     sizes: dict[str, Any] = {}
-    for file in sorted(path.parent.glob("*counts*.json")) if shares else []:
-        counted = read_json(file)
-        for part in counted.values() if isinstance(counted, dict) else []:
-            sizes |= part if isinstance(part, dict) else {}
-    for name, share in shares:
-        total = sizes.get(name)
-        if not isinstance(total, int) or not 0 < total < 10**6:
-            raise UserError(
-                f"{path}: how many items {name!r} has is unknown; put it into *counts*.json beside the file"
-            )
-        right = _share(share, name, str(path)) * total
-        if abs(right - round(right)) > 1e-6:
-            raise UserError(
-                f"{path}: {name!r}: {share} is not a whole number of {total} items; one of the two is wrong"
-            )
-        yield f"{path}: {name}", {"category_path": name, "right": round(right), "total": total}
+    for counted in (_objects(read_json(file)) for file in path.parent.glob("*counts*.json")):
+        sizes |= {name: total for part in counted for name, total in part.items()}
+    for part in _objects(content):
+        accuracies = part.get("per_category", {})
+        if not isinstance(accuracies, dict):
+            raise UserError(f"{path}: 'per_category' must be an object of accuracies")
+        for name, share in accuracies.items():
+            total = sizes.get(name)
+            if not isinstance(total, int) or not 0 < total < 10**6:
+                raise UserError(f"{path}: the number of items of {name!r} is unknown; put it into *counts*.json beside "
+                                "the file")
+            right = _share(share, name, str(path)) * total
+            if abs(right - round(right)) > 1e-6:
+                raise UserError(f"{path}: {name!r}: {share} is not a whole number of {total} items; one is wrong")
+            for i in range(total):  # as records: the first ones are right
+                yield f"{path}: {name}", {"category_path": name, "pair_uid": i, "results": int(i < round(right))}
+
+
+def _objects(content: Any) -> list[dict[str, Any]]:
+    return [part for part in content.values() if isinstance(part, dict)] if isinstance(content, dict) else []
 
 
 def read_outcomes(
@@ -159,65 +158,58 @@ def read_judgement(row: Row, where: str, rule: Rule | None = None) -> Judgement:
         texts = judgement.pair_id, judgement.source, judgement.category, judgement.text, *judgement.meta.values()
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a name or a text is none")
-        if judgement.order not in ("AB", "BA") or judgement.winner not in ("A", "B"):
-            raise TypeError("order or winner is no such letter")
-        if judgement.verdict not in ("A", "B", None):
-            raise TypeError("verdict is no such letter")
+        letters = judgement.order in ("AB", "BA"), judgement.winner in ("A", "B"), judgement.verdict in ("A", "B", None)
+        if not all(letters):
+            raise TypeError("order, winner or verdict is no such letter")
         numbers = judgement.sample, judgement.response_tokens
         if not isinstance(judgement.correct, bool) or not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
             raise TypeError("sample, correct or response_tokens is no such number")
-        return judgement if rule is None else Judgement(**row | {"verdict": parse_verdict(judgement.text, rule)})
+        return judgement if rule is None else replace(judgement, verdict=parse_verdict(judgement.text, rule))
     except (TypeError, AttributeError) as error:
         raise UserError(f"{where}: not a verdict as eval.py logs it ({error})") from None
 
 
 def _judged(benchmark: Benchmark, one: Judgement, correct: float, where: str) -> Outcome:
+    """What the verdicts on one pair say, `correct`, as an outcome of the benchmark's item."""
     meta = one.meta
+    if benchmark == "pairs":
+        return Outcome(f"{one.source}/{one.pair_id}", one.category, "", correct, 1)
     try:
-        if benchmark == "rewardbench":
-            benchmarks.section_of(meta["subset"], where)
-            return Outcome(meta["item"], meta["subset"], "", correct, 1)
+        group, item, slot, of = meta[KINDS[benchmark][0]], meta["item"], "", 1
+        kind_of(benchmark, group, where)
         if benchmark == "rm-bench":
-            domain_of(meta["domain"], where)
-            slot = meta["chosen_style"] + meta["rejected_style"]
+            slot, of = meta["chosen_style"] + meta["rejected_style"], 9
             if slot not in {f"{i}{j}" for i, j in product(range(3), range(3))}:
                 raise UserError(f"{where}: chosen_style and rejected_style must be 0, 1 or 2")
-            return Outcome(meta["item"], meta["domain"], slot, correct, 9)
-        if benchmark == "rmb":
-            part_of(meta["category_path"], where)
-            return Outcome(meta["item"], meta["category_path"], meta["loser"], correct, int(meta["losers"]))
+        elif benchmark == "rmb":
+            slot, of = meta["loser"], int(meta["losers"])
     except (KeyError, ValueError) as error:
         raise UserError(f"{where}: not a verdict on {benchmark}, its meta has no {error}; judge with "
                         f"eval.py run --benchmark {benchmark}") from None
-    return Outcome(f"{one.source}/{one.pair_id}", one.category, "", correct, 1)
+    return Outcome(item, group, slot, correct, of)
 
 
 def _tabled(benchmark: Benchmark, row: Row, where: str) -> Iterator[Outcome]:
     """Outcomes of one row of a published table."""
-    if benchmark == "rewardbench" and "correct" in row:
-        subset = read_text(row, "subset", where)
-        benchmarks.section_of(subset, where)
-        yield Outcome(f"{subset}/{read_id(row, 'id', where)}", subset, "", _share(row["correct"], "correct", where), 1)
-    elif benchmark == "rm-bench" and "result_1" in row:
-        item, domain = read_id(row, "id", where), read_text(row, "domain", where)
-        domain_of(domain, where)
-        for f, k in product(range(3), range(3)):
-            results = row.get(f"result_{f + 1}")
-            if not isinstance(results, list) or len(results) != 3:
-                raise UserError(f"{where}: 'result_{f + 1}' must be three outcomes of 0 or 1")
-            yield Outcome(item, domain, f"{k}{(k + f) % 3}", _share(results[k], f"result_{f + 1}", where), 9)
-    elif benchmark == "rmb" and "results" in row:  # a record of the authors' logs
-        path, name = read_text(row, "category_path", where), "bon_uid" if "bon_uid" in row else "pair_uid"
-        part_of(path, where)
-        slot = json.dumps(row.get("text_rejected")) if name == "bon_uid" else ""  # losers have no number there
-        yield Outcome(f"{path}/{read_id(row, name, where)}", path, slot, _share(row["results"], "results", where))
-    elif benchmark == "rmb" and row.keys() == {"category_path", "right", "total"}:  # as _json_log gives it
-        path = row["category_path"]
-        part_of(path, where)
-        yield from (Outcome(f"{path}/{i}", path, "", float(i < row["right"]), 1) for i in range(row["total"]))
-    else:
+    asked = {"rewardbench": "correct", "rm-bench": "result_1", "rmb": "results"}.get(benchmark)
+    if asked not in row:
         raise UserError(f"{where}: neither a verdict of eval.py nor a row of a {benchmark} outcome table; "
                         f"found {', '.join(sorted(row))[:80]}")
+    group = read_text(row, KINDS[benchmark][0], where)
+    kind_of(benchmark, group, where)
+    if benchmark == "rewardbench":
+        yield Outcome(f"{group}/{read_id(row, 'id', where)}", group, "", _share(row["correct"], "correct", where), 1)
+    elif benchmark == "rm-bench":
+        item = read_id(row, "id", where)
+        for f, k in product(range(3), range(3)):
+            results = row.get(name := f"result_{f + 1}")
+            if not isinstance(results, list) or len(results) != 3:
+                raise UserError(f"{where}: '{name}' must be three outcomes of 0 or 1")
+            yield Outcome(item, group, f"{k}{(k + f) % 3}", _share(results[k], name, where), 9)
+    else:  # a record of the authors' logs
+        name = "bon_uid" if "bon_uid" in row else "pair_uid"
+        slot = json.dumps(row.get("text_rejected")) if name == "bon_uid" else ""  # losers have no number there
+        yield Outcome(f"{group}/{read_id(row, name, where)}", group, slot, _share(row["results"], "results", where))
 
 
 def _share(value: Any, name: str, where: str) -> float:
@@ -238,20 +230,15 @@ Name = tuple[str, str]  # source, pair_id
 def summarise(judgements: Sequence[Judgement]) -> dict[str, Any]:
     """What summary.json holds: a row of numbers overall, by category and by source."""
     too_long = [j for j in judgements if j.finish_reason == "length" and j.response_tokens == 0]
-
-    def by(name: Literal["category", "source"]) -> dict[str, Any]:
-        groups = sorted({getattr(j, name) for j in judgements})
-        return {group: measure([j for j in judgements if getattr(j, name) == group]) for group in groups}
-
-    several = {"curve": votes_curve(judgements)} if any(j.sample for j in judgements) else {}
-    return {
-        "overall": measure(judgements),
-        "by_category": by("category"),
-        "by_source": by("source"),
-        "prompts_too_long": len({(j.source, j.pair_id, j.order) for j in too_long}),
-        "chains_truncated": sum(j.finish_reason == "length" for j in judgements) - len(too_long),
-        **several,
-    }
+    result: dict[str, Any] = {"overall": measure(judgements)}
+    for name in ("category", "source"):
+        groups: dict[str, list[Judgement]] = {}
+        for j in sorted(judgements, key=lambda j: getattr(j, name)):
+            groups.setdefault(getattr(j, name), []).append(j)
+        result[f"by_{name}"] = {group: measure(seen) for group, seen in groups.items()}
+    result["prompts_too_long"] = len({(j.source, j.pair_id, j.order) for j in too_long})
+    result["chains_truncated"] = sum(j.finish_reason == "length" for j in judgements) - len(too_long)
+    return result | ({"curve": votes_curve(judgements)} if any(j.sample for j in judgements) else {})
 
 
 def measure(judgements: Sequence[Judgement]) -> dict[str, float]:

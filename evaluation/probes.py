@@ -29,12 +29,11 @@ from typing import Any
 
 import tyro
 
-from cor_prompt import Style
 from data import Message, Pair, preferred, save_pairs
 from evaluation.benchmarks import Benchmark, load_benchmark
 from evaluation.outcomes import read_judgement, standard_error
 from evaluation.tables import as_text, cell
-from judging.endpoint import EndpointSampler
+from judging.endpoint import Server
 from judging.verdicts import Judgement, judge_pairs, named
 from reward import Letter, Rule
 from rollout import load_sampler
@@ -230,12 +229,10 @@ def show(result: Mapping[str, Any]) -> None:
 # ---- command line --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Probes:
+@dataclass(frozen=True, kw_only=True)
+class Probes(Server):
     """Judge pairs as they are and changed, print the table."""
 
-    model: str
-    """The judge: a `from_pretrained` folder, a run folder or a hub id; with --base-url the name it is served under."""
     data: str
     """Pairs with their winners (.jsonl, .parquet, hub id), or a benchmark's own files (file, folder, hub id)."""
     out: str
@@ -244,10 +241,6 @@ class Probes:
     """Which layout --data has."""
     scalar: bool = False
     """--model is a scalar reward model (one label)."""
-    style: Style = "instruct"
-    """Which prompt the judge sees (cor_prompt.py)."""
-    prompt_file: str = ""
-    """Text file that replaces the style's fixed wording; empty: the built-in wording."""
     max_tokens: int = 2048
     """Longest chain (tokens)."""
     rule: Rule = "eval"
@@ -256,12 +249,6 @@ class Probes:
     """Probe with the first pairs of the file only (pairs); 0 is all."""
     sampler: SamplerKind = "auto"
     """What runs the model; auto: vllm where it is installed and suits the device, else torch."""
-    dtype: str = "float32"
-    """Number type of the judge's weights: float32 or bfloat16."""
-    base_url: str = ""
-    """Address of an OpenAI-compatible server; empty: load --model here."""
-    api_key_env: str = ""
-    """Environment variable that holds the server's key (its name); empty: no key is sent."""
     digests: tyro.conf.Suppress[str] = ""  # of model, data and prompt file, filled in by the script
 
 
@@ -271,11 +258,8 @@ def load_judge(cfg: Probes, system: str | None) -> Judge:
 
         model = load_scalar(cfg.model, cfg.dtype)
         return lambda pairs: judge_scalar(model, pairs, both_orders=True)
-    sampler: Any
-    if cfg.base_url:
-        sampler = EndpointSampler(cfg.base_url, cfg.model, cfg.api_key_env, Path(cfg.out, "replies.jsonl"))
-    else:
-        sampler = load_sampler(cfg.model, cfg.dtype, cfg.sampler)
+    kept = Path(cfg.out, "replies.jsonl")
+    sampler: Any = cfg.connect(kept) if cfg.base_url else load_sampler(cfg.model, cfg.dtype, cfg.sampler)
     return lambda pairs: judge_pairs(sampler, pairs, cfg.style, max_tokens=cfg.max_tokens, both_orders=True,
                                      rule=cfg.rule, system=system)
 

@@ -8,14 +8,13 @@ judged. RewardBench and RM-Bench are shown in percent, RMB and other pairs as sh
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from evaluation.benchmarks import DOMAINS, LEVELS, RULES, SECTION_OF, STYLES, Table, benchmark_average
+from evaluation.benchmarks import DOMAINS, LEVELS, RULES, SECTION_OF, STYLES, mean
 from runtime.disk import read_json, write_whole
 from runtime.errors import UserError, visible
 
@@ -24,6 +23,7 @@ Result = Mapping[str, Any]
 
 PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parent / "published.json").read_text("utf-8"))
 PERCENT = ("rewardbench", "rm-bench")
+THREE = ("rewardbench", "rm-bench", "rmb")  # the mean of their scores is the paper's headline
 HEADLINE = {  # column -> where its number stands in the benchmark's table; the columns of published.json
     "rewardbench": {
         **{section: ("sections", section) for section in dict.fromkeys(SECTION_OF.values())},
@@ -62,7 +62,7 @@ def span(benchmark: str, interval: Any) -> str:
 def all_grids(result: Result, compare: bool) -> list[tuple[str, Grid]]:
     """(title, grid) of everything that is printed for one benchmark."""
     name = result["benchmark"]
-    details = {"rewardbench": _subsets, "rm-bench": _styles_and_domains, "rmb": _categories, "pairs": _kinds}[name]
+    details = {"rm-bench": _styles_and_domains, "rmb": _categories}.get(name, _subsets)
     grids = [(name, headline(result, compare)), *details(result)]
     if compare and name == "rewardbench":
         ablation = PUBLISHED["rewardbench, ablation"]
@@ -81,24 +81,15 @@ def headline(result: Result, compare: bool) -> Grid:
         grid.append(["  95 % interval", *(span(name, one["intervals"][b][c]) for b, c in columns.values())])
     if compare and name in PUBLISHED:
         grid += published_grid(name, PUBLISHED[name])[1:]
-        known = PUBLISHED[name]["rows"]
-        totals = published_grid(name, PUBLISHED["average"])
-        at = totals[0].index({"rewardbench": "RewardBench", "rm-bench": "RM-Bench", "rmb": "RMB"}[name])
-        place = list(columns).index("average")
-        for row in totals[1:]:
-            if row[0] not in known and row[at] != "-":  # models of which only the score is published
-                grid.append([row[0], *(row[at] if i == place else "-" for i in range(len(columns)))])
     return grid
 
 
 def published_grid(name: str, table: Mapping[str, Any]) -> Grid:
-    """Published numbers with the digits they were printed with, never rounded again; RMB's score is in percent
-    in Table 1 and a share everywhere else."""
+    """Published numbers with the digits they were printed with, never rounded again."""
 
     def cell(value: float | None) -> str:
         if value is None:
             return "-"
-        value = round(value / 100, 6) if name == "rmb" and value > 1 else value
         text = f"{value:.3f}" if name == "rmb" else f"{value:.1f}"
         return text if float(text) == value else f"{value:g}"
 
@@ -108,29 +99,22 @@ def published_grid(name: str, table: Mapping[str, Any]) -> Grid:
 def averages(result: Result, others: Sequence[str]) -> dict[str, dict[str, float | None]]:
     """{row: benchmark -> score, and their mean}, under both rules where they differ on a benchmark; `others` are
     what --json wrote for the other two. Raises UserError if they do not complete the three."""
-    found: dict[str, Result] = {result["benchmark"]: result}
-    for path in others:
-        content = read_json(Path(path))
+    found: dict[str, dict[str, Any]] = {}  # benchmark -> rules -> score
+    for path, one in [("", result), *((path, read_json(Path(path))) for path in others)]:
         try:
-            found[content["benchmark"]] = content
-            both = [content, *([content["other_rules"]] if content.get("other_rules") else [])]
-            shares = [one["table"]["overall"]["average"] for one in both if one["rules"] in RULES.values()]
-            ok = len(shares) == len(both) and all(share is None or 0 <= share <= 1 for share in shares)
+            both = [one, *([one["other_rules"]] if one.get("other_rules") else [])]
+            found[one["benchmark"]] = {of["rules"]: of["table"]["overall"]["average"] for of in both}
+            ok = all(share is None or 0 <= share <= 1 for share in found[one["benchmark"]].values())
         except (KeyError, TypeError, AttributeError):
             ok = False
         if not ok:
             raise UserError(f"--also {path}: not what `eval.py score --json` writes for a benchmark")
-    names = ("rewardbench", "rm-bench", "rmb")
-    if missing := [name for name in names if name not in found]:
+    if missing := [name for name in THREE if name not in found]:
         raise UserError(f"--also: no table of {' and '.join(missing)} among them; the average needs all three")
     rows = {}
     for rules in dict.fromkeys((result["rules"], *RULES.values())):
-        under: dict[str, Table] = {}
-        for name in names:
-            one, other = found[name], found[name].get("other_rules")
-            under[name] = other["table"] if other and other["rules"] == rules else one["table"]
-        scores = {name: table["overall"]["average"] for name, table in under.items()}
-        rows[f"{result['name']}, {rules} rules"] = scores | {"average": benchmark_average(under)}
+        scores = {name: found[name].get(rules, next(iter(found[name].values()))) for name in THREE}
+        rows[f"{result['name']}, {rules} rules"] = scores | {"average": mean(scores.values())}
     same = len({tuple(row.values()) for row in rows.values()}) == 1
     return {result["name"]: next(iter(rows.values()))} if same else rows
 
@@ -147,22 +131,16 @@ def average_grids(rows: Mapping[str, Mapping[str, Any]], compare: bool) -> list[
 
 
 def _subsets(result: Result) -> list[tuple[str, Grid]]:
-    grid = [["subset", "section", "accuracy", "95 % interval", "right", "rows"]]
-    for subset, share in result["table"]["subsets"].items():
-        grid.append([subset, SECTION_OF[subset], *_row(result, "subsets", subset, share)])
-    return [("subsets", grid)]
-
-
-def _kinds(result: Result) -> list[tuple[str, Grid]]:
-    grid = [["category", "accuracy", "95 % interval", "right", "pairs"]]
-    for kind, share in result["table"]["categories"].items():
-        grid.append([kind or "-", *_row(result, "categories", kind, share)])
-    return [("categories", grid)]
-
-
-def _row(result: Result, block: str, group: str, share: Any) -> list[str]:
-    name, (right, total) = result["benchmark"], result["counts"][group][""]
-    return [number(name, share), span(name, result["intervals"][block][group]), f"{right:g}", f"{total:g}"]
+    """A line per subset or category."""
+    name = result["benchmark"]
+    block = "subsets" if name == "rewardbench" else "categories"
+    grid = [[block, "accuracy", "95 % interval", "right", "rows"]]
+    for group, share in result["table"][block].items():
+        right, total = result["counts"][group][""]
+        section = f" ({SECTION_OF[group]})" if name == "rewardbench" else ""
+        grid.append([(group or "-") + section, number(name, share), span(name, result["intervals"][block][group]),
+                     f"{right:g}", f"{total:g}"])
+    return [(block, grid)]
 
 
 def _styles_and_domains(result: Result) -> list[tuple[str, Grid]]:
@@ -276,16 +254,14 @@ def cell(value: float | None) -> str:
 # ---- plots ---------------------------------------------------------------------------------------------
 
 
-def plot_result(folder: Path, result: Result, compare: bool) -> list[Path]:
-    """sections.png (with the published RM-R1 rows, if asked), for RM-Bench matrix.png, and sizes.png where names
-    tell sizes."""
+def plot_result(folder: Path, result: Result, compare: bool) -> None:
+    """sections.png: a group of bars per column, a bar per row; if asked with the published RM-R1 rows."""
     name = result["benchmark"]
     scale = 100 if name in PERCENT else 1
     columns = {c: where for c, where in HEADLINE[name].items() if c != "plain accuracy"}
     if name == "pairs":
         columns = {kind or "-": ("categories", kind) for kind in result["table"]["categories"]}
-    spans = [result["intervals"][b][c] for b, c in columns.values()]
-    bars = {}
+    bars: dict[str, list[float | None]] = {}
     for one in filter(None, (result, result["other_rules"])):  # the published rows are the authors' scorer's
         own = [one["table"][b][c] for b, c in columns.values()]
         label = result["name"] + (f", {one['rules']} rules" if result["other_rules"] else "")
@@ -293,87 +269,22 @@ def plot_result(folder: Path, result: Result, compare: bool) -> list[Path]:
     for model, values in PUBLISHED[name]["rows"].items() if compare and name in PUBLISHED else ():
         if None not in values[: len(columns)] and not model.endswith("logs"):
             bars[model] = values[: len(columns)]
-    paths = [folder / "sections.png"]
-    plot_bars(paths[0], list(columns), bars, [None if s is None else (scale * s[0], scale * s[1]) for s in spans])
-    if name == "rm-bench":
-        cells = list(result["table"]["matrix"].values())
-        paths.append(folder / "matrix.png")
-        plot_matrix(paths[1], [[None if v is None else 100 * v for v in cells[3 * i : 3 * i + 3]] for i in range(3)])
-    scores = {model: values[-1] for model, values in bars.items() if name in PUBLISHED and values[-1] is not None}
-    if curves := by_size(scores):
-        paths.append(folder / "sizes.png")
-        plot_curve(paths[-1], "billions of parameters", curves)
-    return paths
-
-
-def by_size(scores: Mapping[str, float]) -> dict[str, list[tuple[float, float, float, float]]]:
-    """{family: points of `plot_curve`} of the models whose names end in a size.
-
-    >>> by_size({"RM-R1-7B": 70.2, "RM-R1-14B": 76.1, "GPT-4o": 72.5})
-    {'RM-R1': [(7.0, 70.2, 70.2, 70.2), (14.0, 76.1, 76.1, 76.1)]}
-    """
-    curves: dict[str, list[tuple[float, float, float, float]]] = {}
-    for model, score in scores.items():
-        if size := re.fullmatch(r"(.*)-(\d+(?:\.\d+)?)([BM])(, .*)?", model):
-            billions = float(size[2]) / (1000 if size[3] == "M" else 1)
-            curves.setdefault(size[1] + (size[4] or ""), []).append((billions, score, score, score))
-    return curves
-
-
-def plot_bars(path: Path, labels: Sequence[str], bars: Mapping[str, Sequence[float | None]],
-              spans: Sequence[tuple[float, float] | None] = ()) -> None:
-    """A group of bars per label, one bar per model; `spans` are intervals of the first model."""
-    figure, axes = _figure(max(6.0, 1.0 + 0.22 * len(labels) * (len(bars) + 1)), 3.6)
+    figure, axes = _figure(max(6.0, 1.0 + 0.22 * len(columns) * (len(bars) + 1)), 3.6)
     width = 0.8 / len(bars)
-    for k, (model, values) in enumerate(bars.items()):
-        at = [i - 0.4 + (k + 0.5) * width for i in range(len(labels))]
-        axes.bar(at, [v or 0.0 for v in values], width, label=visible(model), color=f"C{k % 10}")
-        for x, value, ends in zip(at, values, spans, strict=False) if k == 0 else ():
-            if value is not None and ends is not None:
-                axes.errorbar(x, value, [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]],
-                              color="black", capsize=2, linewidth=1)
-    axes.set_xticks(range(len(labels)), [visible(label) for label in labels], rotation=20, ha="right")
-    low = min((v for values in bars.values() for v in values if v is not None), default=0.0)
-    top = 100.0 if low > 1 else 1.0
-    axes.set_ylim(top / 2 if low > top / 2 else 0.0, top)  # a coin is half right: what is above it is the judge's
-    axes.set_ylabel("percent right" if top > 1 else "share right")
+    for k, (model, heights) in enumerate(bars.items()):
+        at = [i - 0.4 + (k + 0.5) * width for i in range(len(columns))]
+        axes.bar(at, [v or 0.0 for v in heights], width, label=visible(model), color=f"C{k % 10}")
+    for i, (block, column) in enumerate(columns.values()):  # the log's own bars are the first ones
+        if (ends := result["intervals"][block][column]) is not None:
+            value, low, high = (scale * v for v in (result["table"][block][column], *ends))
+            axes.errorbar(i - 0.4 + 0.5 * width, value, [[max(0.0, value - low)], [max(0.0, high - value)]],
+                          color="black", capsize=2, linewidth=1)
+    axes.set_xticks(range(len(columns)), list(map(visible, columns)), rotation=20, ha="right")
+    low = min((v for heights in bars.values() for v in heights if v is not None), default=0.0)
+    axes.set_ylim(scale / 2 if low > scale / 2 else 0.0, scale)  # a coin is half right: what is above it is the judge's
+    axes.set_ylabel("percent right" if scale > 1 else "share right")
     axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.28), frameon=False)
-    _save(figure, path)
-
-
-def plot_matrix(path: Path, cells: Sequence[Sequence[float | None]]) -> None:
-    """RM-Bench's 3 x 3: rows are the chosen response's styles, columns the rejected one's (percent)."""
-    figure, axes = _figure(4.2, 3.6)
-    axes.imshow([[float("nan") if v is None else v for v in row] for row in cells], vmin=0, vmax=100, cmap="RdYlGn")
-    for i, row in enumerate(cells):
-        for j, value in enumerate(row):
-            axes.text(j, i, "-" if value is None else f"{value:.1f}", ha="center", va="center")
-    axes.set_xticks(range(3), [style.replace(", ", ",\n") for style in STYLES], fontsize=8)
-    axes.set_yticks(range(3), [style.replace(", ", ",\n") for style in STYLES], fontsize=8)
-    axes.set_xlabel("rejected")
-    axes.set_ylabel("chosen")
-    _save(figure, path)
-
-
-def plot_curve(path: Path, xlabel: str, curves: Mapping[str, Sequence[tuple[float, float, float, float]]]) -> None:
-    """Accuracy against votes per pair, response tokens allowed or billions of parameters, on a log axis.
-
-    Each curve is a list of (x, accuracy, low, high).
-    """
-    figure, axes = _figure(5.2, 3.2)
-    for name, points in curves.items():
-        x, y, low, high = zip(*sorted(points), strict=True)
-        below, above = ([max(0.0, b - a) for a, b in zip(*ends, strict=True)] for ends in ((low, y), (y, high)))
-        axes.errorbar(x, y, [below, above], marker="o", markersize=4, capsize=2, label=visible(name))
-    ticks = sorted({x for points in curves.values() for x, *_ in points})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel("accuracy")
-    if len(curves) > 1:
-        axes.legend(fontsize=8, frameon=False)
-    _save(figure, path)
+    _save(figure, folder / "sections.png")
 
 
 def drawn(curve: Mapping[str, Any]) -> list[tuple[float, float, float]]:
@@ -383,10 +294,17 @@ def drawn(curve: Mapping[str, Any]) -> list[tuple[float, float, float]]:
             if shown is None or p["x"] in shown]
 
 
-def plot_points(path: Path, curve: Mapping[str, Any]) -> None:
-    """A curve of summary.json; the bars are one standard error."""
-    points = [(x, y, y - error, y + error) for x, y, error in drawn(curve)]
-    plot_curve(path, curve["xlabel"], {curve["title"]: points})
+def plot_curve(path: Path, curve: Mapping[str, Any]) -> None:
+    """A curve of summary.json on a log axis; the bars are one standard error."""
+    figure, axes = _figure(5.2, 3.2)
+    x, y, errors = zip(*drawn(curve), strict=True)
+    axes.errorbar(x, y, errors, marker="o", markersize=4, capsize=2)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(x, [f"{tick:g}" for tick in x])
+    axes.minorticks_off()
+    axes.set_xlabel(curve["xlabel"])
+    axes.set_ylabel("accuracy")
+    _save(figure, path)
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

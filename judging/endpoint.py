@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from cor_prompt import Style
 from data import Message
 from rollout import Reply
 from runtime.disk import drop_torn_end, read_jsonl
@@ -186,6 +187,34 @@ class EndpointSampler:
         remedy = remedy or remedies.get(status or 0, "is the server up, and is --base-url its address?"
                                         if status is None or status >= 500 else "change what it refuses")
         return UserError(f"{self.base_url} ({f'status {status}' if status else 'no status'}): {said}; {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Flags of every script that asks a judge: which model, where it runs, which prompt it sees."""
+
+    model: str
+    """The judge: a `from_pretrained` folder, a run folder or a hub id; with --base-url the name it is served under."""
+    base_url: str = ""
+    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1; empty: load --model here."""
+    api_key_env: str = ""
+    """Environment variable that holds the server's key (its name); empty: no key is sent."""
+    concurrency: int = 8
+    """Requests to the server at the same time (requests)."""
+    timeout: float = 600.0
+    """Longest silence of the server within a request (seconds)."""
+    retries: int = 8
+    """How often a failed request is repeated, waiting 1, 2, 4 ... 60 seconds in between (times)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number type of the judge's weights (not for a server)."""
+    style: Style = "instruct"
+    """Which prompt the judge sees (cor_prompt.py)."""
+    prompt_file: str = ""
+    """Text file that replaces the style's fixed wording; empty: the built-in wording."""
+
+    def connect(self, kept: Path | None, also: Sequence[Path] = ()) -> EndpointSampler:
+        return EndpointSampler(self.base_url, self.model, self.api_key_env, kept, self.concurrency, self.retries,
+                               self.timeout, also=also)
 
 
 BROKEN_OFF = ("error", "abort")  # finish reasons of half a reply, sent with status 200 (routers, vLLM)

@@ -1,15 +1,15 @@
 """Scores for one response or several, without pairs: the prompt, and text -> scores -> sums over samples.
 
 After DeepSeek-GRM (arXiv 2504.02495): the model writes its own criteria, an analysis, then one whole number from
-1 to 10 per response in \\boxed{}. k samples, each with the responses in an order of its own, are summed; a scorer
-of the chains (their meta reward model) may keep the better half. The wording is this project's own.
+1 to 10 per response in \\boxed{}. k samples, each with the responses in an order of its own, are summed.
+The wording is this project's own.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cor_prompt import defuse, section
@@ -31,7 +31,7 @@ response gets a single number: \\boxed{number}."""
 @dataclass(frozen=True)
 class Scores:
     """`totals[i]`: response i's scores summed over the samples that count, each 1..10. `samples` of `asked` count:
-    the others gave no readable scores, or the scorer left them out. `chains` are the texts of those that count."""
+    the others gave no readable scores. `chains` are the texts of those that count."""
 
     totals: tuple[int, ...]
     samples: int
@@ -78,16 +78,12 @@ def orders(count: int, samples: int, seed: int) -> list[list[int]]:
     return shuffled
 
 
-def sum_scores(shown: Sequence[Sequence[int]], replies: Sequence[Reply], count: int,
-               scorer: Callable[[str], float] | None = None) -> Scores:
-    """Samples -> sums. `shown[k]` is the order of sample k. A chain that was cut off has no scores. With `scorer`
-    the better half of the readable chains counts (the larger half of an odd number)."""
+def sum_scores(shown: Sequence[Sequence[int]], replies: Sequence[Reply], count: int) -> Scores:
+    """Samples -> sums. `shown[k]` is the order of sample k. A chain that was cut off has no scores."""
     read = []
     for order, reply in zip(shown, replies, strict=True):
         found = parse_scores(reply.text, count) if reply.finish_reason == "stop" else None
         if found is not None:
             read.append((reply.text, dict(zip(order, found, strict=True))))
-    if scorer is not None:
-        read = sorted(read, key=lambda chain: -scorer(chain[0]))[: (len(read) + 1) // 2]
     totals = tuple(sum(scores[i] for _, scores in read) for i in range(count))
     return Scores(totals, len(read), len(replies), tuple(text for text, _ in read))

@@ -91,36 +91,8 @@ def win_rates(count: int, results: Results) -> list[float]:
     return [sum(own) / len(own) if own else 0.5 for own in outcomes]
 
 
-def elo(count: int, results: Results, k: float = 32.0, start: float = 1500.0, shuffles: int = 100,
-        seed: int = 0) -> list[float]:
-    """Elo ratings: after each match both move by k x (outcome - expected outcome).
-
-    They depend on the order of the matches, so this is the mean over `shuffles` orders drawn by `seed`. How the
-    results are listed makes no difference.
-
-    >>> elo(2, [(0, 1, 1.0)])
-    [1516.0, 1484.0]
-    """
-    listed = sorted((i, j, outcome) if i < j else (j, i, 1 - outcome) for i, j, outcome in results)
-    total, rng = [0.0] * count, random.Random(derive_seed(seed, "elo"))
-    for _ in range(shuffles):
-        ratings = [start] * count
-        rng.shuffle(listed)
-        for i, j, outcome in listed:
-            move = k * (outcome - expected(ratings[i], ratings[j]))
-            ratings[i] += move
-            ratings[j] -= move
-        total = [t + r for t, r in zip(total, ratings, strict=True)]
-    return [t / shuffles for t in total]
-
-
-def expected(rating: float, other: float) -> float:
-    """Chance to win at these ratings: 400 points are odds of ten to one."""
-    return 1.0 / (1.0 + 10.0 ** ((other - rating) / 400.0))
-
-
 def bradley_terry(count: int, results: Results, prior: float = 0.5, start: float = 1500.0) -> list[float]:
-    """Ratings on Elo's scale at which the results are likeliest, whatever their order.
+    """Ratings on Elo's scale, on which 400 points are odds of ten to one, at which the results are likeliest.
 
     P(i beats j) = p_i / (p_i + p_j), fitted by the iteration of Newman (Efficient computation of rankings from
     pairwise comparisons, 2023). Without a prior an unbeaten response would be infinitely strong: `prior` wins and

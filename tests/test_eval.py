@@ -386,20 +386,6 @@ def test_the_engine_is_given_all_its_memory(tmp_path, folder, monkeypatch):
 # ---- the command ---------------------------------------------------------------------------------------
 
 
-def run_script(*arguments):
-    return subprocess.run([sys.executable, "eval.py", *arguments], cwd=ROOT, capture_output=True, text=True)
-
-
-def test_command_line(tmp_path):
-    missing = run_script("run", "--model", "m", "--data", str(tmp_path / "no.jsonl"), "--out", str(tmp_path / "out"))
-    assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "no.jsonl" in missing.stderr
-    cfg = make_run(tmp_path)
-    nothing = run_script("run", "--model", str(tmp_path / "nowhere"), "--data", cfg.data, "--out", cfg.out)
-    assert nothing.returncode == 2 and nothing.stderr.startswith("error: ") and "nowhere" in nothing.stderr
-    assert not Path(cfg.out).exists()  # a mistyped model does not claim the folder
-    assert "digest" not in run_script("run", "--help").stdout
-
-
 def test_importing_needs_no_torch():
     code = "import sys\nimport eval\nimport judge\nfrom report import page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

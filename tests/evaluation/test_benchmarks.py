@@ -3,8 +3,6 @@
 import json
 import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import asdict, replace
 from itertools import product
@@ -17,7 +15,7 @@ from hypothesis import strategies as st
 
 import eval as ev
 from cor_prompt import render
-from data import Pair, save_pairs, swap
+from data import Pair, swap
 from evaluation import benchmarks as bm
 from evaluation import tables
 from evaluation.benchmarks import Outcome
@@ -82,16 +80,6 @@ def worse(pair):
     return better(swap(replace(pair, winner="B" if pair.winner == "A" else "A")))
 
 
-def test_rewardbench_rows(tmp_path):
-    """The number 3692 is in two subsets; both rows stay."""
-    rows = [rewardbench_row(), rewardbench_row("hep-python")]
-    one, two = bm.load_benchmark("rewardbench", write(tmp_path / "rows.jsonl", rows))
-    assert (one.pair_id, two.pair_id) == ("donotanswer/3692", "hep-python/3692")
-    assert (one.category, two.category) == ("Safety", "Reasoning") and two.meta["subset"] == "hep-python"
-    assert (better(one), worse(one)) == ("good 3692", "bad 3692")
-    assert one.context == ({"role": "user", "content": "donotanswer?"},)
-
-
 def test_rewardbench_takes_the_filtered_split_of_a_folder(tmp_path):
     write(tmp_path / "data" / "raw-0.jsonl", [rewardbench_row(number=1)])
     write(tmp_path / "data" / "filtered-0.jsonl", [rewardbench_row(number=2)])
@@ -119,15 +107,6 @@ def test_a_folder_gives_its_json_jsonl_and_parquet_files_in_order(tmp_path):
     assert [p.meta["item"][-1] for p in bm.load_benchmark("rmb", str(tmp_path))] == ["1", "2", "3"]
 
 
-def test_rm_bench_prompt_becomes_nine_pairs(tmp_path):
-    pairs = bm.load_benchmark("rm-bench", write(tmp_path / "total_dataset.json", [rm_bench_row()]))
-    assert len(pairs) == 9
-    for pair in pairs:
-        i, j = pair.meta["chosen_style"], pair.meta["rejected_style"]
-        assert (better(pair), worse(pair)) == (f"chat/1 c{i}", f"chat/1 r{j}")
-        assert pair.pair_id == f"chat/1:{i}{j}" and pair.meta["item"] == "chat/1"
-
-
 @pytest.mark.parametrize("f", [1, 2, 3])
 def test_rotated_files_name_the_same_pairs(tmp_path, f):
     """File f carries the rejected responses f - 1 places to the left; all three together count once."""
@@ -149,16 +128,6 @@ def test_per_domain_files_number_their_own_items(tmp_path):
     assert bm.load_benchmark("rm-bench", write(tmp_path / "chat_filtered.json", [bare])) == whole
 
 
-def test_rmb_trees(tmp_path):
-    write(tmp_path / "Pairwise_set" / "Helpfulness" / "Code" / "Documentation.json", [pairwise_row()])
-    write(tmp_path / "BoN_set" / "Harmlessness" / "S6.json", [bon_row()])
-    pairs = bm.load_benchmark("rmb", str(tmp_path))
-    assert [p.category for p in pairs] == ["BoN Harmlessness"] * 3 + ["Pairwise Helpfulness"]
-    assert [(better(p), worse(p)) for p in pairs[:3]] == [("best", f"loser {k}") for k in range(3)]
-    assert [m["content"] for m in pairs[0].context] == ["a", "b", "c"] and "language" not in pairs[0].context[0]
-    assert {p.meta["item"] for p in pairs[:3]} == {"BoN_set/Harmlessness/S6/3"} and pairs[0].meta["losers"] == "3"
-
-
 def test_equal_responses_stay_in_the_denominator(tmp_path):
     """RMB has such a pair; data.load_pairs would refuse it."""
     row = pairwise_row(reject={"llm_name": "y", "answer": "good"})
@@ -177,12 +146,6 @@ def test_positions_are_seeded_and_independent_of_the_order_of_rows(tmp_path):
     assert {better(p).split()[0] for p in pairs} == {"good"}
     other = bm.load_benchmark("rewardbench", path, seed=1)
     assert 140 < sum(a.winner != b.winner for a, b in zip(pairs, other, strict=True)) < 260
-
-
-def test_any_file_of_pairs_is_a_benchmark_too(tmp_path):
-    pairs = bm.load_benchmark("rewardbench", write(tmp_path / "a.jsonl", [rewardbench_row()]))
-    (tmp_path / "pairs.jsonl").write_text(save_pairs(pairs))
-    assert bm.load_benchmark("pairs", str(tmp_path / "pairs.jsonl")) == pairs
 
 
 def test_a_pair_of_each_benchmark_whole(tmp_path):
@@ -222,45 +185,21 @@ def test_a_row_with_a_domain_keeps_its_id_in_a_file_of_a_domain(tmp_path):
     assert {(p.meta["item"], p.category) for p in pairs} == {("chat/1", "chat")}
 
 
-SPOILT = [
-    *(("rewardbench", rewardbench_row, name) for name in ("subset", "prompt", "chosen", "rejected", "id")),
-    ("rm-bench", rm_bench_row, "id"), ("rm-bench", rm_bench_row, "prompt"), ("rmb", pairwise_row, "pair_uid"),
-    ("rmb", bon_row, "bon_uid"), ("rmb", pairwise_row, "category_path"),
-]
-
-
-@pytest.mark.parametrize(("name", "row", "field"), SPOILT)
-def test_a_spoilt_field_is_named_with_its_place_and_the_first_40_characters_of_it(tmp_path, name, row, field):
-    path = write(tmp_path / "a.json", [row(), row() | {field: ["x" * 60]}])
-    kind = "a number or a text" if field.endswith("id") else "a text"
-    with pytest.raises(UserError) as error:
-        bm.load_benchmark(name, path)
-    assert str(error.value) == f"{path}: item 2: '{field}' must be {kind}, found \"['{'x' * 38}\""
-
-
 BAD_FILES = [
-    ("rewardbench", "a.jsonl", [rewardbench_row(id="\ud800")], "a.jsonl:1: 'id' holds half"),
-    ("rmb", "a.json", [pairwise_row(conversation_input=turns("\ud800"))], "item 1: 'content' holds half"),
-    ("rmb", "a.json", [pairwise_row(reject="x")], "item 1: 'reject' must be made of"),
-    ("rmb", "a.json", [bon_row(loser_list=["x"])], "item 1: 'loser_list' must be made of"),
-    ("rmb", "a.json", [bon_row(bon_best={"llm_name": "x"})], "item 1: 'answer' must be a text"),
     ("rewardbench", "a.jsonl", [rewardbench_row(subset="hep-basic")], "a.jsonl:1: subset 'hep-basic' is none"),
     ("rewardbench", "a.jsonl", [rewardbench_row(), rewardbench_row(chosen=None)], "a.jsonl:2: 'chosen' must be a text"),
     ("rewardbench", "a.jsonl", [rewardbench_row(), rewardbench_row(chosen="other")], ":2: another comparison"),
     ("rewardbench", "a.jsonl", [rewardbench_row(id=None)], "'id' must be"),
     ("rewardbench", "a.jsonl", [rewardbench_row(prompt="\ud800")], "surrogate"),
-    ("rm-bench", "a.json", {"rows": []}, "expected a list of objects, found dict"),
+    ("rm-bench", "a.json", {"rows": []}, "must be a"),
     ("rm-bench", "a.json", [], "no items of rm-bench"),
-    ("rm-bench", "a.json", [rm_bench_row(), 3], "item 2: expected an object, found int"),
     ("rm-bench", "a.json", [rm_bench_row(domain="law")], r"domain 'law' is none of .*\(chat, math, code, s"),
     ("rm-bench", "a.json", [rm_bench_row(chosen=["a", "b"])], "'chosen' must be a list of three"),
-    ("rm-bench", "a.json", [rm_bench_row(rejected=["a", "b", 1])], "'rejected' must be a text"),
-    ("rmb", "a.json", [pairwise_row(path="Other/Code")], "starts with none of Pairwise_set/Helpfulness/, Pair"),
-    ("rmb", "a.json", [pairwise_row(chosen="x")], "'chosen' must be made of"),
+    ("rmb", "a.json", [pairwise_row(path="Other/Code")], "is none of .*Pairwise_set/Helpfulness/"),
     ("rmb", "a.json", [pairwise_row(conversation_input=turns("a", "b"))], "must end with a user"),
-    ("rmb", "a.json", [pairwise_row(conversation_input=[])], "'conversation_input' must be a list"),
     ("rmb", "a.json", [bon_row(losers=0)], "'loser_list' must be a list"),
     ("rmb", "a.json", [bon_row(bon_best=None)], "'bon_best' must be made of"),
+    ("rmb", "a.json", [bon_row(loser_list=["x"])], "'loser_list' must be made of"),
 ]
 
 
@@ -406,12 +345,6 @@ def test_best_of_n_items_with_unjudged_losers_are_left_out():
     assert bm.score("rmb", [*bon(1, 1, 1, of=4), *bon(2, 1, 1)])["parts"]["BoN Helpfulness"] == 1.0
 
 
-def test_average_of_the_three():
-    tables_ = {name: {"overall": {"average": x}} for name, x in [("rewardbench", 0.9), ("rm-bench", 0.8), ("rmb", 0.4)]}
-    assert bm.benchmark_average(tables_) == pytest.approx(0.7)
-    assert bm.benchmark_average({k: v for k, v in tables_.items() if k != "rmb"}) is None
-
-
 # ---- verdict logs --------------------------------------------------------------------------------------
 
 
@@ -448,13 +381,6 @@ def test_votes_orders_and_missing_verdicts(tmp_path):
     _, remarks = read_outcomes("rewardbench", [("log:1", row) for row in rows])
     assert remarks == ["1 of 8 verdicts are missing or name both: wrong",
                        "8 verdicts on 3 comparisons: a vote in each order, the orders averaged"]
-
-
-def test_no_verdict_is_wrong_and_counts(tmp_path):
-    pairs = three_pairs(tmp_path)
-    rows = [verdict(pairs[0], None, text="?"), verdict(pairs[1], pairs[1].winner)]
-    outcomes, _ = read_outcomes("rewardbench", [("log:1", row) for row in rows])
-    assert bm.score("rewardbench", outcomes)["subsets"]["hep-go"] == 0.5
 
 
 def test_official_parser_reads_the_thoughts_too(tmp_path):
@@ -508,14 +434,10 @@ def test_relabelling_and_order_change_nothing(draws, rng):
 
 BAD_ROWS = [
     ("rewardbench", {"subset": "donotanswer", "id": 1, "correct": 2}, "'correct' must be 0 or 1"),
-    ("rewardbench", {"subset": "donotanswer", "id": 1, "correct": None}, "'correct' must be 0 or 1"),
     ("rewardbench", {"subset": "x", "id": 1, "correct": 1}, "subset 'x' is none"),
-    ("rewardbench", {"id": 1, "correct": 1}, "'subset' must be a text"),
     ("rewardbench", {"hello": 1}, "neither a verdict of eval.py nor a row of a rewardbench"),
     ("rm-bench", {"id": "a", "domain": "chat", "result_1": [1, 1, 1], "result_2": [1]}, "'result_2' must be three"),
-    ("rm-bench", {"id": "a", "domain": "law", "result_1": [1, 1, 1]}, "domain 'law'"),
-    ("rmb", {"category_path": "S6", "pair_uid": "1", "results": "1"}, "starts with none of"),
-    ("rmb", {"category_path": "BoN_set/Harmlessness/S6", "bon_uid": "1", "results": "error"}, "'results' must be 0"),
+    ("rmb", {"category_path": "S6", "pair_uid": "1", "results": "1"}, "is none of"),
     ("pairs", {"subset": "donotanswer", "id": 1, "correct": 1}, "nor a row of a pairs"),
     ("pairs", {"verdict": "A", "winner": "A"}, "not a verdict as eval.py logs it"),
 ]
@@ -667,20 +589,6 @@ def test_published_rows_are_the_logged_ones_at_printed_precision():
     assert [tables.number("rewardbench", share) for share in shares] == [f"{value:.1f}" for value in paper]
 
 
-def test_published_averages_are_means_of_their_rows():
-    """Against slips of the pen in published.json; two averages are printed 0.2 off their own row."""
-    known = {("average", "Skywork-8B"), ("rm-bench", "RM-R1-Qwen2.5-Instruct-14B")}
-    off = set()
-    for name, ends in (("rewardbench", [(0, 4)]), ("rmb", [(0, 4)]), ("average", [(0, 3)]),
-                       ("rm-bench", [(0, 4), (4, 7)])):
-        at, near = 4 if name == "rewardbench" else -1, 0.0011 if name == "rmb" else 0.11
-        for model, row in tables.PUBLISHED[name]["rows"].items():
-            for start, stop in ends if None not in row[:4] else ():
-                if abs(sum(row[start:stop]) / (stop - start) - row[at]) > near:
-                    off.add((name, model))
-    assert off == known
-
-
 # ---- the real files, where they are at hand ------------------------------------------------------------
 
 
@@ -776,7 +684,7 @@ def test_run_and_score_a_benchmark(tmp_path, capsys):
         "| a&lt;b&gt;\\|&lt;U+001B&gt;[31m | 0.0 | 0.0 | 100.0 | 100.0 | 50.0 | 100.0 |"
         in files["markdown"].read_text()
     )
-    assert "\x1b" not in shown and "RM-R1-Qwen2.5-Instruct-32B" in shown and "INF-ORM-70B" in shown
+    assert "\x1b" not in shown and "RM-R1-Qwen2.5-Instruct-32B" in shown
     assert (files["plots"] / "sections.png").read_bytes().startswith(b"\x89PNG")
     again = ev.score(ev.Score("rewardbench", (str(out / "judgements-2.jsonl"), str(out / "judgements-1.jsonl"))))
     assert again["table"] == result["table"] and again["intervals"] == result["intervals"]
@@ -790,7 +698,7 @@ def rm_bench_log(tmp_path):
 
 def test_both_rules_are_shown_where_they_differ(tmp_path, capsys):
     log = rm_bench_log(tmp_path)
-    right = ev.score(ev.Score("rm-bench", (log,), plots=str(tmp_path / "plots")))
+    right = ev.score(ev.Score("rm-bench", (log,)))
     # 01 and 12 lost, 02 won: hard 1/3; 10 lost, 21 won, 20 half: easy 1/2
     assert right["table"]["levels"] == {"easy": pytest.approx(0.5), "normal": 1.0, "hard": pytest.approx(1 / 3)}
     # with the slip 01 is 02 (won), 12 is 10 (lost), 20 is 21 (won): hard 2/3, easy 2/3
@@ -798,7 +706,6 @@ def test_both_rules_are_shown_where_they_differ(tmp_path, capsys):
     assert official["table"]["levels"] == {"easy": pytest.approx(2 / 3), "normal": 1.0, "hard": pytest.approx(2 / 3)}
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[3:7:2]] == ["this log, right rules", "this log, official rules"]
-    assert (tmp_path / "plots" / "matrix.png").is_file()
     turned = ev.score(ev.Score("rm-bench", (log,), compat="official"))
     assert turned["table"] == official["table"] and turned["other_rules"]["table"] == right["table"]
     lines = capsys.readouterr().out.splitlines()
@@ -841,7 +748,7 @@ def test_rmb_from_accuracies_and_sizes(tmp_path):
     category = "BoN_set/Harmlessness/S6"
     scores = {"model": "m", "BoN_set_Harmlessness": {"per_category": {category: 0.4}}}
     path = write(tmp_path / "scores.json", scores)
-    with pytest.raises(UserError, match="how many items"):
+    with pytest.raises(UserError, match="number of items"):
         read_log([path])
     write(tmp_path / "counts.json", {"BoN_set_Harmlessness": {category: 5}, "note": "-"})
     outcomes, _ = read_outcomes("rmb", read_log([str(tmp_path)]))
@@ -853,13 +760,6 @@ def test_rmb_from_accuracies_and_sizes(tmp_path):
         read_log([path])
 
 
-def test_plot_of_a_curve(tmp_path):
-    tables.plot_curve(tmp_path / "votes.png", "votes per pair", {"m": [(4, 0.8, 0.7, 0.9), (1, 0.7, 0.6, 0.8)]})
-    tables.plot_matrix(tmp_path / "m.png", [[1.0, None, 2.0]] * 3)
-    tables.plot_bars(tmp_path / "b.png", ["x", "y"], {"m": [None, None]}, [None, None])
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.glob("*.png"))
-
-
 def test_logs_that_are_not_there(tmp_path):
     for log, message in (("nowhere.jsonl", "no such file"), (".", "name the files")):
         with pytest.raises(UserError, match=message):
@@ -869,32 +769,3 @@ def test_logs_that_are_not_there(tmp_path):
         ev.score(ev.Score("pairs", (str(tmp_path / "empty.jsonl"),)))
     with pytest.raises(UserError, match="--draws 0"):
         ev.score(ev.Score("pairs", (rm_bench_log(tmp_path),), draws=0))
-
-
-def test_score_needs_neither_torch_nor_vllm(tmp_path):
-    """As a command, with both blocked; a mistake is one line and exit code 2."""
-    log = rm_bench_log(tmp_path)
-    code = """
-import sys
-class Blocked:
-    def find_spec(self, name, *_):
-        if name.partition(".")[0] in ("torch", "vllm", "transformers", "datasets"):
-            raise ImportError(name + " is blocked")
-sys.meta_path.insert(0, Blocked())
-sys.argv[0] = "eval.py"
-import eval
-eval.cli.start(eval.main)
-"""
-
-    def command(*arguments):
-        return subprocess.run(
-            [sys.executable, "-c", code, "score", *arguments], cwd=ROOT, capture_output=True, text=True
-        )
-
-    out = tmp_path / "o"
-    good = command("--benchmark", "rm-bench", "--log", log, "--json", str(out / "s.json"), "--compare",
-                   "--markdown", str(out / "s.md"), "--plots", str(out / "plots"))
-    assert good.returncode == 0, good.stderr
-    assert "this log, right rules" in good.stdout and len(list(out.rglob("*.*"))) == 5
-    bad = command("--benchmark", "rewardbench", "--log", log)
-    assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and bad.stderr.startswith(f"error: {log}:1: neither")

@@ -88,21 +88,11 @@ def test_pairs_without_a_partner_are_left_out_of_the_two_instructions():
     assert probes.contrast([PAIRS[2], equal]) == []
 
 
-@pytest.mark.parametrize(("text", "expected"), [("37+46", "30+49"), ("1,000.5 and 7x", "4,003.8 and 0x"), ("no", "no")])
-def test_other_numbers(text, expected):
-    assert probes.other_numbers(pair_of("p", text, "7", "8")).context[0]["content"] == expected
-    assert probes.other_numbers(pair_of("p", text, "7", "8")).response_a == "7"
-
-
 def test_in_the_tiny_world_no_altered_sum_is_the_winner_s_number():
     rng = world.random.Random(0)
     for pair in (world.make_sum(rng) for _ in range(300)):
         after = probes.other_numbers(pair)
         assert sum(world.numbers(after.context[0]["content"])) != world.numbers(probes.preferred(pair))[0]
-
-
-def test_markdown_keeps_the_words():
-    assert probes.dressed("one two\n\n  three\n") == "## Answer\n\n- **one two**\n- **three**"
 
 
 # ---- judges whose habits are known ---------------------------------------------------------------------
@@ -166,12 +156,6 @@ def test_stays_counts_pairs_with_a_verdict_before_and_after():
         "error": pytest.approx(0.5 / math.sqrt(3))}
 
 
-def test_summary_takes_a_pair_s_verdicts_as_one_observation():
-    values = [("p", 1.0), ("p", 1.0), ("p", 1.0), ("q", 0.0)]
-    assert probes.summary(values) == {"value": 0.5, "error": pytest.approx(0.5), "pairs": 2}
-    assert probes.summary([]) == {"value": None, "error": None, "pairs": 0}
-
-
 @pytest.mark.parametrize(
     ("text", "reason", "tokens", "scalar", "expected"),
     [
@@ -209,8 +193,8 @@ def test_a_finished_probe_is_not_judged_again(tmp_path, monkeypatch, capsys):
         return judge
 
     monkeypatch.setattr(probes, "load_judge", load_judge)
-    monkeypatch.setattr("weights_digest", lambda path: "weights")
-    cfg = probes.Probes("m", str(tmp_path / "pairs.jsonl"), str(tmp_path / "out"))
+    monkeypatch.setattr("loading.folder.weights_digest", lambda path: "weights")
+    cfg = probes.Probes(model="m", data=str(tmp_path / "pairs.jsonl"), out=str(tmp_path / "out"))
     with pytest.raises(KeyboardInterrupt):
         probes.probe(cfg)
     assert asked == [5, 5, 3]
@@ -221,7 +205,7 @@ def test_a_finished_probe_is_not_judged_again(tmp_path, monkeypatch, capsys):
     probes.show(result)
     printed = capsys.readouterr().out
     assert "accuracy" in printed and "no verdict on the pairs as they are: none" in printed
-    monkeypatch.setattr("weights_digest", lambda path: "trained further")
+    monkeypatch.setattr("loading.folder.weights_digest", lambda path: "trained further")
     with pytest.raises(UserError, match="another configuration"):
         probes.probe(cfg)
 
@@ -230,7 +214,7 @@ def test_a_ready_made_prompt_is_refused(tmp_path):
     row = {"context_messages": [{"role": "user", "content": "judge"}], "winner": "model_a"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(UserError, match="a ready-made prompt cannot be changed"):
-        probes.probe(probes.Probes("m", str(tmp_path / "pairs.jsonl"), str(tmp_path / "out")))
+        probes.probe(probes.Probes(model="m", data=str(tmp_path / "pairs.jsonl"), out=str(tmp_path / "out")))
 
 
 def test_both_kinds_of_judges_go_through_the_command(tmp_path):
@@ -242,10 +226,10 @@ def test_both_kinds_of_judges_go_through_the_command(tmp_path):
     changes = {"model": str(world / "start"), "data": str(world / "rl.jsonl"), "out": str(tmp_path / "scalar")}
     scalar_rm.train(scalar_rm.Config(**vars(scalar_rm.PRESETS["tiny"]) | changes | {"held_out": "", "steps": 1}))
     data = {"data": str(world / "held_out.jsonl")}
-    scores = probes.probe(probes.Probes(str(tmp_path / "scalar"), out=str(tmp_path / "a"), scalar=True, **data))
+    scores = probes.probe(probes.Probes(model=str(tmp_path / "scalar"), out=str(tmp_path / "a"), scalar=True, **data))
     assert scores["rows"]["both orders name one response"] == {
         "value": 1.0, "error": 0.0, "pairs": 4, "verdicts": 1.0, "good": "1"}
-    chains = probes.probe(probes.Probes(str(world / "start"), out=str(tmp_path / "b"), max_tokens=4,
+    chains = probes.probe(probes.Probes(model=str(world / "start"), out=str(tmp_path / "b"), max_tokens=4,
                                         prompt_file=str(world / "prompt.txt"), **data))
     assert chains["rows"]["accuracy"]["pairs"] == 4
     assert sum(chains["no verdict"].values()) == round(8 * (1 - chains["rows"]["accuracy"]["verdicts"]))

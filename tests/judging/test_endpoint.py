@@ -20,10 +20,8 @@ from pathlib import Path
 import pytest
 
 import eval as evaluation
-import judge
 from cor_prompt import render
 from data import Pair
-from judge import Judge
 from judging import endpoint
 from judging.endpoint import EndpointSampler
 from judging.verdicts import judge_pairs
@@ -198,12 +196,6 @@ def test_samples_are_counted_not_believed(fake, plan, requests):
     assert max(Counter((s["name"][0], s["body"]["seed"]) for s in fake.seen).values()) == 1
     seeds = sorted(fake.seeds())
     assert all(b - a > 1 for a, b in pairwise(seeds)) and seeds[-1] < 2**31, "seeds that servers count up from"
-
-
-def test_a_sample_alone_does_not_depend_on_how_many_are_asked(fake):
-    fake.plan = refuses
-    few, many = ask(sampler_of(fake), ["q"], n=2)[0], ask(sampler_of(fake), ["q"], n=5)[0]
-    assert many[:2] == few
 
 
 def test_more_votes_later_cost_only_the_difference(fake):
@@ -566,44 +558,6 @@ def test_code_and_prose_are_left_alone():
     assert time.perf_counter() - began < 2
 
 
-def test_judging_over_the_endpoint(fake):
-    fake.plan = lambda body, times: completion(*["<answer>[[A]]</answer>"] * body.get("n", 1))
-    pairs = [Pair(f"p{i}", "s", ({"role": "user", "content": "q"},), "x", f"y{i}", "A") for i in range(5)]
-    found = list(judge_pairs(sampler_of(fake), pairs, "instruct", n=3, temperature=1.0, max_tokens=9, both_orders=True))
-    assert len(found) == 30 and len(fake.seen) == 10
-    assert [(j.pair_id, j.order, j.sample, j.correct) for j in found[:4]] == [
-        ("p0", "AB", 0, True), ("p0", "AB", 1, True), ("p0", "AB", 2, True), ("p0", "BA", 0, False)]
-
-
-def test_the_command_pays_for_nothing_twice(fake, tmp_path, monkeypatch, capsys):
-    """Rows answered, a batch broken off in the middle, and the same command again with fewer requests at a time."""
-    broken = {"q4?"}
-    state = {"broken": True}
-
-    def plan(body, times):
-        if state["broken"] and any(name in body["messages"][-1]["content"] for name in broken):
-            return 500
-        return completion("<answer>[[A]]</answer>")
-
-    fake.plan = plan
-    monkeypatch.setenv("MY_KEY", SECRET)
-    data = tmp_path / "rows.jsonl"
-    rows = [{"question": f"q{i}?", "response_a": "x", "response_b": "y"} for i in range(8)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"model": "m", "base_url": fake.url, "data": str(data), "out": str(tmp_path / "out"), "retries": 0,
-                "both_orders": True, "at_once": 3, "api_key_env": "MY_KEY", "json": True}
-    with pytest.raises(UserError, match="status 500"):
-        judge.judge_rows(judge.Pairs(**settings))
-    log = tmp_path / "out" / "results.jsonl"
-    assert log.read_text().count("\n") == 3 and sum(fake.answered.values()) >= 6
-    state["broken"] = False
-    judge.judge_rows(judge.Pairs(**settings | {"concurrency": 1}))
-    assert log.read_text().count("\n") == 8 and sum(fake.answered.values()) == 16
-    assert capsys.readouterr().out.count("\n") == 8
-    everything = "".join(path.read_text() for path in (tmp_path / "out").iterdir())
-    assert SECRET not in everything and "MY_KEY" not in everything
-
-
 def test_an_evaluation_pays_for_nothing_twice(fake, tmp_path):
     """Some answers of a batch came when the server failed; with votes, other processes' replies and fewer requests
     at a time the same command asks for the rest alone."""
@@ -637,14 +591,6 @@ def test_an_evaluation_pays_for_nothing_twice(fake, tmp_path):
     assert evaluation.evaluate(cfg) == summary and len(fake.seen) == seen
     with pytest.raises(UserError, match=r"temperature was 1\.0, is 0\.5"):
         evaluation.evaluate(replace(cfg, temperature=0.5))
-
-
-def test_ranking_over_the_endpoint_asks_a_level_at_once(fake):
-    together = threading.Barrier(8)  # four matches in both orders; then two; then one
-    fake.plan = lambda body, times: completion("[[A]]") if len(fake.seen) > 8 or together.wait(5) + 1 else 500
-    judged = Judge(sampler_of(fake, concurrency=16))
-    ranking = judged.rank("q", [f"r{i}" for i in range(8)], "knockout")
-    assert ranking.comparisons == 7 and len(fake.seen) == 14
 
 
 BLOCKED = """
