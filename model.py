@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from batch import Batch
 from loading.export import save_folder
 from loading.folder import model_folder, tested_config
+from loading.tokenizer import read_generation
 from loading.weights import read_weights
 from ops.attention import block_mask, register, spans, visible
 from ops.head import target_logprobs
@@ -69,16 +70,12 @@ def load_policy(path: str, dtype: torch.dtype = torch.float32, mesh: Any = None,
     `dtype` is how weights are stored, `compute_dtype` (sharded only) how they compute. Raises UserError for
     an untested architecture, windowed attention or missing weights.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM
 
     folder = model_folder(path)
     policy = build_policy(Policy, AutoModelForCausalLM, tested_config(folder), dtype, mesh, compute_dtype)
     read_weights(policy.lm, folder)
-    if (folder / "generation_config.json").is_file():
-        try:
-            policy.lm.generation_config = GenerationConfig.from_pretrained(folder)
-        except Exception as error:
-            raise UserError(f"{folder / 'generation_config.json'}: not as transformers writes it ({error})") from None
+    policy.lm.generation_config = read_generation(folder)
     if checkpointing:
         policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
     return policy

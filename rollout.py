@@ -71,13 +71,6 @@ class Sampler(Chat, Protocol):
 # ---- what every engine's output goes through -----------------------------------------------------------
 
 
-def stop_ids(generation_config: Any, tokenizer: Any) -> set[int]:
-    """End-of-turn ids: the tokenizer's and the generation config's, the same set in every sampler."""
-    listed = generation_config.eos_token_id if generation_config is not None else None
-    listed = listed if isinstance(listed, (list, tuple)) else [listed]
-    return {i for i in (*listed, tokenizer.eos_token_id) if i is not None}
-
-
 def as_rollout(prompt: list[int], index: int, ids: list[int], logprobs: list[float], stops: set[int],
                tokenizer: Any) -> Rollout:
     """Sampled ids -> `Rollout`; the text is our tokenizer's for every engine."""
@@ -102,9 +95,12 @@ class TorchSampler:
     """Samples from a transformers causal LM. With `shared=True` the LM is the trainer's own, already in step."""
 
     def __init__(self, lm: Any, tokenizer: Any, shared: bool = False, rows_at_once: int = 256):
+        from loading.folder import context_of
+        from loading.tokenizer import stop_ids
+
         self.lm, self.tokenizer, self.shared, self.rows_at_once = lm, tokenizer, shared, rows_at_once
         self.stop_ids = stop_ids(lm.generation_config, tokenizer)
-        self.context = int(lm.config.max_position_embeddings)
+        self.context = context_of(lm.config.to_dict())
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copy the policy's weights; raises RuntimeError if a parameter did not come."""
@@ -179,15 +175,14 @@ class VLLMSampler:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         import torch
-        from transformers import GenerationConfig
         from vllm import LLM
 
         from loading.folder import model_folder
+        from loading.tokenizer import read_generation, stop_ids
 
         folder = model_folder(path)
-        known = (folder / "generation_config.json").is_file()
         self.tokenizer, self.tp, self.context = tokenizer, tp, context
-        self.stop_ids = stop_ids(GenerationConfig.from_pretrained(folder) if known else None, tokenizer)
+        self.stop_ids = stop_ids(read_generation(folder), tokenizer)
         self.cuda = torch.cuda.is_available()
         self.dummy = dummy
         room: dict[str, Any] = (

@@ -25,9 +25,9 @@ from batch import Batch, Group
 from cor_prompt import encode_prompt
 from data import Message, Pair, swap
 from judging.verdicts import Judgement
-from loading.folder import model_folder, read_config, tested_config
+from loading.folder import model_folder, plain_config, tested_config
 from loading.tokenizer import load_tokenizer
-from loading.weights import read_weights
+from loading.weights import check_finite, read_weights
 from model import Policy, build_policy
 from reward import Letter
 from runtime.errors import UserError
@@ -70,7 +70,7 @@ def load_scalar(path: str, dtype: str = "float32") -> ScalarModel:
     from transformers import AutoModelForSequenceClassification
 
     folder = model_folder(path)
-    config = read_config(folder)
+    config = plain_config(folder)
     if getattr(config, "auto_map", None):
         raise UserError(f"{path}: works only with code from its folder (auto_map), and that is never run")
     if not any("ForSequenceClassification" in name for name in config.architectures or []):
@@ -86,6 +86,8 @@ def load_scalar(path: str, dtype: str = "float32") -> ScalarModel:
         raise UserError(f"{path}: no reward model of transformers ({str(error).splitlines()[0][:120]})") from None
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} among them")
+    for name, parameter in lm.named_parameters():
+        check_finite(parameter, f"{path}: {name}")
     lm.config.use_cache = False
     device = "cuda" if torch.cuda.is_available() else "cpu"
     room = getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
@@ -170,7 +172,8 @@ def load_scorer(path: str, dtype: torch.dtype, mesh: Any = None, compute_dtype: 
 
     folder = model_folder(path)
     config = tested_config(folder, num_labels=1)
-    if config.pad_token_id == config.eos_token_id:  # transformers would take a turn's last token for padding
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if config.pad_token_id in ends:  # transformers would take a turn's last token for padding
         config.pad_token_id = None
     scorer = build_policy(Scorer, AutoModelForSequenceClassification, config, dtype, mesh, compute_dtype)
     lm = scorer.lm

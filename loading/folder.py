@@ -1,4 +1,4 @@
-"""A model folder as it lies on disk or on the hub: which folder, what its config says, a digest of its weights."""
+"""A model folder on disk or on the hub: which files count, what its config says, what is refused and why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from typing import Any
 from runtime.disk import read_json
 from runtime.errors import UserError
 
-TESTED = ("llama", "qwen2", "qwen3")  # architectures whose packed log-probs the tests compare with a plain forward
+# The families whose packed log-probs and gradients tests/loading/test_architectures.py compares with a plain forward.
+# To add one, add its model_type here and run that file.
+TESTED = ("llama", "qwen2", "qwen3", "mistral", "olmo2", "gemma", "smollm3", "granite")
+STEADY_ROPE = ("default", "linear", "yarn", "llama3")  # the same angles whatever else is in the batch
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def model_folder(path: str, weights: bool = True) -> Path:
@@ -26,16 +31,46 @@ def model_folder(path: str, weights: bool = True) -> Path:
         except Exception as error:  # the hub client raises many kinds; each means that there is no model
             raise UserError(f"{path}: neither a folder nor a hub model within reach "
                             f"({type(error).__name__})") from None
-    if not (folder / "config.json").is_file() or (weights and not any(folder.glob("*.safetensors"))):
-        hint = "its run has not exported a model yet" if (folder / "metrics.jsonl").exists() else "not a model"
-        raise UserError(f"{path}: {hint}; expected a folder with config.json and *.safetensors")
+    if weights and (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: holds an adapter (adapter_config.json), which is not applied here; merge it into "
+                        "its base model and save the result, or remove its files to use the base alone")
+    found = not weights or any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+    if not found or not (folder / "config.json").is_file():
+        hint = "not a model"
+        if (folder / "metrics.jsonl").exists():
+            hint = "its run has not exported a model yet"
+        elif any(folder.glob("*.bin")):
+            hint = "its weights are pickled (.bin), which are never loaded; convert them to safetensors"
+        raise UserError(f"{path}: {hint}; expected a folder with config.json and {WEIGHTS} or its index")
     return folder
+
+
+def weight_files(folder: Path) -> dict[Path, set[str] | None]:
+    """The files that count -> the tensors to take from each (None: all of them). Every other file is a leftover."""
+    index, whole = folder / INDEX, folder / WEIGHTS
+    if not index.is_file():
+        return {whole: None}
+    found = read_json(index)
+    places = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{index}: names no file for each weight (weight_map)")
+    if whole.is_file() and WEIGHTS not in places.values():
+        raise UserError(f"{folder}: {WEIGHTS} and the files of {INDEX} are two sets of weights, and other programs "
+                        "read either; delete one of them")
+    files: dict[Path, set[str] | None] = {
+        folder / file: {name for name, place in places.items() if place == file}
+        for file in sorted(set(places.values()))
+    }
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: missing, but {INDEX} names it; download or copy the folder again")
+    return files
 
 
 def weights_digest(path: str) -> str:
     """16 hex digits that another training of the same model changes."""
     found = hashlib.blake2b(digest_size=8)
-    for file in sorted(model_folder(path).glob("*.safetensors")):
+    for file in weight_files(model_folder(path)):
         with open(file, "rb") as content:
             found.update(hashlib.file_digest(content, "blake2b").digest())
     return found.hexdigest()
@@ -45,9 +80,23 @@ def context_tokens(path: str) -> int:
     """Tokens of prompt and response together that the model was made for."""
     file = model_folder(path) / "config.json"
     try:
-        return int(read_json(file)["max_position_embeddings"])
-    except (KeyError, TypeError, ValueError, OverflowError):
+        return context_of(read_json(file))
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         raise UserError(f"{file}: names no max_position_embeddings, the tokens the model was made for") from None
+
+
+def context_of(config: dict[str, Any]) -> int:
+    """max_position_embeddings, multiplied where the config's rope scaling extends it.
+
+    >>> context_of({"max_position_embeddings": 32768, "rope_scaling": {"type": "yarn", "factor": 4.0}})
+    131072
+    """
+    made_for = int(config["max_position_embeddings"])
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type")
+    if kind == "yarn":
+        return max(made_for, int((rope.get("original_max_position_embeddings") or made_for) * rope["factor"]))
+    return int(made_for * rope["factor"]) if kind in ("linear", "dynamic") else made_for  # others are in made_for
 
 
 def read_config(folder: Path, **changes: Any) -> Any:
@@ -61,11 +110,38 @@ def read_config(folder: Path, **changes: Any) -> Any:
                         f"({(str(error) or type(error).__name__).splitlines()[0]})") from None
 
 
-def tested_config(folder: Path, **changes: Any) -> Any:
-    """`read_config`; UserError for an architecture that the tests do not know, or windowed attention."""
+def plain_config(folder: Path, **changes: Any) -> Any:
+    """`read_config`; UserError for quantised weights, which would be read as if they were plain ones."""
     config = read_config(folder, **changes)
-    windowed = [t for t in getattr(config, "layer_types", None) or [] if t != "full_attention"]
-    if config.model_type not in TESTED or windowed:
-        raise UserError(f"{folder}: {config.model_type}{' with windowed layers' if windowed else ''} is not "
-                        f"among the tested architectures ({', '.join(TESTED)}, full attention)")
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised.quant_method
+        raise UserError(f"{folder}: its weights are quantised ({getattr(method, 'value', method)}) and cannot be "
+                        "trained or sampled here; use the plain checkpoint, or a server with --base-url")
     return config
+
+
+def tested_config(folder: Path, **changes: Any) -> Any:
+    """`plain_config`; UserError for an architecture that the tests do not know, or that packing would change."""
+    config = plain_config(folder, **changes)
+    if reason := why_not(config):
+        raise UserError(f"{folder}: {config.model_type} {reason}. Trained and sampled here: {', '.join(TESTED)}, with "
+                        "full attention; a family is added in loading/folder.py (TESTED) and proved by "
+                        "tests/loading/test_architectures.py. Judging through a server (--base-url) takes any model")
+    return config
+
+
+def why_not(config: Any) -> str:
+    """Why this architecture cannot be packed and sampled here, in words; empty if it can."""
+    window, known = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or []
+    rope = getattr(config, "rope_parameters", None) or {}
+    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return "has experts, whose routing is not tested"
+    if any(getattr(config, name, None) for name in ("attn_logit_softcapping", "final_logit_softcapping")):
+        return "caps its logits (softcapping), which the packed log-probs leave out"
+    if any(kind != "full_attention" for kind in known) or (not known and window and window < context_of(vars(config))):
+        return f"has windowed layers (a sliding window of {window} tokens)"
+    if getattr(config, "use_bidirectional_attention", None):
+        return "lets a token see the later ones"
+    if rope.get("rope_type", "default") not in STEADY_ROPE:
+        return f"scales its positions by the longest sequence in a batch ({rope['rope_type']} rope)"
+    return "" if config.model_type in TESTED else "is not among the tested architectures"

@@ -1,10 +1,12 @@
-"""The folder's tokenizer, as it was saved."""
+"""The folder's tokenizer, as it was saved, and the ids that end a turn."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from loading.folder import model_folder
+from runtime.disk import read_json
 from runtime.errors import UserError
 
 
@@ -23,4 +25,34 @@ def load_tokenizer(path: str) -> Any:
         raise UserError(f"{folder}: no chat template; add chat_template.jinja or use a chat model")
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: its tokenizer names no end-of-turn token (eos_token)")
+    config, last = read_json(folder / "config.json"), max(tokenizer.get_vocab().values())
+    rows = config.get("vocab_size") if isinstance(config, dict) else None
+    if isinstance(rows, int) and last >= rows:
+        raise UserError(f"{folder}: its tokenizer has ids up to {last} ({tokenizer.convert_ids_to_tokens(last)!r}), "
+                        f"but the model has {rows} embedding rows; use the tokenizer that belongs to it")
     return tokenizer
+
+
+def read_generation(folder: Path) -> Any:
+    """GenerationConfig with the token ids of generation_config.json, or without that file of config.json.
+
+    Its sampling settings stay out: they are the base model's, a judge is trained and sampled without them, and
+    transformers refuses to save some of those that it reads.
+    """
+    from transformers import GenerationConfig
+
+    file = next(f for f in (folder / "generation_config.json", folder / "config.json") if f.is_file())
+    found = read_json(file)
+    ids = {name: found.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+           if isinstance(found, dict)}
+    for name, listed in ids.items():
+        if not all(type(i) in (int, type(None)) for i in (listed if isinstance(listed, list) else [listed])):
+            raise UserError(f"{file}: {name} is {listed!r}, expected a token's number")
+    return GenerationConfig(**ids)
+
+
+def stop_ids(generation_config: Any, tokenizer: Any) -> set[int]:
+    """End-of-turn ids: the tokenizer's and the generation config's, the same set in every sampler and in the export."""
+    listed = generation_config.eos_token_id if generation_config is not None else None
+    listed = listed if isinstance(listed, (list, tuple)) else [listed]
+    return {i for i in (*listed, tokenizer.eos_token_id) if i is not None}

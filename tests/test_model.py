@@ -356,13 +356,6 @@ def rewrite(folder: Path, change) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_a_tied_head_that_was_stored_too_is_no_second_weight(tmp_path):
-    lm = make_lm("llama", tied=True)
-    folder = make_folder(tmp_path, lm)
-    rewrite(tmp_path, lambda t: t.update({"lm_head.weight": torch.full_like(t["model.embed_tokens.weight"], 9.0)}))
-    assert_bit_equal(dict(load_policy(folder).lm.named_parameters()), dict(lm.named_parameters()))
-
-
 def test_a_missing_weight_is_refused_by_name(tmp_path):
     folder = make_folder(tmp_path, make_lm("llama"))
     rewrite(tmp_path, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
@@ -486,7 +479,7 @@ def test_T16_the_name_in_tokenizer_config_does_not_change_the_ids(tmp_path, arch
     backend.train_from_iterator(["which judge said 1234 and which said 12"] * 5, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
     tokenizer.chat_template = tiny_models.TEMPLATE
-    folder = make_folder(tmp_path, make_lm(arch))
+    folder = make_folder(tmp_path, make_lm(arch, vocab_size=300))
     tokenizer.save_pretrained(tmp_path)
     file = tmp_path / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": named}))
@@ -591,7 +584,10 @@ def test_an_interrupted_export_leaves_the_previous_one(tmp_path, monkeypatch, wh
         yield from list(gathered_weights(policy, dtype))[:5]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(model, where, dies_half_way if where == "gathered_weights" else dies)
+    if where == "gathered_weights":
+        monkeypatch.setattr(model, where, dies_half_way)
+    else:
+        monkeypatch.setattr("loading.export.write_whole", dies)
     with pytest.raises(KeyboardInterrupt):
         save_hf(Policy(make_lm("llama", seed=2)), make_tokenizer(), folder, torch.float32)
     monkeypatch.undo()

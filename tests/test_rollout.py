@@ -19,10 +19,11 @@ import rollout
 from batch import Group, collate
 from data import Pair
 from judging.verdicts import Judgement, judge_pairs, tally
+from loading.tokenizer import stop_ids
 from model import Policy, gathered_weights, load_policy
 from ops import decode
 from ops.decode import KVCache, Uniforms, draw
-from rollout import Reply, Rollout, TorchSampler, stop_ids
+from rollout import Reply, Rollout, TorchSampler
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
 
