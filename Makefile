@@ -9,6 +9,7 @@
 # make handout OUT=DIR    a student's copy of the course (ASSIGNMENTS=3: of one assignment); course/README.md
 # make exercises     ten changes of at most ten lines, three seeds each, 35 CPU-minutes; after make tables
 # make traps         seventeen faults: the tests that notice, a short run of each, 20 minutes; after make tables
+# make traps-red     the same without the runs: every fault must turn its tests red, six minutes
 # make bench         speed and memory against TRL, a few minutes; make bench-full has the rest, an hour and more
 # make real          a real 135M chat model on real text, on the CPU, under 40 minutes
 
@@ -21,7 +22,7 @@ REAL := runs/real
 DATA ?= recipes/real/pairs.jsonl
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo controls tables variants exercises traps test test-slow test-vllm mutants bench bench-full real install handout autograder
+.PHONY: demo controls tables variants exercises traps traps-red test test-slow test-vllm mutants bench bench-full real install handout autograder
 install: .venv/installed
 
 .venv/installed: requirements.txt
@@ -64,12 +65,15 @@ variants: install
 	$(BIN)/python -m recipes.miniature run variants
 	$(BIN)/python -m recipes.miniature table
 
-# Both start from the judges that `make tables` distils; course/exercises.md and course/traps.md are written anew.
+# Both start from the judges that `make tables` distils; the numbers go to course/exercises.json and course/traps.json.
 exercises: install
-	$(BIN)/python -m course.exercises run --distilled 'runs/tables/seed-{seed}/distilled'
+	$(BIN)/python -m course.patched exercises
 
 traps: install
-	$(BIN)/python -m course.traps run --distilled runs/tables/seed-0/distilled
+	$(BIN)/python -m course.patched traps
+
+traps-red: install
+	$(BIN)/python -m course.patched traps --no-train
 
 test: install
 	$(BIN)/ruff check .

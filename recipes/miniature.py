@@ -374,6 +374,7 @@ def execute(tasks: Sequence[Task], at_once: int) -> None:
     running: dict[int, Running] = {}
     failed: list[Task] = []
     began, total = time.monotonic(), len(waiting)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
             ready = [task for task in waiting if all((task.seed, need) in done for need in task.needs)]
@@ -467,7 +468,6 @@ def run_rows(cfg: Run) -> None:
     if cfg.print_only:
         print("\n".join(command for task in tasks for command in (f"# {task.row}", *task.commands)))
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     execute(tasks, cfg.at_once)
     collect(cfg)
 

@@ -1,0 +1,352 @@
+"""Exercises and traps: each is a patch, applied to a scratch copy of the project, run there and recorded.
+
+    python -m course.patched exercises                      after make tables: three seeds, before and after
+    python -m course.patched exercises --only 03 --seeds 0 --steps 4      does it run?
+    python -m course.patched traps                          after make tables: the tests, then 30 rounds with each fault
+    python -m course.patched traps --no-train               the tests alone, a few minutes: make traps-red
+
+An exercise (course/exercises) changes the method by at most ten lines. A trap (course/traps) puts one fault in: the
+tests that its head names must fail, and must pass without it. Training runs are rows of recipes/miniature.py, so a
+run is not repeated while its commands and its code stay the same. The numbers go to exercises.json and traps.json;
+exercises.md and traps.md are written by hand, and tests compare their numbers with the JSON.
+
+A patch begins like a mail: `Name: text` lines (further lines of a text are indented), a blank line, then the diff.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from course.handout import HERE, ROOT
+from evaluation.tables import Grid, as_markdown
+from recipes import miniature
+from recipes.miniature import Row
+from recipes.miniature_results import Estimate, estimate, rights
+from runtime.cli import start
+from runtime.disk import read_jsonl, write_whole
+from runtime.errors import UserError
+
+LEFT_OUT = (".git", "runs", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "*.part")
+EARLY = 10  # rounds
+HEALTHY = "healthy"
+
+
+# ---- patches -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One file; `says` is its head."""
+
+    name: str
+    says: Mapping[str, str]
+    diff: str
+
+    @property
+    def files(self) -> list[str]:
+        return re.findall(r"^\+\+\+ b/(\S+)$", self.diff, re.MULTILINE)
+
+    @property
+    def changed(self) -> int:
+        """Lines added or lines removed, whichever is more."""
+        marks = re.findall(r"^([+-])(?!\+\+ b/|-- a/)", self.diff, re.MULTILINE)
+        return max(marks.count("+"), marks.count("-"))
+
+
+def read_patches(kind: str, only: Sequence[str] = ()) -> list[Patch]:
+    """The patches of course/exercises or course/traps whose names begin with one of `only`; empty: all."""
+    found = []
+    for path in sorted((HERE / kind).glob("*.patch")):
+        head, _, diff = path.read_text(encoding="utf-8").partition("\n\n")
+        says = dict(line.split(": ", 1) for line in re.sub(r"\n +", " ", head).splitlines())
+        found.append(Patch(path.stem, says, diff))
+    chosen = [patch for patch in found if not only or patch.name.startswith(tuple(only))]
+    if not chosen:
+        raise UserError(f"--only {' '.join(only)}: there are {', '.join(patch.name for patch in found)}")
+    return chosen
+
+
+def make_tree(folder: Path, patch: Patch | None) -> Path:
+    """A fresh copy of the project with the patch applied."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    if patch:
+        apply(patch, folder)
+    return folder
+
+
+def apply(patch: Patch, folder: Path) -> None:
+    """UserError if the patch does not fit the files in `folder`."""
+    # inside a repository git silently passes over paths that are not below its root: it must not find one
+    apart = os.environ | {"GIT_CEILING_DIRECTORIES": str(folder.resolve().parent)}
+    before = [(folder / file).read_bytes() for file in patch.files]
+    done = subprocess.run(["git", "apply", "-C1", "-"], input=patch.diff, cwd=folder, env=apart, text=True,
+                          capture_output=True)
+    if done.returncode or any((folder / f).read_bytes() == b for f, b in zip(patch.files, before, strict=True)):
+        raise UserError(f"{patch.name}: does not fit the code ({done.stderr.strip() or 'nothing changed'}); adapt the "
+                        "patch")
+
+
+# ---- exercises -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exercises:
+    """Run both sides of each exercise where that is not done yet, and record what is there."""
+
+    only: tuple[str, ...] = ()
+    """exercises to run, such as 03 (beginnings of names); empty: all"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """seeds of world, weights, data order and sampling (integers)"""
+    distilled: str = "runs/tables/seed-{seed}/distilled"
+    """distilled judge to start from, {seed} in the path; `make tables` leaves beside it what else is needed"""
+    at_once: int = 2
+    """runs side by side, one thread each (runs)"""
+    steps: int = 0
+    """cut every training run to so many steps, to see whether all commands run (steps); 0: 50 rounds"""
+    root: str = "runs/exercises"
+    """folder of copies and runs; with --steps also of exercises.json"""
+
+
+def sides(patch: Patch, cfg: Exercises) -> dict[str, Row]:
+    """{before, changed and perhaps a third: its row}; most exercises share one row before."""
+    usual = miniature.rl("{distilled}", script="{tree}grpo.py", every=EARLY)
+    line = f"{patch.says.get('Command', usual)} {patch.says.get('Options', '')}".rstrip()
+    own, beside = f"{{{patch.name}-world}}", Path(cfg.distilled).parent
+
+    def row(name: str, changed: bool, more: str = "") -> Row:
+        command = f"{line} {more}".rstrip()
+        for mark, place in (("{tree}", f"{cfg.root}/trees/{patch.name}/" if changed else ""), ("{own}", own),
+                            ("{data}", own if changed else "{world}"), ("{distilled}", cfg.distilled),
+                            *((f"{{{part}}}", f"{beside}/{part}") for part in ("world", "world-mixed", "mixed"))):
+            command = command.replace(mark, place)
+        return Row(name, (command,))
+
+    baseline = line == usual
+    found = {"before": row("baseline" if baseline else f"{patch.name}-before", False), "changed": row(patch.name, True)}
+    if "Extra" in patch.says:
+        label, more = patch.says["Extra"].split(": ")
+        found[label] = row(f"{patch.name}-extra", True, more)
+    return found
+
+
+def all_rows(patches: Sequence[Patch], cfg: Exercises) -> list[Row]:
+    found = {row.name: row for patch in patches for row in sides(patch, cfg).values()}
+    worlds = [Row(f"{p.name}-world", (p.says["World"].replace("{tree}", f"{cfg.root}/trees/{p.name}/"),))
+              for p in patches if "World" in p.says]
+    return [*worlds, *found.values()]
+
+
+def run_exercises(cfg: Exercises) -> None:
+    chosen, patches = read_patches("exercises", cfg.only), read_patches("exercises")
+    if cfg.at_once < 1 or cfg.steps < 0 or not cfg.seeds:
+        raise UserError("--at-once must be at least 1, --steps at least 0, --seeds one seed or more")
+    for seed in cfg.seeds:
+        check_judge(cfg.distilled.format(seed=seed), "world/rl.jsonl", "world-mixed/rl.jsonl", "mixed/model")
+    for patch in patches:
+        make_tree(Path(cfg.root, "trees", patch.name), patch)
+    rows = all_rows(patches, cfg)
+    wanted = [row.name for patch in chosen for row in sides(patch, cfg).values()]
+    miniature.execute([task for seed in cfg.seeds for task in miniature.plan(rows, wanted, seed, cfg.root, cfg.steps)],
+                      cfg.at_once)
+    found: dict[str, Any] = {patch.name: {} for patch in patches}  # of all finished runs, not only of those just made
+    for seed in sorted(int(side.name.removeprefix("seed-")) for side in Path(cfg.root).glob("seed-*")):
+        tasks = {t.row: t for t in miniature.plan(rows, [r.name for r in rows], seed, cfg.root, cfg.steps)}
+        for patch in patches:
+            for label, row in sides(patch, cfg).items():
+                if tasks[row.name].load():
+                    numbers = measured(tasks[row.name].folder, patch.says["Metric"])
+                    found[patch.name].setdefault(label, {})[str(seed)] = numbers
+    out = Path(cfg.root) if cfg.steps else HERE
+    write_whole(out / "exercises.json", json.dumps(found, separators=(",", ":")) + "\n")
+    print(as_markdown("Exercises", overview(found, patches)))
+
+
+def check_judge(judge: str, *beside: str) -> None:
+    if missing := [p for p in ("distilled/model", *beside) if not (Path(judge).parent / p).exists()]:
+        raise UserError(f"--distilled {judge}: no {', '.join(missing)} in {Path(judge).parent}; `make tables` makes it")
+
+
+def measured(folder: Path, metric: str) -> dict[str, Any]:
+    """right: 0, 1 or 2 of each held-out pair's verdicts, in a string; accuracy and metric: [[round, value], ...]."""
+    if (votes := folder / "results.jsonl").exists():  # of judge.py
+        judged = [row for _, row in read_jsonl(votes)]
+        return {"right": "".join("2" if row["correct"] else "0" for row in judged),
+                "accuracy": [[0, statistics.fmean(row["correct"] for row in judged)]],
+                "metric": [[0, statistics.fmean(sum(row["votes"].values()) for row in judged)]]}
+    logs = {int(path.stem.split("_")[1]): [row for _, row in read_jsonl(path)]
+            for path in sorted((folder / "rollouts").glob("step_*.jsonl"))}
+    right: dict[str, int] = {}
+    for row in logs[max(logs)]:
+        right[row["pair_id"]] = right.get(row["pair_id"], 0) + row["correct"]
+    records = [row for _, row in read_jsonl(folder / "metrics.jsonl")]
+    if metric.startswith("accuracy on "):
+        kind = metric.removeprefix("accuracy on ")
+        curve = [(step, statistics.fmean(row["correct"] for row in rows if row["category"] == kind))
+                 for step, rows in logs.items()]
+    else:
+        points = [(row["step"], row[metric]) for row in records if metric in row]
+        fives = [points[i : i + 5] for i in range(0, len(points), 5)]
+        curve = [(five[-1][0], statistics.fmean(value for _, value in five)) for five in fives]
+    accuracy = [(row["step"], row["eval/accuracy"]) for row in records if "eval/accuracy" in row]
+    return {"right": "".join(map(str, right.values())), "metric": rounded(curve), "accuracy": rounded(accuracy)}
+
+
+def rounded(curve: Sequence[tuple[float, float]]) -> list[list[float]]:
+    return [[step, float(f"{value:.3g}")] for step, value in curve]
+
+
+def end(numbers: Mapping[str, Any]) -> float:
+    """The metric at the end of a run: its last point, of ten the mean of the last two."""
+    values = [value for _, value in numbers["metric"]]
+    return statistics.fmean(values[-max(1, len(values) // 5) :])
+
+
+def overview(found: Mapping[str, Any], patches: Sequence[Patch]) -> Grid:
+    """Each side against the one before: accuracy pair by pair, the metric seed by seed; ± is two standard errors."""
+    grid = [["", "exercise", f"accuracy after {EARLY} rounds", "at the end", "difference", "metric",
+             "before -> changed"]]
+    for patch in patches:
+        before = found[patch.name].get("before", {})
+        for label, side in found[patch.name].items():
+            both = [(before[seed], side[seed]) for seed in side if seed in before]
+            if label == "before" or not both:
+                continue
+            pairs = estimate([[y - x for x, y in zip(rights(was), rights(now), strict=True)] for was, now in both])
+            known = all(early(one) is not None for two in both for one in two)
+            ends = [[statistics.fmean(number(two[i]) for two in both) for i in (0, 1)]
+                    for number in (lambda one: statistics.fmean(rights(one)), end)]
+            grid.append([patch.name[:2].lstrip("0"), patch.says["Title"] + (f", {label}" * (label != "changed")),
+                         shown(gaps(early, both)) if known else "",
+                         "{:.3f} -> {:.3f}".format(*ends[0]), shown(pairs), patch.says["Metric"],
+                         "{:.3g} -> {:.3g}".format(*ends[1]) + ", **beyond noise**" * gaps(end, both).clear])
+    return grid
+
+
+def early(numbers: Mapping[str, Any]) -> Any:
+    """Held-out accuracy after EARLY rounds, while learning still goes on; None if it was not measured."""
+    return dict(numbers["accuracy"]).get(EARLY)
+
+
+def gaps(number: Callable[[Mapping[str, Any]], float], both: Sequence[tuple[Any, Any]]) -> Estimate:
+    """The difference in each seed; a seed is one observation."""
+    return estimate([[number(now) - number(was)] * 2 for was, now in both])
+
+
+def shown(one: Estimate) -> str:
+    return f"{one.mean:+.3f} ± {2 * one.error:.3f}{', **beyond noise**' * one.clear}"
+
+
+# ---- traps ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Traps:
+    """Put each fault in, run the tests that should notice it, then train with it, and record what came out."""
+
+    only: tuple[str, ...] = ()
+    """traps to run, such as T05 (beginnings of names); empty: all"""
+    train: bool = True
+    """train with each fault after the tests; --no-train records nothing"""
+    distilled: str = "runs/tables/seed-0/distilled"
+    """distilled judge to start from; its world lies beside it"""
+    at_once: int = 2
+    """runs side by side, one thread each (runs)"""
+    steps: int = 30
+    """rounds of reinforcement; a fault of stage 1 distils 600 steps (rounds)"""
+    limit: int = 900
+    """longest time for the tests of one fault (seconds)"""
+    root: str = "runs/traps"
+    """folder of copies and runs"""
+
+
+def failed_tests(tree: Path, wanted: str, limit: float) -> list[str]:
+    """Names of the failed tests, without their parameters; pytest stops at the first."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rfE", "-x", *wanted.split()]
+    try:
+        done = subprocess.run(command, cwd=tree, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, timeout=limit,
+                              capture_output=True)
+    except subprocess.TimeoutExpired:
+        return ["out of time"]
+    if done.returncode not in (0, 1):
+        raise UserError(f"pytest ended with {done.returncode} in {tree}: {(done.stdout + done.stderr)[-500:]}")
+    return sorted(set(re.findall(r"^(?:FAILED|ERROR) (\S+?)(?:\[.*)?(?: - .*)?$", done.stdout, re.MULTILINE)))
+
+
+def training(name: str, kind: str, cfg: Traps) -> Row:
+    """A run that fails is a result too: its last line says why."""
+    tree, judge = f"{cfg.root}/trees/{name}", cfg.distilled
+    grpo = miniature.rl(judge, script=f"{tree}/grpo.py", rounds=cfg.steps, every=10)
+    sft = miniature.sft("{world}/start", "{world}/sft.jsonl", "--steps 600").replace("sft.py", f"{tree}/sft.py")
+    sft += " && " + miniature.JUDGE.replace("eval.py", f"{tree}/eval.py")
+    command = {"grpo": grpo, "sft": sft}[kind].replace("{world}", f"{Path(judge).parent}/world")
+    return Row(f"{name}-{kind}", (f"{command} || echo failed",))
+
+
+def numbers(folder: Path, log: str) -> dict[str, Any]:
+    """The last numbers of a run: curves as means of their last five points, because one round is noisy."""
+    path, summary = folder / "metrics.jsonl", folder / "eval" / "summary.json"
+    rows = [row for _, row in read_jsonl(path)] if path.exists() else []
+    found: dict[str, Any] = {}
+    for name in ("reward/mean", "train/loss", "policy/ref_kl", "sync/logprob_diff_mean"):
+        if values := [row[name] for row in rows if name in row][-5:]:
+            found[name] = float(f"{statistics.fmean(values):.3g}")
+    overall = json.loads(summary.read_text())["overall"] if summary.exists() else {}
+    accuracy = [row["eval/accuracy"] for row in rows if "eval/accuracy" in row][-1:] or [overall.get("accuracy")]
+    for name, value in (("accuracy", accuracy[0]), ("tokens", overall.get("length_mean"))):
+        if value is not None:
+            found[name] = round(value, 3)
+    lines = log.strip().splitlines()
+    return found | ({"error": lines[-2]} if lines[-1:] == ["failed"] else {})
+
+
+def run_traps(cfg: Traps) -> None:
+    chosen, path = read_patches("traps", cfg.only), HERE / "traps.json"
+    if cfg.train:
+        check_judge(cfg.distilled, "world/rl.jsonl")
+    red: dict[str, list[str]] = {}
+    for patch in (*chosen, None):  # the whole project last: without a fault no test may fail
+        name = patch.name if patch else HEALTHY
+        tests = patch.says["Test"] if patch else " ".join(sorted({p.says["Test"] for p in chosen}))
+        red[name] = failed_tests(make_tree(Path(cfg.root, "trees", name), patch), tests, cfg.limit)
+        print(f"{name}: {', '.join(red[name]) or 'every test passes'}", flush=True)
+    if cfg.train:
+        rows = [training(patch.name, patch.says["Run"], cfg) for patch in chosen]
+        rows += [training(HEALTHY, kind, cfg) for kind in sorted({patch.says["Run"] for patch in chosen})]
+        tasks = miniature.plan(rows, [row.name for row in rows], 0, cfg.root)
+        miniature.execute(tasks, cfg.at_once)
+        found = json.loads(path.read_text())
+        for task in tasks:
+            name = task.row.rpartition("-")[0]
+            key = task.row if name == HEALTHY else name
+            found[key] = numbers(task.folder, task.log.read_text()) | ({} if name == HEALTHY else {"red": red[name]})
+            print(f"{key}: {found[key]}")
+        write_whole(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
+    if silent := [patch.name for patch in chosen if not red[patch.name]]:
+        raise UserError(f"no test noticed {', '.join(silent)}")
+    if red[HEALTHY]:
+        raise UserError(f"without any fault {', '.join(red[HEALTHY])} fails too")
+
+
+def main() -> None:
+    cfg = tyro.extras.subcommand_cli_from_dict({"exercises": Exercises, "traps": Traps}, description=__doc__)
+    if isinstance(cfg, Exercises):
+        run_exercises(cfg)
+    else:
+        run_traps(cfg)
+
+
+if __name__ == "__main__":
+    start(main)
