@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loading.folder import weights_digest
 from runtime import ranks
 from runtime.disk import read_jsonl, write_whole
 from runtime.errors import UserError
-from runtime.seeds import derive_seed
+from runtime.seeds import digest
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -28,30 +29,43 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
     return next(iter(checkpoints(folder)), None)
 
 
-WHERE = {  # settings of where and how fast a run computes: they may change when a run is continued
+FREE = {  # settings that may change when a run is continued: where, how fast, how often (epochs: see steps)
     "out", "dry_run", "gpu_gb", "tp", "engine_memory", "offload_optimizer", "shard_ranks", "checkpointing",
     "micro_batch_tokens", "at_once", "api_key_env", "second_api_key_env", "price", "second_price", "concurrency",
-    "timeout", "retries",
+    "timeout", "retries", "save_every", "eval_every", "epochs",
 }
 
 
-class RunFolder:
-    """One run's files. Only rank 0 writes; a folder that belongs to another configuration is refused."""
+def digests(model: str, prompt: str | None, **pairs: Sequence[Any]) -> dict[str, str]:
+    """{setting: digest of what it names}: weights, prompt text, lists of pairs. Rank 0 reads, all ranks get them."""
+    found: dict[str, str] = {}
+    if ranks.rank() == 0:
+        found = {"model": weights_digest(model), "prompt_file": digest(prompt)}
+        for name, some in pairs.items():
+            found[name] = digest([digest([kv for kv in dataclasses.asdict(p).items() if kv[1]]) for p in some])
+    return ranks.gather(found)[0]
 
-    def __init__(self, path: str, config: Any):
+
+class RunFolder:
+    """One run's files. Only rank 0 writes; a folder that belongs to another configuration is refused.
+
+    `read` holds digests of what some settings name. They are compared, and the names may change.
+    """
+
+    def __init__(self, path: str, config: Any, read: Mapping[str, str] | None = None):
         self.path = Path(path)
-        self.config = json.loads(json.dumps(dataclasses.asdict(config)))
-        what = {name: value for name, value in self.config.items() if name not in WHERE}
-        self.stamp = {"config": derive_seed(json.dumps(what, sort_keys=True))}
+        self.config = json.loads(json.dumps(dataclasses.asdict(config))) | ({"read": dict(read)} if read else {})
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        self.defaults = json.loads(json.dumps(defaults, default=str))
+        self.stamp = {"config": self.config}
         known = self.path / "config.json"
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{path} is a file; use another --out")
         if known.exists():
             try:
-                before = dict(json.loads(known.read_text(encoding="utf-8")))
-            except (ValueError, TypeError, RecursionError) as error:
+                changed = self.changed(dict(json.loads(known.read_text(encoding="utf-8"))))
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise UserError(f"{known}: not a run's configuration ({error}); use another --out") from None
-            changed = [f"{k} was {before.get(k)!r}, is {v!r}" for k, v in what.items() if before.get(k) != v]
             if changed:
                 raise UserError(f"{path} holds a run of another configuration ({', '.join(changed)}); "
                                 "use another --out")
@@ -61,6 +75,16 @@ class RunFolder:
                 for unfinished in (self.path / "checkpoints").glob(pattern):
                     shutil.rmtree(unfinished, ignore_errors=True)
             self.prune_checkpoints()
+
+    def changed(self, before: dict[str, Any]) -> list[str]:
+        """What differs from an earlier start's configuration and may not; a setting that it lacks had its default."""
+        now, read, was_read = self.config, self.config.get("read", {}), dict(before.get("read") or {})
+        free = FREE | {"read"} | (set(read) if was_read else set())  # runs of before have no digests: paths count
+        if now.get("lr_schedule") == "constant" and not now.get("warmup_ratio") and now["steps"] >= before["steps"]:
+            free = free | {"steps"}  # a longer run of this kind begins with the same steps
+        was = self.defaults | before
+        return [*(f"{k} was {was[k]!r}, is {v!r}" for k, v in now.items() if k not in free and was[k] != v),
+                *(f"what {k} names has changed" for k in read if was_read and was_read.get(k) != read[k])]
 
     def log(self, record: Mapping[str, Any], name: str = "metrics.jsonl") -> None:
         if ranks.rank() == 0:
@@ -83,7 +107,7 @@ class RunFolder:
 
     def check(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return the state; UserError if another configuration wrote it."""
-        if state["config"] != self.stamp["config"]:
+        if isinstance(state["config"], dict) and self.changed(state["config"]):  # a number in runs of before
             raise UserError(f"{self.path}/checkpoints: written by another configuration; use another --out")
         return state
 

@@ -25,6 +25,7 @@ BYTES = {"bfloat16": 2, "float32": 4}
 CHUNK = 2**27  # logits in memory at once, head.CHUNK["cuda"]
 ROWS = 256  # sequences that TorchSampler samples at once
 EXPORT_FILE = 4 * 2**30  # bytes of one file of the exported model, model.save_hf
+STATE_FILE = 2**30  # bytes of one file of a resume state, states.FILE_BYTES
 PER_NODE = 8  # GPUs that share a host's memory
 
 # guesses
@@ -111,31 +112,29 @@ def saved_per_token(shape: Shape, c: int) -> int:
 
 
 def training_memory(cfg: Any, shape: Shape, ranks: int) -> dict[str, float]:
-    """Most GB per GPU of each component while the policy trains and the engine sleeps; they add up to the peak.
+    """GB per GPU of each component at the peak of training, while the engine sleeps; they add up to the peak.
 
-    weights 4n/s, the float32 master. gradients 4n/s, and a layer's on its way there: c + 4 bytes an element.
-    optimiser 8n/s. reference (stage 2) cn/s. gathered: two layers, embedding and head, c bytes. activations: cLTH of
-    checkpoints and one layer's recomputation; without checkpointing every layer's. head: three float32 chunks of
-    logits, the head's gradient in float32 and c, hidden states and their gradient. "adam" is what is left of 4n/s
-    for the optimiser step's square roots after the memory of forward and backward is free again.
-    The components do not all peak at the same moment, so the sum is an upper estimate.
+    Always there: weights 4n/s (the float32 master), optimiser 8n/s, reference cn/s (stage 2), gradients 4n/s, the
+    gathered embedding and head, cLTH of checkpoints (without checkpointing what every layer keeps). The peak is the
+    larger of two moments. The last layer's backward: two gathered layers, a layer's float32 gradient before it is
+    reduced, what the layer keeps, two gradients of the intermediate, the head's gradient. The head's backward: three
+    float32 chunks of logits, the head's gradient in float32 and c, hidden states and their gradient.
     """
     n, c, shard, tokens = shape.total, BYTES[cfg.compute_dtype], cfg.shard_ranks or ranks, longest_row(cfg)
-    saved, head = saved_per_token(shape, c), shape.vocab * shape.hidden
-    deep = shape.layers * (c * shape.hidden if cfg.checkpointing else saved)
-    recomputed = 3 * c * shape.inner + (saved if cfg.checkpointing else 0)
+    saved, head, hidden = saved_per_token(shape, c), shape.vocab * shape.hidden, c * tokens * shape.hidden
+    deep = hidden * shape.layers if cfg.checkpointing else tokens * saved * shape.layers
+    recomputed = tokens * (2 * c * shape.inner + (saved if cfg.checkpointing else 0))
     logits = min(max(32, CHUNK // shape.vocab), tokens) * shape.vocab
-    parts = {
-        "weights": 4 * n / shard,
-        "gradients": 4 * n / shard + (c + 4) * shape.layer,
-        "optimiser": 8 * n / shard,
-        "reference": c * n / shard if _second_stage(cfg) else 0.0,
-        "gathered": c * (2 * shape.layer + shape.vocab * shape.hidden + shape.head),
-        "activations": tokens * (deep + recomputed),
-        "head": 3 * 4 * logits + (4 + (c if c < 4 else 0)) * head + 2 * c * tokens * shape.hidden,
-    }
-    busy = parts["gathered"] + parts["activations"] + parts["head"]
-    parts["adam"] = max(0.0, 4 * n / shard - busy)
+    root = c * (head + shape.head)
+    layer_backward = {
+        "gradients": 4 * n / shard + 4 * shape.layer, "gathered": root + 2 * c * shape.layer,
+        "activations": deep + recomputed, "head": c * head + hidden}
+    head_backward = {
+        "gradients": 4 * n / shard, "gathered": root,
+        "activations": deep, "head": 12 * logits + (4 + c) * head + 2 * hidden}
+    peak = max(layer_backward, head_backward, key=lambda parts: sum(parts.values()))
+    parts = {"weights": 4 * n / shard, "optimiser": 8 * n / shard,
+             "reference": c * n / shard if _second_stage(cfg) else 0.0} | peak
     asleep = BYTES[cfg.sampler_dtype] * n / 1e9 if _torch_sampler(cfg) else ASLEEP
     engine = asleep if _second_stage(cfg) else 0.0
     return {name: size / 1e9 for name, size in parts.items()} | {"engine": engine, "CUDA": CONTEXT}
@@ -195,13 +194,16 @@ def _torch_sampler(cfg: Any) -> bool:
 def storage(cfg: Any, shape: Shape, ranks: int) -> dict[str, float]:
     """GB of one node's host memory and of disk.
 
-    moments: pinned, 8n/s a GPU, with --offload-optimizer. Then either state: a resume state is written from host
-    memory, each rank's 12n/s bytes once as tensors and once as the file's content; or export: rank 0 holds the
-    whole float32 model, 4n, and one file of it again. disk_state: weights and two moments, 12n; disk_export: 4n.
+    moments: 8n/s a GPU with --offload-optimizer; pinned memory is rounded up to a power of two. Then either state:
+    each rank of the node writes its part of a resume state file by file, and holds a file's tensors and its content;
+    or export: rank 0 holds the whole float32 model, 4n, and one file of it again. disk_state: weights and two
+    moments, 12n; disk_export: 4n.
     """
-    n, here = shape.total, min(ranks, PER_NODE) / (cfg.shard_ranks or ranks)
-    moments = 8 * n * here if _second_stage(cfg) and cfg.offload_optimizer else 0.0
-    sizes = {"moments": moments, "state": 24 * n * here, "export": 4 * n + min(4 * n, EXPORT_FILE),
+    n, here = shape.total, min(ranks, PER_NODE)
+    part = n / (cfg.shard_ranks or ranks)
+    largest = 4 * shape.vocab * shape.hidden / (cfg.shard_ranks or ranks)  # a file ends after the tensor that fills it
+    sizes = {"moments": here * 2 ** math.ceil(math.log2(8 * part)) if getattr(cfg, "offload_optimizer", False) else 0,
+             "state": 2 * here * min(12 * part, STATE_FILE + largest), "export": 4 * n + min(4 * n, EXPORT_FILE),
              "disk_state": 12 * n, "disk_export": 4 * n}
     return {name: size / 1e9 for name, size in sizes.items()}
 

@@ -17,6 +17,8 @@ from runtime.errors import UserError
 from runtime.ranks import gather, rank, world_size
 from runtime.run_folder import RunFolder, checkpoints
 
+FILE_BYTES = 2**30  # of a state's file: a rank holds two of them in host memory while it writes
+
 
 def _state(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Weights and Adam moments as one flat dict of tensors; moments that do not exist yet become zeros."""
@@ -43,16 +45,28 @@ def save_state(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, 
     if rank() == 0:
         shutil.rmtree(aside, ignore_errors=True)
     gather(None)  # no rank makes the folder before it is cleared
+    tensors = _state(policy, optimizer)
+    writer = HuggingFaceStorageWriter(str(aside), _file_numbers(tensors), save_distributed=True)
+    writer.per_thread_copy_ahead = 0  # copies ahead are pinned memory, which the process keeps for good
     try:
-        dcp.save(_state(policy, optimizer), storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True),
-                 no_dist=not torch.distributed.is_initialized())
+        dcp.save(tensors, storage_writer=writer, no_dist=not torch.distributed.is_initialized())
     except CheckpointException as error:  # not an Exception, and its text is a traceback: raise its cause
         cause = next(iter(error.failures.values()))[0]
         raise cause if isinstance(cause, Exception) else error from None
-    checksums = _checksums(aside, progress)
+    own = sorted(aside.glob(f"shard-{rank() + 1:05}-*"))  # on a shared disk only the writer sees a new file for sure
+    checksums = _checksums(own, progress)
     if rank() == 0:
         write_whole(aside / "progress.json", json.dumps(progress | {"files": checksums}))
         replace_folder(aside, path)
+
+
+def _file_numbers(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """{name: number of the file, from 1}, so that a rank's file has about FILE_BYTES; rank 0's numbers count."""
+    numbers, total = {}, 0
+    for name, tensor in tensors.items():
+        numbers[name] = total // FILE_BYTES + 1
+        total += getattr(tensor, "_local_tensor", tensor).nbytes
+    return numbers
 
 
 def keep_state(folder: RunFolder, policy: nn.Module, optimizer: torch.optim.Optimizer,
@@ -72,7 +86,8 @@ def load_state(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) 
 
     progress = read_json(path / "progress.json")
     known = progress.pop("files", None) if isinstance(progress, dict) else None
-    if known is None or known != _checksums(path, progress):
+    found = gather(sorted(file for file in path.iterdir() if file.name != "progress.json") if rank() == 0 else [])[0]
+    if known is None or known != _checksums(found[rank() :: world_size()], progress):
         raise UserError(f"{path}: damaged, its files are not as they were written")
     with torch.no_grad():
         dcp.load(_state(policy, optimizer), storage_reader=HuggingFaceStorageReader(str(path)),
@@ -80,8 +95,8 @@ def load_state(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) 
     return progress
 
 
-def _checksums(path: Path, progress: dict[str, Any]) -> dict[str, int]:
-    """CRC-32 of every file of a resume state, and of the progress; the ranks share the reading."""
+def _checksums(files: list[Path], progress: dict[str, Any]) -> dict[str, int]:
+    """CRC-32 of the files that this rank and the others name, and of the progress."""
 
     def crc(file: Path) -> int:
         found = 0
@@ -90,8 +105,7 @@ def _checksums(path: Path, progress: dict[str, Any]) -> dict[str, int]:
                 found = zlib.crc32(block, found)
         return found
 
-    files = sorted(file for file in path.iterdir() if file.name != "progress.json")
-    parts = gather({file.name: crc(file) for file in files[rank() :: world_size()]})
+    parts = gather({file.name: crc(file) for file in files})
     own = {"progress.json": zlib.crc32(json.dumps(progress).encode())}
     return own | {name: found for part in parts for name, found in part.items()}
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import unicodedata
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +53,22 @@ class Config:
     """decay rates"""
     out: str = "runs/x"
     """run folder"""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The settings of a training that decide whether a run is the same."""
+
+    model: str = "runs/start"
+    data: str = "pairs.jsonl"
+    lr: float = 1e-3
+    lr_schedule: str = "constant"
+    warmup_ratio: float = 0.0
+    steps: int = 4
+    group_size: int = 7
+    save_every: int = 2
+    eval_every: int = 2
+    micro_batch_tokens: int = 100
 
 
 def python(code: str, *, wait: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -210,6 +226,65 @@ def test_a_run_folder_of_another_configuration_is_refused_and_the_setting_named(
     assert words in str(caught.value) and "--out" in str(caught.value)
     assert all(name in str(caught.value) for name in change) and "warmup" not in str(caught.value)
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+READ = {"data": "1" * 16, "model": "2" * 16}
+
+
+def test_what_was_read_is_compared_not_where_it_lay(tmp_path):
+    """Places, speeds and save_every may change; the content may not, nor may a setting."""
+    cfg = Training()
+    state = {"step": 1} | RunFolder(str(tmp_path), cfg, READ).stamp
+    moved = replace(cfg, data="elsewhere.jsonl", model="runs/moved", save_every=5, eval_every=7, micro_batch_tokens=9)
+    assert RunFolder(str(tmp_path), moved, READ).check(state) == state
+    for other, read, word in ((cfg, READ | {"data": "3" * 16}, "data"), (cfg, READ | {"model": "3" * 16}, "model"),
+                              (replace(moved, lr=1.0), READ, "lr was")):
+        with pytest.raises(UserError, match=f"another configuration.*{word}"):
+            RunFolder(str(tmp_path), other, read)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="another configuration"):
+        RunFolder(str(tmp_path), cfg, READ | {"data": "3" * 16}).check(state)
+
+
+@pytest.mark.parametrize("change, allowed", [
+    ({"steps": 8}, True), ({"steps": 3}, False), ({"steps": 8, "lr_schedule": "linear"}, False),
+    ({"steps": 8, "warmup_ratio": 0.5}, False),
+])
+def test_a_run_of_a_constant_schedule_may_become_longer(tmp_path, change, allowed):
+    RunFolder(str(tmp_path), Training())
+    if allowed:
+        RunFolder(str(tmp_path), replace(Training(), **change))
+        assert json.loads((tmp_path / "config.json").read_text())["steps"] == 8
+    else:
+        with pytest.raises(UserError, match="steps was 4"):
+            RunFolder(str(tmp_path), replace(Training(), **change))
+
+
+def test_a_run_of_before_is_continued(tmp_path):
+    """Without digests the paths count, as they did; a setting that did not exist had its default."""
+    old = {k: v for k, v in asdict(Training()).items() if k != "group_size"}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match="data was"):
+        RunFolder(str(tmp_path), replace(Training(), data="elsewhere.jsonl"), READ)
+    with pytest.raises(UserError, match="group_size was 7"):
+        RunFolder(str(tmp_path), replace(Training(), group_size=8), READ)
+    folder = RunFolder(str(tmp_path), Training(), READ)
+    assert folder.check({"step": 1, "config": 1234567})["step"] == 1  # its states hold a number
+    with pytest.raises(UserError, match="model"):
+        RunFolder(str(tmp_path), Training(), READ | {"model": "3" * 16})
+
+
+def test_digests_follow_the_content(tmp_path):
+    def write(content: bytes) -> Path:
+        (tmp_path / "model.safetensors").write_bytes(content)
+        (tmp_path / "config.json").write_text("{}")
+        return tmp_path
+
+    first = run_folder.digests(str(write(b"weights")), "prompt", data=[Config()], held_out=[])
+    assert first == run_folder.digests(str(write(b"weights")), "prompt", data=[Config()], held_out=[])
+    other = run_folder.digests(str(write(b"others")), None, data=[Config(lr=1.0)], held_out=[Config()])
+    assert set(first) == {"model", "prompt_file", "data", "held_out"}
+    assert all(first[name] != other[name] for name in first)
 
 
 @pytest.mark.parametrize("text", ("not JSON", "", "[1]"))
