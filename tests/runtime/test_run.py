@@ -623,9 +623,16 @@ def test_no_gloo_thread_outlives_the_group():
     (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left on device"),
     (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"), "--micro-batch-tokens"),
     (torch.OutOfMemoryError("CUDA out of memory"), "--micro-batch-tokens"),
+    (RuntimeError("CUDA Error: out of memory at cumem_allocator.cpp:139"), "--engine-memory"),
+    (ValueError("Free memory on device cuda:0 (10.1/79.1 GiB) on startup is less than desired"), "--engine-memory"),
 ])
 def test_what_the_machine_lacks_has_a_remedy(error, advice):
     assert advice in errors.remedy(error) and "same command continues" in errors.remedy(error)
+
+
+def test_a_kernel_that_does_not_fit_the_card_has_a_remedy():
+    error = RuntimeError("No valid triton configs. OutOfResources: out of resource: shared memory, Required: 131072")
+    assert "--compute-dtype bfloat16" in errors.remedy(error)
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), FileNotFoundError(errno.ENOENT, "no", "f"), KeyError("x")])
