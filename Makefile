@@ -117,7 +117,6 @@ bench: .venv-bench/installed
 
 bench-full: .venv-bench/installed
 	$(BENCH) bench.against_trl --full
-	$(BENCH) bench.sharing
 	$(BENCH) bench.flops
 	$(BENCH) bench.scaling
 	$(BENCH) bench.hotspots

@@ -30,7 +30,7 @@ from typing import Any
 import tyro
 
 from course.handout import HERE, ROOT
-from evaluation.tables import Grid, as_markdown
+from evaluation.tables import Grid
 from recipes import miniature
 from recipes.miniature import Row
 from recipes.miniature_results import Estimate, estimate, rights
@@ -171,7 +171,7 @@ def run_exercises(cfg: Exercises) -> None:
                     found[patch.name].setdefault(label, {})[str(seed)] = numbers
     out = Path(cfg.root) if cfg.steps else HERE
     write_whole(out / "exercises.json", json.dumps(found, separators=(",", ":")) + "\n")
-    print(as_markdown("Exercises", overview(found, patches)))
+    print("\n".join(" | ".join(row) for row in overview(found, patches)))
 
 
 def check_judge(judge: str, *beside: str) -> None:

@@ -6,10 +6,10 @@
     python -m recipes.miniature run rm-r1 --print-only     # the commands themselves, to be pasted into a shell
     python -m recipes.miniature table                      # results.json -> results.md and plots
 
-Rows share checkpoints: a row names another one in braces and so waits for it. A row is done once; it is run
-again only if its commands, the rows it starts from, or the code that its commands run have changed (comments
-and docstrings do not count). An interrupted row continues where its own commands do. Of each row stay a log
-and a folder under runs/tables/seed-N; what tables and plots need goes to recipes/miniature/results.json.
+Rows share checkpoints: a row names another one in braces and so waits for it. A row is done once; it is run again
+only if its commands, the rows it starts from, or the code that its commands run have changed (comments and docstrings
+do not count). An interrupted row starts its commands again, and training goes on where it stopped. Each row leaves a
+log and a folder under runs/tables/seed-N; what tables and plots need goes to recipes/miniature/results.json.
 
 Shortened against the README's demo: 50 rounds of reinforcement, not 120. Against the full row: rows on answers
 alone, on little data and on the mixture take 1,200 distillation steps (600 after a distillation), the weak starts
@@ -19,7 +19,6 @@ alone, on little data and on the mixture take 1,200 distillation steps (600 afte
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import os
 import re
@@ -31,6 +30,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from modulefinder import ModuleFinder
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any
@@ -41,6 +41,7 @@ from recipes import miniature_results
 from runtime.cli import start
 from runtime.disk import write_whole
 from runtime.errors import UserError
+from runtime.seeds import digest
 
 PROJECT = Path(__file__).resolve().parents[1]
 ROUNDS, FEW_ROUNDS = 50, 40
@@ -149,12 +150,11 @@ SIZES = tuple(
     )
 )
 
-CAPS = (8, 24, 40, 60)
 BUDGETS = (  # mean per token, as the authors' code has it: Eq. 9's mean per response pays short chains more
     Row("mixed", (sft("{world-mixed}/start", "{world-mixed}/sft.jsonl", "--steps 1200", "{world-mixed}"),)),
     *(
         Row(f"cap-{cap}", (rl("{mixed}", f"--agg token --max-response-tokens {cap}", rounds=FEW_ROUNDS),))
-        for cap in CAPS
+        for cap in miniature_results.CAPS
     ),
     Row("cap-40-seq", (rl("{mixed}", "--max-response-tokens 40", rounds=FEW_ROUNDS),)),
 )
@@ -220,11 +220,9 @@ def look(name: str) -> Row:
     return Row(f"probes-{name}", (command,))
 
 
-PROBED = ("answer-sft", "scalar", "distilled", "rm-r1", "augmented")
-
 GROUPS = {
     "tables": (*WORLDS, *ABLATION, *SIZES, *FAITHFULNESS, *SFT_OR_REASONING, *BUDGETS),  # the paper's own
-    "variants": (*VARIANTS, *map(look, PROBED)),  # what it is discussed with
+    "variants": (*VARIANTS, *map(look, miniature_results.PROBED)),  # what it is discussed with
 }
 ROWS = tuple(row for group in GROUPS.values() for row in group)
 
@@ -281,8 +279,8 @@ def plan(rows: Sequence[Row], wanted: Iterable[str], seed: int, root: str, steps
         places = {need: f"{root}/seed-{seed}/{need}" for need in (*table[name].needs, name)}
         fill = places | {"here": places[name], "seed": seed, "port": 8400 + 100 * seed + list(table).index(name)}
         commands = tuple(shorten(command.format_map(fill), steps) for command in table[name].commands)
-        inputs = [*commands, *map(code_of, commands), *(order[need].key for need in table[name].needs)]
-        key = hashlib.blake2b("\n".join(inputs).encode(), digest_size=8).hexdigest()
+        key = digest([commands, [code_of(command) for command in commands],
+                      [order[need].key for need in table[name].needs]])
         order[name] = Task(name, seed, Path(places[name]), commands, table[name].needs, key)
 
     for name in wanted:
@@ -294,38 +292,26 @@ def shorten(command: str, steps: int) -> str:
     return f"{command} --steps {steps}" if steps and re.search(r"sft\.py|grpo\.py|variants\.", command) else command
 
 
+def code_of(command: str) -> list[str]:
+    """The project's code that a command runs, comments left out: a text for each of its scripts."""
+    found = []
+    for place, script in re.findall(r"(?:cd (\S+) && )?python (?:-m )?(\S+)", command):
+        if script.endswith(".py"):
+            file = PROJECT / place / script
+            found += [code_below(file.parent, file)]
+        else:
+            ends = (PROJECT / place / (script.replace(".", "/") + end) for end in (".py", "/__main__.py"))
+            found += [code_below(PROJECT / place, file) for file in ends if file.is_file()]
+    return found
+
+
 @cache
-def code_of(command: str) -> str:
-    """Digest of the project's code that a command runs: its scripts and all they import, comments left out."""
-    scripts = re.findall(r"(?:cd (\S+) && )?python (?:-m )?(\S+)", command)
-    waiting = [path for place, script in scripts for path in code_files(PROJECT / place, script)]
-    seen: dict[str, str] = {}
-    while waiting:
-        root, name = waiting.pop()
-        if name not in seen:
-            tree = ast.parse((root / name).read_text(encoding="utf-8"))
-            seen[name] = ast.dump(without_docstrings(tree))
-            waiting += [path for module in imported(tree) for path in code_files(root, module)]
-    text = json.dumps(seen, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def code_files(root: Path, name: str) -> list[tuple[Path, str]]:
-    """(folder that imports start from, file below it) of a script or a module of the project; [] of any other."""
-    if name.endswith(".py"):
-        root, names = (root / name).parent, [Path(name).name]
-    else:
-        names = [name.replace(".", "/") + end for end in (".py", "/__main__.py")]
-    return [(root, file) for file in names if (root / file).is_file()]
-
-
-def imported(tree: ast.AST) -> Iterable[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)  # `from room import file`
+def code_below(root: Path, script: Path) -> str:
+    """A script and all that it imports below `root`; installed packages are not searched."""
+    finder = ModuleFinder([str(root)])
+    finder.run_script(str(script))
+    files = sorted(file for module in finder.modules.values() if (file := vars(module)["__file__"]))  # none: built in
+    return "\n".join(ast.dump(without_docstrings(ast.parse(Path(file).read_text(encoding="utf-8")))) for file in files)
 
 
 def without_docstrings(tree: ast.Module) -> ast.Module:
@@ -345,26 +331,23 @@ def without_docstrings(tree: ast.Module) -> ast.Module:
 @dataclass
 class Running:
     task: Task
-    command: int
     process: subprocess.Popen[bytes]
     began: float
 
 
-def launch(task: Task, command: int = 0) -> Running:
-    """Start one of a task's commands. A session of its own, so that Ctrl-C reaches it through `stop` alone."""
+def launch(task: Task) -> Running:
+    """Start a task's commands, in a session of their own, so that Ctrl-C reaches them through `stop` alone."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
-    if command == 0 and task.record.pop("stale", False):
+    if task.record.pop("stale", False):
         shutil.rmtree(task.folder, ignore_errors=True)
         task.log.unlink(missing_ok=True)
     task.save()
     here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` is the one that runs this
     quiet = {"PATH": here, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     with open(task.log, "a", encoding="utf-8") as log:
-        log.write(f"$ {task.commands[command]}\n")
-        log.flush()
-        process = subprocess.Popen(["bash", "-c", task.commands[command]], cwd=PROJECT, env=os.environ | quiet,
+        process = subprocess.Popen(["bash", "-exc", "\n".join(task.commands)], cwd=PROJECT, env=os.environ | quiet,
                                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    return Running(task, command, process, time.monotonic())
+    return Running(task, process, time.monotonic())
 
 
 def execute(tasks: Sequence[Task], at_once: int) -> None:
@@ -388,10 +371,6 @@ def execute(tasks: Sequence[Task], at_once: int) -> None:
             if (ended := running.pop(pid, None)) is None:
                 continue
             task, code = ended.task, account(ended, status, usage)
-            if code == 0 and ended.command + 1 < len(task.commands):
-                one = launch(task, ended.command + 1)
-                running[one.process.pid] = one
-                continue
             task.record["finished"] = code == 0
             task.save()
             if code:
@@ -421,7 +400,7 @@ def stop(running: Iterable[Running]) -> None:
 
 
 def account(one: Running, status: int, usage: Any) -> int:
-    """Add what a command took to its task's record; its exit code."""
+    """Add what the commands took to their task's record; their exit code."""
     one.task.record["cpu_seconds"] = round(one.task.record["cpu_seconds"] + usage.ru_utime + usage.ru_stime, 1)
     one.task.record["wall_seconds"] = round(one.task.record["wall_seconds"] + time.monotonic() - one.began, 1)
     one.process.returncode = os.waitstatus_to_exitcode(status)

@@ -1,8 +1,9 @@
-"""What recipes/miniature.py measured -> results.json; results.json -> tables, sentences and plots.
+"""What recipes/miniature.py measured -> results.json; results.json -> results.md (tables alone) and plots.
 
-Two things are kept apart: what a seed's 250 held-out pairs cannot tell (each pair, in both orders, is one
-observation) and what another seed would have given. An error here is the larger of the two, and "beyond
-noise" asks for two of it and the same sign in every seed. Rows are compared pair by pair within a seed.
+docs/miniature.md says in words what came out. Two errors are kept apart: what a seed's 250 held-out pairs cannot tell
+(each pair, in both orders, is one observation), and what another seed would have given. An error here is the larger
+of the two, and "beyond noise" asks for twice that and the same sign in every seed. Rows are compared pair by pair
+within a seed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,8 @@ def collect(root: Path, out: Path, keys: Mapping[tuple[int, str], str]) -> None:
 
     `keys`: what a finished row's key has to be; a row of other commands or other code is left out.
     """
-    results: Results = {
-        "rows": {},
-        "curves": {},
-        "probes": {},
-        "looks": {},
-        "traces": {},
-        "parameters": {},
-        "seconds": {},
-    }
+    parts = ("rows", "curves", "probes", "looks", "traces", "parameters", "seconds")
+    results: Results = {part: {} for part in parts}
     lines: list[str] = []
     for side in sorted(root.glob("seed-*"), key=seed_of):
         for path in sorted((side / "records").glob("*.json")):
@@ -116,7 +109,7 @@ def follows_checks(one: Judgement) -> bool | None:
     return one.verdict == ("A" if scores[0] > scores[1] else "B")
 
 
-def share(values: Iterable[bool | None]) -> float | None:
+def share(values: Iterable[float | None]) -> float | None:
     seen = [value for value in values if value is not None]
     return statistics.fmean(seen) if seen else None
 
@@ -190,180 +183,144 @@ def difference(results: Results, name: str, other: str) -> Estimate | None:
     return estimate([[p - q for p, q in zip(x, y, strict=True)] for x, y in both]) if both else None
 
 
-def in_words(found: Estimate) -> str:
-    """A difference, each seed's, and whether noise explains it."""
-    seeds = ", ".join(f"{value:+.3f}" for value in found.seeds)
-    judged = "beyond noise" if found.clear else "within noise" if len(found.seeds) > 1 else "one seed, not judged"
-    return f"{found.mean:+.3f} ± {2 * found.error:.3f} ({seeds}), {judged}"
-
-
-def compare(results: Results, name: str, other: str, words: str, paper: float | None) -> str:
-    """One sentence: the difference, whether noise explains it, and whether the paper's has the same sign."""
-    found = difference(results, name, other)
-    if found is None:
-        return f"- {words}: not measured."
-    said = f"- {words}: {in_words(found)}"
-    if paper is None:
-        return said + "; the paper has no such row."
-    agrees = "the same direction" if found.mean * paper > 0 else "the other direction"
-    verdict = agrees if found.clear else "the miniature cannot tell"
-    return said + f"; the paper: {paper:+.1f} points, {verdict}."
-
-
-def in_short(results: Results, claims: Iterable[Claim]) -> str:
-    """Where the miniature and the paper agree, where not, and where noise hides it: one line each."""
-    groups: dict[str, list[str]] = {"The same direction as the paper": [], "The other direction": [],
-                                    "Within noise here, or of one seed": [], "Not measured": []}
-    for name, other, words, paper in claims:
-        if paper is not None:
-            found = difference(results, name, other)
-            place = 3 if found is None else 2 if not found.clear else 0 if found.mean * paper > 0 else 1
-            list(groups.values())[place].append(words)
-    return "".join(f"- {title} ({len(named)}): {'; '.join(named) or 'none'}.\n" for title, named in groups.items())
-
-
+CAPS = (8, 24, 40, 60)
+SIZES = (("rm-r1-16", 16), ("rm-r1-32", 32), ("rm-r1", 64))
+PROBED = ("answer-sft", "scalar", "distilled", "rm-r1", "augmented")
 # ---- tables --------------------------------------------------------------------------------------------
 
 Entry = tuple[str, str, str]  # what the row is called, its name in results.json (":start" before its RL), the paper's
 
-Claim = tuple[str, str, str, float | None]  # row, the row it is held against, in words, the paper's difference (points)
+TABLES: dict[str, list[Entry]] = {
+    "Ablation (Table 2); the paper: RewardBench (Chat / Hard / Safety / Reasoning)": [
+        ("base: untrained", "cold-nothing:start", "85.8 (95.8 / 74.3 / 86.8 / 86.3)"),
+        ("cold-start RL from nothing, 20 rounds", "cold-nothing", "-"),
+        ("weak start, verdict with checks only (plain)", "cold-plain:start", "-"),
+        ("cold-start RL", "cold-plain", "89.5 (92.5 / 81.5 / 89.7 / 94.4)"),
+        ("weak start, + rubrics", "cold-rubrics:start", "-"),
+        ("cold-start RL + rubrics", "cold-rubrics", "90.1 (93.0 / 82.5 / 90.8 / 94.2)"),
+        ("weak start, + solution without the type", "cold-untyped:start", "-"),
+        ("cold-start RL + solution without the type", "cold-untyped", "-"),
+        ("weak start, + categorisation (type and solution)", "cold-cor:start", "-"),
+        ("cold-start RL + rubrics + categorisation", "cold-cor", "90.8 (92.3 / 82.6 / 91.6 / 96.3)"),
+        ("distilled", "rm-r1:start", "-"),
+        ("RM-R1: distilled + RL", "rm-r1", "91.4 (95.3 / 83.1 / 91.9 / 95.2)"),
+        ("control: the same compute as more distillation", "longer-sft", "-"),
+        ("control: distilled on a clean teacher", "clean-teacher", "-"),
+    ],
+    "SFT or reasoning (Table 3); the paper: average (RewardBench / RM-Bench / RMB)": [
+        ("full: Instruct + SFT (9,920 answers)", "answer-sft", "77.4 (90.9 / 75.4 / 65.9)"),
+        ("full: Distilled + SFT (8,000 traces, 1,920 answers)", "distilled-answer-sft", "77.8 (91.2 / 76.7 / 65.4)"),
+        ("full: RM-R1 (8,000 traces, RL)", "rm-r1", "81.2 (91.4 / 79.1 / 73.0)"),
+        ("full: Distilled only (8,000 traces)", "rm-r1:start", "-"),
+        ("small: Instruct + SFT (1,000 answers)", "small-answer-sft", "76.6 (88.8 / 74.8 / 66.9)"),
+        ("small: Distilled only (1,000 traces)", "small-rm-r1:start", "79.2 (89.0 / 76.3 / 72.0)"),
+        ("small: RM-R1 (1,000 traces, RL on their pairs)", "small-rm-r1", "-"),
+    ],
+    "Inference budget: the same cap in training and at test (Figure 4b)": [
+        *(entry for cap in CAPS for entry in ((f"{cap} tokens, before RL", f"cap-{cap}:start", "-"),
+                                              (f"{cap} tokens", f"cap-{cap}", "-"))),
+        ("40 tokens, loss averaged per response", "cap-40-seq", "-"),
+    ],
+    "Faithfulness: distilled on traces as they are, on traces repaired with the verdict in hand": [
+        ("the teacher's traces as they are", "rm-r1:start", "-"),
+        ("only those that pass 1 got right", "distilled-kept", "-"),
+        ("and the others repaired in pass 2: redo", "distilled-redo", "-"),
+        ("and the others repaired in pass 2: force", "distilled-force", "-"),
+        ("as they are, then RL", "rm-r1", "-"),
+    ],
+    "Variants": [
+        ("GRPO: RM-R1", "rm-r1", "-"),
+        ("RLPR", "rlpr", "-"),
+        ("RLPR without its filter", "rlpr-unfiltered", "-"),
+        ("DAPO", "dapo", "-"),
+        ("DAPO without dynamic sampling", "dapo-unsampled", "-"),
+        ("Dr. GRPO", "dr-grpo", "-"),
+        ("StableReinforce", "stable-reinforce", "-"),
+        ("GRPO on half as many augmented pairs more (Robust RRM)", "augmented", "-"),
+        ("distilled on scores", "grm:start", "-"),
+        ("DeepSeek-GRM", "grm", "-"),
+        ("weak start, boxed verdicts", "rrm:start", "-"),
+        ("Reward Reasoning Model", "rrm", "-"),
+        ("distilled on a weak judge's first right chains", "distilled-first", "-"),
+        ("on those that R-star chooses (ReasonGRM)", "distilled-rstar", "-"),
+        ("answers alone", "answer-sft", "-"),
+        ("scalar reward model (Bradley-Terry)", "scalar", "-"),
+    ],
+}
+DIFFERENCES: dict[str, str] = {  # row - the row it is held against: the paper's difference in points
+    "cold-plain - cold-plain:start": "+3.7",
+    "cold-rubrics - cold-plain": "+0.6",
+    "cold-cor - cold-rubrics": "+0.7",
+    "cold-untyped - cold-rubrics": "",
+    "cold-cor - cold-untyped": "",
+    "rm-r1 - cold-cor": "+0.6",
+    "rm-r1 - rm-r1:start": "",
+    "longer-sft - rm-r1:start": "",
+    "rm-r1 - longer-sft": "",
+    "rm-r1 - clean-teacher": "",
+    "rm-r1 - answer-sft": "+3.8",
+    "rm-r1 - distilled-answer-sft": "+3.4",
+    "distilled-answer-sft - answer-sft": "+0.4",
+    "small-rm-r1:start - small-answer-sft": "+2.6",
+    "answer-sft - small-answer-sft": "+0.8",
+    "small-rm-r1 - small-rm-r1:start": "",
+    "rm-r1 - small-rm-r1": "",
+    "distilled-kept - rm-r1:start": "",
+    "distilled-redo - distilled-kept": "",
+    "distilled-force - distilled-kept": "",
+    "rlpr - rm-r1": "",
+    "rlpr-unfiltered - rm-r1": "",
+    "dapo - rm-r1": "",
+    "dapo-unsampled - rm-r1": "",
+    "dr-grpo - rm-r1": "",
+    "stable-reinforce - rm-r1": "",
+    "augmented - rm-r1": "",
+    "dapo - dapo-unsampled": "",
+    "rlpr - rlpr-unfiltered": "",
+    "grm - grm:start": "",
+    "grm - rm-r1": "",
+    "rrm - rrm:start": "",
+    "rrm - cold-cor": "",
+    "distilled-rstar - distilled-first": "",
+    "scalar - answer-sft": "",
+    "rm-r1 - scalar": "",
+    "cap-60 - cap-8": "+4.0",
+    "cap-40 - cap-40-seq": "",
+}
 
-TABLE_2: list[Entry] = [
-    ("base: untrained", "cold-nothing:start", "85.8 (95.8 / 74.3 / 86.8 / 86.3)"),
-    ("cold-start RL from nothing, 20 rounds", "cold-nothing", "-"),
-    ("weak start, verdict with checks only (plain)", "cold-plain:start", "-"),
-    ("cold-start RL", "cold-plain", "89.5 (92.5 / 81.5 / 89.7 / 94.4)"),
-    ("weak start, + rubrics", "cold-rubrics:start", "-"),
-    ("cold-start RL + rubrics", "cold-rubrics", "90.1 (93.0 / 82.5 / 90.8 / 94.2)"),
-    ("weak start, + solution without the type", "cold-untyped:start", "-"),
-    ("cold-start RL + solution without the type", "cold-untyped", "-"),
-    ("weak start, + categorisation (type and solution)", "cold-cor:start", "-"),
-    ("cold-start RL + rubrics + categorisation", "cold-cor", "90.8 (92.3 / 82.6 / 91.6 / 96.3)"),
-    ("distilled", "rm-r1:start", "-"),
-    ("RM-R1: distilled + RL", "rm-r1", "91.4 (95.3 / 83.1 / 91.9 / 95.2)"),
-    ("control: the same compute as more distillation", "longer-sft", "-"),
-    ("control: distilled on a clean teacher", "clean-teacher", "-"),
-]
-TABLE_3: list[Entry] = [
-    ("full: Instruct + SFT (9,920 answers)", "answer-sft", "77.4 (90.9 / 75.4 / 65.9)"),
-    ("full: Distilled + SFT (8,000 traces, 1,920 answers)", "distilled-answer-sft", "77.8 (91.2 / 76.7 / 65.4)"),
-    ("full: RM-R1 (8,000 traces, RL)", "rm-r1", "81.2 (91.4 / 79.1 / 73.0)"),
-    ("full: Distilled only (8,000 traces)", "rm-r1:start", "-"),
-    ("small: Instruct + SFT (1,000 answers)", "small-answer-sft", "76.6 (88.8 / 74.8 / 66.9)"),
-    ("small: Distilled only (1,000 traces)", "small-rm-r1:start", "79.2 (89.0 / 76.3 / 72.0)"),
-    ("small: RM-R1 (1,000 traces, RL on their pairs)", "small-rm-r1", "-"),
-]
-FAITH: list[Entry] = [
-    ("the teacher's traces as they are", "rm-r1:start", "-"),
-    ("only those that pass 1 got right", "distilled-kept", "-"),
-    ("and the others repaired in pass 2: redo", "distilled-redo", "-"),
-    ("and the others repaired in pass 2: force", "distilled-force", "-"),
-    ("as they are, then RL", "rm-r1", "-"),
-]
-VARIANTS: list[Entry] = [
-    ("GRPO: RM-R1", "rm-r1", ""),
-    ("RLPR", "rlpr", ""),
-    ("RLPR without its filter", "rlpr-unfiltered", ""),
-    ("DAPO", "dapo", ""),
-    ("DAPO without dynamic sampling", "dapo-unsampled", ""),
-    ("Dr. GRPO", "dr-grpo", ""),
-    ("StableReinforce", "stable-reinforce", ""),
-    ("GRPO on half as many augmented pairs more (Robust RRM)", "augmented", ""),
-    ("distilled on scores", "grm:start", ""),
-    ("DeepSeek-GRM", "grm", ""),
-    ("weak start, boxed verdicts", "rrm:start", ""),
-    ("Reward Reasoning Model", "rrm", ""),
-    ("distilled on a weak judge's first right chains", "distilled-first", ""),
-    ("on those that R-star chooses (ReasonGRM)", "distilled-rstar", ""),
-    ("answers alone", "answer-sft", ""),
-    ("scalar reward model (Bradley-Terry)", "scalar", ""),
-]
-PROBED = ("answer-sft", "scalar", "distilled", "rm-r1", "augmented")
-SIZES = (("rm-r1-16", 16), ("rm-r1-32", 32), ("rm-r1", 64))
-CAPS = (8, 24, 40, 60)
 
-ABLATION_CLAIMS: list[Claim] = [
-    ("cold-plain", "cold-plain:start", "cold-start RL against its weak start", 89.5 - 85.8),
-    ("cold-rubrics", "cold-plain", "+ rubrics", 90.1 - 89.5),
-    ("cold-cor", "cold-rubrics", "+ categorisation (type and solution)", 90.8 - 90.1),
-    ("cold-untyped", "cold-rubrics", "of which: the solution alone", None),
-    ("cold-cor", "cold-untyped", "of which: the type alone", None),
-    ("rm-r1", "cold-cor", "RM-R1 against the best cold start", 91.4 - 90.8),
-    ("rm-r1", "rm-r1:start", "RL after distillation", None),
-    ("longer-sft", "rm-r1:start", "the same compute as more distillation", None),
-    ("rm-r1", "longer-sft", "RL against more distillation", None),
-    ("rm-r1", "clean-teacher", "RL on a flawed teacher against imitating a clean one", None),
-    ("cold-nothing", "cold-nothing:start", "cold-start RL from nothing", None),
-]
-SFT_CLAIMS: list[Claim] = [
-    ("rm-r1", "answer-sft", "RM-R1 against Instruct + SFT", 81.2 - 77.4),
-    ("rm-r1", "distilled-answer-sft", "RM-R1 against Distilled + SFT", 81.2 - 77.8),
-    ("distilled-answer-sft", "answer-sft", "Distilled + SFT against Instruct + SFT", 77.8 - 77.4),
-    ("small-rm-r1:start", "small-answer-sft", "small data: Distilled only against Instruct + SFT", 79.2 - 76.6),
-    ("answer-sft", "small-answer-sft", "Instruct + SFT: full against small data", 77.4 - 76.6),
-    ("small-rm-r1", "small-rm-r1:start", "small data: RL after distillation", None),
-    ("rm-r1", "small-rm-r1", "RM-R1: full against small data", None),
-]
-FAITH_CLAIMS: list[Claim] = [
-    ("distilled-kept", "rm-r1:start", "the right ones alone against all as they are", None),
-    ("distilled-redo", "distilled-kept", "redo against the right ones alone", None),
-    ("distilled-force", "distilled-kept", "force against the right ones alone", None),
-]
+COLUMNS = ["", "accuracy ± 2 s.e.", "each seed", "Chat", "Reasoning", "same in both orders", "verdicts", "tokens",
+           "the paper"]
 
 
-VARIANT_CLAIMS: list[Claim] = [
-    *((name, "rm-r1", f"{label} against GRPO", None) for label, name, _ in VARIANTS[1:8]),
-    ("dapo", "dapo-unsampled", "dynamic sampling", None),
-    ("rlpr", "rlpr-unfiltered", "RLPR's filter", None),
-    ("grm", "grm:start", "DeepSeek-GRM against its start", None),
-    ("grm", "rm-r1", "DeepSeek-GRM against RM-R1", None),
-    ("rrm", "rrm:start", "Reward Reasoning Model against its start", None),
-    ("rrm", "cold-cor", "Reward Reasoning Model against the cold start with format reward", None),
-    ("distilled-rstar", "distilled-first", "R-star against the first right chain", None),
-    ("scalar", "answer-sft", "scalar against answers alone", None),
-    ("rm-r1", "scalar", "RM-R1 against the scalar reward model", None),
-]
-
-
-def row_cells(results: Results, label: str, name: str) -> list[str]:
+def row_cells(results: Results, label: str, name: str, paper: str) -> list[str]:
     seeds = results["rows"].get(name)
     if not seeds:
-        return [label, "not run", *["-"] * 6]
-    found = accuracy(results, name)
-    rows = list(seeds.values())
+        return [label, "not run", *["-"] * 6, paper]
+    found, rows = accuracy(results, name), list(seeds.values())
     return [label, plus_minus(found), " ".join(f"{value:.3f}" for value in found.seeds),
             *(mean_cell([row[kind] for row in rows]) for kind in ("Chat", "Reasoning")),
-            mean_cell([row["overall"]["consistency"] for row in rows]),
-            mean_cell([row["overall"]["verdict_rate"] for row in rows]),
-            mean_cell([row["overall"]["length_mean"] for row in rows], 1)]
+            *(mean_cell([row["overall"][kind] for row in rows]) for kind in ("consistency", "verdict_rate")),
+            mean_cell([row["overall"]["length_mean"] for row in rows], 1), paper]
 
 
-def plus_minus(found: Estimate) -> str:
-    return f"{found.mean:.3f} ± {2 * found.error:.3f}"
+def plus_minus(found: Estimate, sign: str = "") -> str:
+    return f"{found.mean:{sign}.3f} ± {2 * found.error:.3f}"
 
 
 def mean_cell(values: Iterable[float | None], digits: int = 3) -> str:
-    seen = [value for value in values if value is not None]
-    return f"{statistics.fmean(seen):.{digits}f}" if seen else "-"
+    seen = share(values)
+    return "-" if seen is None else f"{seen:.{digits}f}"
 
 
-COLUMNS = ["accuracy ± 2 s.e.", "each seed", "Chat", "Reasoning", "same in both orders", "verdicts", "tokens"]
-
-
-def table(results: Results, entries: Sequence[Entry], paper: str) -> Grid:
-    head = ["", *COLUMNS, *([paper] if paper else [])]
-    return [head, *([*row_cells(results, label, name), *([said] if paper else [])] for label, name, said in entries)]
-
-
-def section(title: str, grid: Grid, claims: Sequence[str]) -> str:
-    return as_markdown(title, grid) + ("\n" + "\n".join(claims) + "\n" if claims else "")
-
-
-def claims_of(results: Results, claims: Iterable[Claim]) -> list[str]:
-    return [compare(results, *claim) for claim in claims]
-
-
-# ---- scaling -------------------------------------------------------------------------------------------
+def differences(results: Results) -> Grid:
+    grid = [["row - the row it is held against", "difference ± 2 s.e.", "each seed", "beyond noise",
+             "the paper, points"]]
+    for names, paper in DIFFERENCES.items():
+        if found := difference(results, *names.split(" - ")):
+            seeds = " ".join(f"{value:+.3f}" for value in found.seeds)
+            grid.append([names, plus_minus(found, "+"), seeds, "yes" if found.clear else "no", paper])
+    return grid
 
 
 def gains(results: Results, name: str) -> Estimate | None:
@@ -395,156 +352,37 @@ def size_points(results: Results) -> list[tuple[int, Estimate]]:
     return [(size, gain) for size, gain in found if size and gain]
 
 
-def scaling_section(results: Results) -> str:
+def sizes(results: Results) -> Grid:
     grid = [["hidden, 2 layers", "parameters", "distilled", "+ RL", "gain over distilled, % ± 2 s.e."]]
     for name, hidden in SIZES:
-        if (gain := gains(results, name)) is None:
-            grid.append([str(hidden), *["not run"] * 4])
-            continue
-        start, end = (accuracy(results, label) for label in (f"{name}:start", name))
-        grid.append([str(hidden), f"{results['parameters'].get(name, 0):,}", plus_minus(start), plus_minus(end),
-                     f"{gain.mean:+.1f} ± {2 * gain.error:.1f}"])
-    return section("Model size (Figure 4a)", grid, extrapolation(results))
+        if gain := gains(results, name):
+            start, end = (plus_minus(accuracy(results, label)) for label in (f"{name}:start", name))
+            grid.append([str(hidden), f"{results['parameters'].get(name, 0):,}", start, end,
+                         f"{gain.mean:+.1f} ± {2 * gain.error:.1f}"])
+    return grid
 
 
-def extrapolation(results: Results) -> list[str]:
-    """The paper's straight line through three sizes, here, and what it would claim one and two decades out."""
-    points = size_points(results)
-    if len(points) < 3:
-        return ["- fewer than three sizes measured: no line."]
-    a, b = straight_line([(math.log10(size), gain.mean) for size, gain in points])
-    off = max(abs(a + b * math.log10(size) - gain.mean) for size, gain in points)
-    slopes = [straight_line([(math.log10(size), gain.seeds[i]) for size, gain in points])[1]
-              for i in range(min(len(gain.seeds) for _, gain in points))]
-    base = accuracy(results, f"{SIZES[-1][0]}:start").mean
-    largest = points[-1][0]
-    said = []
-    for factor in (10, 100):
-        gain = a + b * math.log10(factor * largest)
-        claimed = base * (1 + gain / 100)
-        said.append(f"{factor} times the largest: {gain:+.1f} %, an accuracy of {claimed:.3f} on the largest start"
-                    + (", which cannot be" if not 0 <= claimed <= 1 else ""))
-    same = len({slope > 0 for slope in slopes}) == 1
-    return [
-        f"- The line through the three: {b:+.1f} % per tenfold size (each seed: "
-        f"{', '.join(f'{slope:+.1f}' for slope in slopes)}), no point further than {off:.1f} from it. "
-        + ("Its sign is the same in every seed. " if same else "Its sign changes with the seed: there is no trend. ")
-        + ("The paper's rises with size: the same direction." if b > 0 and same else
-           "The paper's rises with size: not so here." if same else ""),
-        f"- What it would claim: {'; '.join(said)}. Three points and two parameters leave one degree of freedom; the "
-        "paper's line has no more, and its 3B and 72B ends are claims of the same kind.",
-    ]
+def probes(results: Results) -> Grid:
+    """Shares of solutions that are right, and of verdicts that follow what is put into the judge's mouth."""
+    keys = ("solution_line_right", "solution_line_right_with_a_carry", "verdict_follows_a_forced_solution",
+            "verdict_follows_a_forced_last_line")
+    grid = [["", "verdict is its own checks'", *(key.replace("_", " ") for key in keys)]]
+    for name, seeds in results["probes"].items():
+        checks = mean_cell(row["follows_checks"] for row in results["rows"][row_of(name)].values())
+        grid.append([name, checks, *(mean_cell(probe[key]["share"] for probe in seeds.values()) for key in keys)])
+    return grid
 
 
-BUDGET_CLAIMS: list[Claim] = [
-    *((f"cap-{b}", f"cap-{a}", f"{b} against {a} tokens", None) for a, b in pairwise(CAPS)),
-    (f"cap-{CAPS[-1]}", f"cap-{CAPS[0]}", "largest against smallest token budget", 80.0 - 76.0),
-    ("cap-40", "cap-40-seq", "40 tokens: loss averaged per token against per response (Eq. 9)", None),
-]
+def row_of(probed: str) -> str:
+    """The distilled judge's own judgements are those before its reinforcement."""
+    return "rm-r1:start" if probed == "distilled" else probed
 
 
-def budget_section(results: Results) -> str:
-    entries: list[Entry] = [(f"{cap} tokens", f"cap-{cap}", "") for cap in CAPS]
-    before: list[Entry] = [(f"{cap} tokens, before RL", f"cap-{cap}:start", "") for cap in CAPS]
-    both = [entry for pair in zip(before, entries, strict=True) for entry in pair]
-    both.append(("40 tokens, loss averaged per response", "cap-40-seq", ""))
-    return section("Inference budget: the same cap in training and at test (Figure 4b)", table(results, both, ""),
-                   claims_of(results, BUDGET_CLAIMS))
-
-
-# ---- dynamics ------------------------------------------------------------------------------------------
-
-DYNAMICS = [
-    ("warm: RM-R1", "rm-r1", (-1.0, 1.0)),
-    ("cold: weak start, format + answer", "cold-cor", (0.0, 2.0)),
-    ("cold: from nothing", "cold-nothing", (0.0, 2.0)),
-]
-
-
-def ends(points: Sequence[Sequence[float]], width: int = 8) -> tuple[float, float]:
-    """Means of the first and the last rounds of a curve."""
-    values = [value for _, value in points]
-    return statistics.fmean(values[:width]), statistics.fmean(values[-width:])
-
-
-def dynamics_section(results: Results) -> str:
-    grid = [
-        ["", "reward, from (to)", "first 8 rounds", "last 8", "tokens, first 8", "last 8", "largest step in tokens"]
-    ]
-    said = []
-    for label, name, (low, high) in DYNAMICS:
-        runs = list(results["curves"].get(name, {}).values())
-        if not runs:
-            grid.append([label, *["not run"] * 6])
-            continue
-        rewards, tokens = ([ends(run[kind]) for run in runs] for kind in ("reward", "tokens"))
-        jump = max(abs(b[1] - a[1]) for run in runs for a, b in pairwise(run["tokens"]))
-        first, last = (statistics.fmean(pair[i] for pair in rewards) for i in (0, 1))
-        short, long = (statistics.fmean(pair[i] for pair in tokens) for i in (0, 1))
-        grid.append([label, f"{low:g} ({high:g})", f"{first:.3f}", f"{last:.3f}", f"{short:.1f}", f"{long:.1f}",
-                     f"{jump:.1f}"])
-        rises = sum(b > a for a, b in rewards)
-        grows = [b - a for a, b in tokens]
-        said.append(f"- {label}: reward higher at the end in {rises} of {len(runs)} seeds; length changes by "
-                    f"{min(grows):+.1f} to {max(grows):+.1f} tokens.")
-    said.append("- The paper (Figure 5): warm, reward 0.45 to 0.70 and a length that dips, then grows (760 to 840 "
-                "tokens); cold, 1.5 to 1.9 of 2 and 500 to 650 tokens, with a sharp drop near the end.")
-    return section("Training dynamics (Figure 5)", grid, said)
-
-
-# ---- faithfulness --------------------------------------------------------------------------------------
-
-
-def faith_section(results: Results) -> str:
-    probes = ("solution_line_right", "solution_line_right_with_a_carry", "verdict_follows_a_forced_solution",
-              "verdict_follows_a_forced_last_line")
-    head = ["distilled on", "accuracy ± 2 s.e.", "verdict is its own checks'", "solution right", "with a carry",
-            "verdict follows a forced solution", "a forced last line"]
-    grid = [head]
-    for label, name, _ in FAITH:
-        seeds = results["rows"].get(name)
-        if not seeds:
-            grid.append([label, *["not run"] * 6])
-            continue
-        found = accuracy(results, name)
-        probed = results["probes"].get("distilled" if name == "rm-r1:start" else name, {}).values()
-        shares = [mean_cell(probe[key]["share"] for probe in probed) for key in probes]
-        grid.append([label, plus_minus(found),
-                     mean_cell(row["follows_checks"] for row in seeds.values()), *shares])
-    return section("Faithfulness: traces as they are, traces repaired with the verdict in hand", grid,
-                   [*claims_of(results, FAITH_CLAIMS), *probe_claims(results)])
-
-
-def probe_claims(results: Results) -> list[str]:
-    """Do verdicts follow a forced solution less where traces were repaired? Over seeds, paired."""
-    key, base = "verdict_follows_a_forced_solution", results["probes"].get("distilled", {})
-    said = []
-    for how in ("kept", "redo", "force"):
-        other = results["probes"].get(f"distilled-{how}", {})
-        both = [(base[s][key], other[s][key]) for s in base if s in other]
-        both = [(was, now) for was, now in both if was["n"] and now["n"]]
-        gaps = [now["share"] - was["share"] for was, now in both]
-        if len(gaps) < 2:
-            continue
-        # the same sums in both, so the binomial errors of the two shares bound the difference's from above
-        items = math.sqrt(sum(row["share"] * (1 - row["share"]) / row["n"] for pair in both for row in pair))
-        found = Estimate(statistics.fmean(gaps), tuple(gaps),
-                         max(items / len(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))))
-        said.append(f"- {how} against as they are, verdicts that follow a forced solution: {in_words(found)}.")
-    return said
-
-
-# ---- variants ------------------------------------------------------------------------------------------
-
-
-def variants_section(results: Results) -> str:
-    if not any(name in results["rows"] for _, name, _ in VARIANTS[1:-2]):
-        return ""  # `make tables` alone was run
-    looks = [["", *PROBED]]
-    for row in next(iter(results["looks"].get("probes-rm-r1", {}).values()), {"rows": {}})["rows"]:
-        looks.append([row, *(look_cell(results["looks"].get(f"probes-{name}", {}), row) for name in PROBED)])
-    return section("Variants", table(results, VARIANTS, ""), claims_of(results, VARIANT_CLAIMS)) + "\n" + as_markdown(
-        "What a judge looks at: mean over seeds ± 2 s.e. (`evaluation/probes.py`)", looks)
+def looks(results: Results) -> Grid:
+    """What a judge looks at: mean over seeds ± 2 s.e. (evaluation/probes.py)."""
+    found = {name: results["looks"][f"probes-{name}"] for name in PROBED if f"probes-{name}" in results["looks"]}
+    rows = next(iter(next(iter(found.values())).values()))["rows"] if found else {}
+    return [["", *found], *([row, *(look_cell(seeds, row) for seeds in found.values())] for row in rows)]
 
 
 def look_cell(seeds: Mapping[str, Any], row: str) -> str:
@@ -554,83 +392,49 @@ def look_cell(seeds: Mapping[str, Any], row: str) -> str:
     values = [one["value"] for one in found]
     items = math.sqrt(sum((one["error"] or 0.0) ** 2 for one in found)) / len(found)
     spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.3f} ± {2 * max(items, spread):.3f}"
-
-
-# ---- all of it -----------------------------------------------------------------------------------------
-
-
-def load(folder: Path) -> Results:
-    try:
-        return dict(json.loads((folder / "results.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/results.json: cannot be read ({error}); `make tables` writes it") from None
+    return plus_minus(Estimate(statistics.fmean(values), tuple(values), max(items, spread)))
 
 
 def write_tables(folder: Path) -> None:
-    results = load(folder)
-    seconds = [cell for seeds in results["seconds"].values() for cell in seeds.values()]
-    seeds = sorted({seed for row in results["seconds"].values() for seed in row})
-    cpu = sum(cell["cpu"] for cell in seconds)
-    text = "\n".join([
-        "# The paper's tables in the tiny world\n",
-        f"Written by `python -m recipes.miniature table` from results.json; do not edit. Seeds {', '.join(seeds)}; "
-        f"{len(seconds)} rows, {cpu / 60:.0f} CPU-minutes in all. Accuracy is over 250 held-out pairs in both orders, "
-        "greedy, a missing verdict is wrong. ± is two standard errors, the larger of the pairs' (both orders of a pair "
-        "are one observation) and the seeds'. \"Beyond noise\" means: more than that, and every seed on the same side. "
-        "The paper's figures are of Qwen2.5-32B-Instruct on real benchmarks: only directions can be compared.\n",
-        in_short(results, [*ABLATION_CLAIMS, *SFT_CLAIMS, *BUDGET_CLAIMS]),
-        section("Ablation (Table 2)", table(results, TABLE_2, "paper: RewardBench (Chat / Hard / Safety / Reasoning)"),
-                claims_of(results, ABLATION_CLAIMS)),
-        section("SFT or reasoning (Table 3)",
-                table(results, TABLE_3, "paper: average (RewardBench / RM-Bench / RMB)"),
-                claims_of(results, SFT_CLAIMS)),
-        scaling_section(results),
-        budget_section(results),
-        dynamics_section(results),
-        faith_section(results),
-        variants_section(results),
-        time_section(results),
-    ])
-    write_whole(folder / "results.md", text)
-    drawn = [path.name for path in draw(results, folder)]
-    print(f"{folder}: results.md, {', '.join(drawn)}")
-
-
-def time_section(results: Results) -> str:
-    grid = [["row", "CPU seconds a seed", "seconds on the clock"]]
-    for name, seeds in results["seconds"].items():
-        grid.append([name, *(mean_cell([cell[kind] for cell in seeds.values()], 0) for kind in ("cpu", "wall"))])
-    return as_markdown("What each row cost", grid)
+    try:
+        results: Results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/results.json: cannot be read ({error}); `make tables` writes it") from None
+    grids = {title: [COLUMNS, *(row_cells(results, *entry) for entry in entries)] for title, entries in TABLES.items()}
+    grids |= {"Model size (Figure 4a)": sizes(results), "Differences": differences(results),
+              "Faithfulness, probed (`python -m toy probe`)": probes(results),
+              "What a judge looks at (`python -m evaluation.probes`)": looks(results)}
+    cpu = sum(cell["cpu"] for seeds in results["seconds"].values() for cell in seeds.values())
+    head = ("# The paper's tables in the tiny world\n\nWritten by `python -m recipes.miniature table` from "
+            "results.json; [docs/miniature.md](../../docs/miniature.md) says what the columns mean and what came out. "
+            f"{cpu / 60:.0f} CPU-minutes in all.\n")
+    write_whole(folder / "results.md", "\n".join([head, *(as_markdown(*one) for one in grids.items())]))
+    print(f"{folder}: results.md, {', '.join(draw(results, folder))}")
 
 
 # ---- plots ---------------------------------------------------------------------------------------------
 
 
-def draw(results: Results, folder: Path) -> list[Path]:
-    plots: dict[str, Callable[[Any, Results], bool]] = {
-        "ablation.png": draw_ablation,
-        "scaling.png": draw_scaling,
-        "dynamics.png": draw_dynamics,
-    }
+def draw(results: Results, folder: Path) -> list[str]:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     written = []
-    for name, paint in plots.items():
+    for paint in (draw_ablation, draw_scaling):
         figure = plt.figure(figsize=(9, 3.4), layout="constrained", dpi=110)
         if paint(figure, results):
-            figure.savefig(folder / name, metadata={"Software": None})
-            written.append(folder / name)
+            written.append(paint.__name__.removeprefix("draw_") + ".png")
+            figure.savefig(folder / written[-1], metadata={"Software": None})
         plt.close(figure)
     return written
 
 
 def draw_ablation(figure: Any, results: Results) -> bool:
     axes = figure.subplots()
-    shown = [(label, accuracy(results, name)) for label, name, _ in TABLE_2 if results["rows"].get(name)]
+    ablation = next(iter(TABLES.values()))
+    shown = [(label, accuracy(results, name)) for label, name, _ in ablation if results["rows"].get(name)]
     for place, (_, found) in enumerate(reversed(shown)):
         axes.errorbar(found.mean, place, xerr=2 * found.error, fmt="o", color="C0", markersize=4, capsize=2)
         axes.plot(found.seeds, [place] * len(found.seeds), "|", color="C1")
@@ -663,28 +467,3 @@ def draw_scaling(figure: Any, results: Results) -> bool:
     right.set_xlabel("token budget, in training and at test", fontsize=8)
     right.set_ylabel("held-out accuracy", fontsize=8)
     return bool(points or capped)
-
-
-def draw_dynamics(figure: Any, results: Results) -> bool:
-    axes = figure.subplots(1, 3)
-    panels = (("reward", "reward as a share of its range"), ("tokens", "tokens"), ("accuracy", "held-out accuracy"))
-    shown = False
-    for axis, (kind, title) in zip(axes, panels, strict=True):
-        for colour, (label, name, (low, high)) in enumerate(DYNAMICS):
-            for i, run in enumerate(results["curves"].get(name, {}).values()):
-                steps, values = zip(*smooth(run[kind], 1 if kind == "accuracy" else 4), strict=True)
-                if kind == "reward":
-                    values = tuple((value - low) / (high - low) for value in values)
-                axis.plot(steps, values, color=f"C{colour}", alpha=0.7, label=None if i else label)
-                shown = True
-        axis.set_title(title, fontsize=9)
-        axis.set_xlabel("round", fontsize=8)
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
-    return shown
-
-
-def smooth(points: Sequence[Sequence[float]], width: int) -> list[tuple[float, float]]:
-    """Mean of the last `width` values at each point: 128 rollouts a round are noisy."""
-    values = [value for _, value in points]
-    return [(step, statistics.fmean(values[max(0, i + 1 - width) : i + 1])) for i, (step, _) in enumerate(points)]

@@ -23,7 +23,6 @@ from tiny_models import make_folder, make_lm
 import model
 from loading.folder import model_folder
 from loading.tokenizer import load_tokenizer
-from recipes.licences import pinned
 from runtime import sizes
 from runtime.errors import UserError
 
@@ -209,6 +208,12 @@ def test_nothing_unpickles_nor_runs_text():
 
 
 # ---- versions and licences -----------------------------------------------------------------------------
+
+def pinned(path: Path = ROOT / "requirements.txt") -> dict[str, str]:
+    """{name: version} of every line; ValueError for one that is not exact."""
+    lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+    return {name.strip(): version.strip() for name, version in (line.split("==") for line in lines if line)}
+
 
 
 def test_every_package_is_pinned_with_what_it_needs():

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench import flops, hotspots, long_run, measure, scaling, sharing
+from bench import flops, hotspots, long_run, measure, scaling
 from bench.measure import Side
 from bench.ours import Product, Settings, micro_batch_tokens
 from bench.workload import LENGTHS, SHAPES, as_rollouts, make_folder, make_groups, reward, tokens
@@ -36,11 +36,6 @@ def test_a_ratio_needs_equal_losses_and_norms():
     assert measure.agree(side, other) and measure.compare(side, other, warmup=0)["ratio"] == 2.0
     other.norms = [2.001]
     assert not measure.agree(side, other) and not measure.agree(Side(), Side())
-
-
-def test_sharing_prompts_changes_tokens_and_nothing_else():
-    shared, repeated = sharing.measure(sharing.Config(shape="smoke", lengths="smoke", repeats=1, settings=TINY))
-    assert shared["tokens a round"] < repeated["tokens a round"] and shared["agree"]
 
 
 def test_useful_flops_are_those_of_the_matmuls():

@@ -1,4 +1,4 @@
-"""The paper's tables in miniature: rows as commands, what is run again, what is counted, what is said of it."""
+"""The paper's tables in miniature: rows as commands, what is run again, what is counted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -25,16 +26,20 @@ from cor_prompt import encode_prompt, encode_target, parse_trace, render
 from evaluation import probes
 from judging.verdicts import Judgement
 from prepare import build_data, distill
-from recipes import miniature, miniature_results
-from recipes.miniature import ROWS, Row, Task, code_of, execute, plan
+from recipes import miniature
+from recipes.miniature import ROWS, Row, Task, code_below, code_of, execute, plan
 from recipes.miniature_results import (
+    DIFFERENCES,
+    SIZES,
+    TABLES,
     Estimate,
+    accuracy,
     collect,
-    compare,
     difference,
     estimate,
     follows_checks,
     gains,
+    plus_minus,
     write_tables,
 )
 from reward import format_reward, parse_verdict
@@ -92,19 +97,11 @@ def test_every_command_is_one_that_its_script_takes(row, words):
 
 def test_every_row_of_a_table_is_a_row_that_is_run():
     names = {row.name for row in ROWS}
-    entries = [*miniature_results.TABLE_2, *miniature_results.TABLE_3, *miniature_results.FAITH]
-    claims = [
-        *miniature_results.ABLATION_CLAIMS,
-        *miniature_results.SFT_CLAIMS,
-        *miniature_results.FAITH_CLAIMS,
-    ]
-    used = {name for _, name, _ in entries} | {name for claim in claims for name in claim[:2]}
-    used |= {name for name, _ in miniature_results.SIZES} | {f"cap-{cap}" for cap in miniature_results.CAPS}
-    used |= {name for _, name, _ in miniature_results.DYNAMICS}
+    used = {name for entries in TABLES.values() for _, name, _ in entries} | {name for name, _ in SIZES}
+    used |= {name for names in DIFFERENCES for name in names.split(" - ")}
     assert {name.removesuffix(":start") for name in used} <= names
     reinforced = {row.name for row in ROWS if any("--held-out" in c and "sft.py" not in c for c in row.commands)}
     assert {name.removesuffix(":start") for name in used if name.endswith(":start")} <= reinforced
-    assert miniature.CAPS == miniature_results.CAPS
 
 
 def test_the_plan_has_a_row_after_those_it_starts_from_and_nothing_else():
@@ -197,7 +194,7 @@ def test_worlds_of_another_form_or_size_differ_in_nothing_else(tmp_path):
     wide = world("wide", hidden=96, layers=1)
     assert {file for file in files if wide[file] != cor[file]} == {"world.json", "start/model.safetensors"}
     for folder, form in (("plain", "cor"), ("cor", "plain")):
-        with pytest.raises(UserError, match="traces was"):
+        with pytest.raises(UserError, match="holds the world of"):
             build(Build(str(tmp_path / folder), traces=form, **small))
 
 
@@ -221,7 +218,7 @@ def test_rows_wait_for_those_they_start_from_and_are_run_once(tmp_path, capsys):
         assert (tmp_path / f"seed-{seed}/a/out").read_text() == f"seed {seed}\n"
         record = json.loads((tmp_path / f"seed-{seed}/records/a.json").read_text())
         assert record["finished"] and record["wall_seconds"] >= 0 and len(record["commands"]) == 2
-        assert "$ echo seed" in (tmp_path / f"seed-{seed}/logs/a.log").read_text()
+        assert "+ echo seed" in (tmp_path / f"seed-{seed}/logs/a.log").read_text()
     assert capsys.readouterr().out.count("seed 1 c") == 1
     execute(tasks_of(CHAIN, tmp_path, (0, 1)), at_once=2)
     assert capsys.readouterr().out == "" and (tmp_path / "seed-0/a/out").read_text() == "seed 0\n"
@@ -279,39 +276,37 @@ def test_an_interrupt_reaches_what_runs_and_the_next_call_continues(tmp_path):
 
 def test_code_counts_without_comments_and_docstrings(tmp_path, monkeypatch):
     monkeypatch.setattr(miniature, "PROJECT", tmp_path)
+    code_below.cache_clear()
     (tmp_path / "tool.py").write_text('"""One."""\nimport part\n\n\ndef f():\n    """Two."""\n    return part.g()\n')
     (tmp_path / "part.py").write_text("def g():\n    return 1\n")
 
-    def digest() -> str:
-        code_of.cache_clear()
-        return code_of("python tool.py --flag 1")
+    def code(command: str = "python tool.py --flag 1") -> list[str]:
+        code_below.cache_clear()
+        return code_of(command)
 
-    first = digest()
+    first = code()
     (tmp_path / "tool.py").write_text("# more\nimport part\n\n\ndef f():\n    return part.g()\n")
-    assert digest() == first
+    assert code() == first
     (tmp_path / "part.py").write_text("def g():\n    return 2\n")
-    assert digest() != first
+    assert code() != first
     for room in ("a", "b"):  # files of one name, by way of their rooms
         (tmp_path / room).mkdir()
-        (tmp_path / room / "part.py").write_text("x = 1\n")
+        (tmp_path / room / "__init__.py").touch()
     (tmp_path / "a" / "__main__.py").write_text("from a import part\nfrom b.part import x\n")
     found = set()
     for text in ("x = 1\n", "x = 2\n"):
         for room in ("a", "b"):
             (tmp_path / room / "part.py").write_text(text)
-            code_of.cache_clear()
-            found.add(code_of("python -m a build"))
+            found.update(code("python -m a build"))
     assert len(found) == 3
-    code_of.cache_clear()
 
 
 def test_the_code_of_a_variant_includes_what_it_imports():
-    code_of.cache_clear()
     assert code_of("python -m variants.cold_start --steps 1") != code_of("python grpo.py --steps 1")
     assert code_of("cat a b") == code_of("head c")
 
 
-# ---- numbers and sentences -----------------------------------------------------------------------------
+# ---- numbers -----------------------------------------------------------------------------------------
 
 
 def judgement(text: str, verdict: str = "A", winner: str = "A", **changes) -> Judgement:
@@ -349,34 +344,15 @@ def row_of(right: str) -> dict:
             "Chat": share, "Reasoning": share, "follows_checks": 1.0, "right": right}
 
 
-def test_sentences_say_direction_and_noise():
+def test_a_difference_is_taken_pair_by_pair_over_the_seeds_that_both_have():
     results = measured(low=["1" * 50] * 3, high=["2" * 50] * 3, odd=["12" * 25, "21" * 25, "10" * 25])
-    found = difference(results, "high", "low")
-    assert found == Estimate(0.5, (0.5, 0.5, 0.5), 0.0)
-    said = compare(results, "high", "low", "more", 1.5)
-    assert said == ("- more: +0.500 ± 0.000 (+0.500, +0.500, +0.500), beyond noise; the paper: +1.5 points, "
-                    "the same direction.")
-    assert "beyond noise; the paper: -1.5 points, the other direction." in compare(results, "high", "low", "w", -1.5)
-    assert "within noise; the paper: +1.0 points, the miniature cannot tell." in compare(
-        results, "odd", "low", "w", 1.0
-    )
-    assert compare(results, "high", "low", "w", None).endswith("beyond noise; the paper has no such row.")
-    assert compare(results, "high", "gone", "w", 1.0) == "- w: not measured."
+    assert difference(results, "high", "low") == Estimate(0.5, (0.5, 0.5, 0.5), 0.0)
+    assert not difference(results, "odd", "low").clear and difference(results, "high", "gone") is None
 
 
 def test_the_gain_is_relative_to_the_same_start():
     results = measured(**{"m": ["2" * 10], "m:start": ["1" * 10]})
     assert gains(results, "m").mean == pytest.approx(100.0)
-
-
-def test_what_agrees_with_the_paper_is_counted():
-    results = measured(low=["1" * 50] * 3, high=["2" * 50] * 3, odd=["12" * 25, "21" * 25, "10" * 25])
-    claims = [("high", "low", "one", 1.0), ("high", "low", "two", -1.0), ("odd", "low", "three", 1.0),
-              ("gone", "low", "four", 1.0), ("high", "odd", "not in the paper", None)]
-    assert miniature_results.in_short(results, claims) == (
-        "- The same direction as the paper (1): one.\n- The other direction (1): two.\n"
-        "- Within noise here, or of one seed (1): three.\n- Not measured (1): four.\n"
-    )
 
 
 @pytest.mark.parametrize(
@@ -430,10 +406,9 @@ def test_runs_become_tables(tmp_path):
     text = (tmp_path / "results.md").read_text()
     # pairs: sqrt(2 x 0.09 / 19 + 0.0475 / 19) / 3 = 0.0365; of the differences sqrt(2 x 0.24 / 19 + 0.2475 / 19) / 3
     assert "| RM-R1: distilled + RL | 0.917 ± 0.073 | 0.900 0.950 0.900 |" in text
-    assert "- RL after distillation: +0.417 ± 0.130 (+0.400, +0.450, +0.400), beyond noise" in text
-    assert "- Within noise here, or of one seed (0): none." in text and "- Not measured (" in text
-    assert "- cold-start RL from nothing: not measured." in text and "not run" in text
-    assert {path.name for path in tmp_path.glob("*.png")} == {"ablation.png", "dynamics.png"}
+    assert "| rm-r1 - rm-r1:start | +0.417 ± 0.130 | +0.400 +0.450 +0.400 | yes |  |" in text
+    assert "| cold-start RL from nothing, 20 rounds | not run |" in text
+    assert {path.name for path in tmp_path.glob("*.png")} == {"ablation.png"}
     before = [path.read_bytes() for path in sorted(tmp_path.iterdir()) if path.is_file()]
     collect(tmp_path / "runs", tmp_path, keys)
     write_tables(tmp_path)
@@ -443,6 +418,38 @@ def test_runs_become_tables(tmp_path):
 def test_tables_without_results_are_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         write_tables(tmp_path)
+
+
+# ---- the page ------------------------------------------------------------------------------------------
+
+KEPT = json.loads((miniature.PROJECT / "recipes" / "miniature" / "results.json").read_text())
+PAGE = (miniature.PROJECT / "docs" / "miniature.md").read_text(encoding="utf-8")
+SHOWN = {  # how a line of the page's table begins: the rows whose accuracies it gives, in its order
+    "cold-start RL (format + answer)": ("cold-plain", "cold-plain:start"),
+    "+ rubrics": ("cold-rubrics",),
+    "+ categorisation": ("cold-cor",),
+    "RM-R1: distilled, + RL": ("rm-r1:start", "rm-r1"),
+    "control: the same compute": ("longer-sft",),
+    "control: distilled on a clean teacher": ("clean-teacher",),
+    "answers alone": ("answer-sft", "distilled-answer-sft"),
+    "an eighth of the data": ("small-answer-sft", "small-rm-r1:start", "small-rm-r1"),
+    "the largest token budget": ("cap-60", "cap-8"),
+}
+
+
+@pytest.mark.parametrize("begin", SHOWN)
+def test_the_page_gives_the_accuracies_that_were_measured(begin):
+    [line] = [line for line in PAGE.splitlines() if line.startswith(f"| {begin}")]
+    assert re.findall(r"\d\.\d{3} ± \d\.\d{3}", line) == [plus_minus(accuracy(KEPT, row)) for row in SHOWN[begin]]
+
+
+def test_the_page_gives_the_other_numbers_that_were_measured():
+    [line] = [line for line in PAGE.splitlines() if line.startswith("| RL's gain")]
+    assert ", ".join(f"{gains(KEPT, name).mean:+.1f} %" for name, _ in SIZES) in line
+    [line] = [line for line in PAGE.splitlines() if line.startswith("| distilled on traces as they are")]
+    rows = ("rm-r1:start", "distilled-kept", "distilled-redo", "distilled-force")
+    assert ", ".join(f"{accuracy(KEPT, row).mean:.3f}" for row in rows) in line
+    assert difference(KEPT, "cold-rubrics", "cold-plain").mean > 0 > difference(KEPT, "cold-cor", "cold-rubrics").mean
 
 
 @pytest.mark.slow
