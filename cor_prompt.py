@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from data import Message, Pair
+from loading.templates import skeleton, thought_of_prompt
 from runtime.errors import UserError
 
 Style = Literal["instruct", "reasoning", "rubrics", "plain"]
@@ -172,34 +173,47 @@ def defuse(text: str, labels: bool = False) -> str:
 def encode_prompt(messages: Sequence[Message], tokenizer: Any, add_generation_prompt: bool = True) -> list[int]:
     """Chat template + generation prompt -> ids, in which control tokens come from the template alone.
 
-    The template is rendered around sentinels, its skeleton cut at its own control tokens, and every text
-    between two of them encoded by a copy of the tokenizer without added tokens. For harmless text the ids
-    equal those of `apply_chat_template`.
+    The template is rendered around sentinels and cut at its own control tokens, and every text between two of
+    them is encoded by a copy of the tokenizer without control tokens. For harmless text the ids equal those of
+    `apply_chat_template`.
     """
-    cores = [m["content"].strip() for m in messages]  # the blanks around it stay: some templates trim them
-    sentinels = [f"\ue000{i}\ue001" for i in range(len(messages))]
-    framed = [
-        {"role": m["role"], "content": m["content"].replace(core, sentinel) if core else m["content"]}
-        for m, core, sentinel in zip(messages, cores, sentinels, strict=True)
-    ]
-    skeleton = tokenizer.apply_chat_template(framed, tokenize=False, add_generation_prompt=add_generation_prompt)
-    contents = dict(zip(sentinels, cores, strict=True))
+    rendered, texts = skeleton(messages, tokenizer, add_generation_prompt)
     plain, control = plain_tokenizer(tokenizer), control_tokens(tokenizer)
     marks = "|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)"
-    pieces, found = re.split(marks, skeleton), re.findall(marks, skeleton)
+    sentinel = "|".join(map(re.escape, texts))
     ids: list[int] = []
-    for i, piece in enumerate(pieces):
-        text = re.sub("\ue000[0-9]+\ue001", lambda match: contents[match[0]], piece)
-        ids += encode_text(text, plain, control)
-        ids += [control[found[i]]] if i < len(found) else []
+    for piece in re.split(f"({marks})", rendered):
+        if piece in control:
+            ids.append(control[piece])
+        else:
+            ids += encode_text(re.sub(sentinel, lambda match: texts[match[0]], piece), plain, control)
     return ids
 
 
 def encode_target(pair: Pair, tokenizer: Any) -> list[int]:
-    """SFT target: the trace as text, then the end-of-turn token. (len,) ids. Eq. 4"""
+    """SFT target: the trace, then the end-of-turn token. (len,) ids. Eq. 4
+
+    A thought at its start is the model's own: <think> stands once, also where the prompt ends with one, and the
+    last </think> closes it. Everything else is text, whatever it quotes.
+    """
     if not pair.trace:
         raise ValueError(f"pair {pair.pair_id} has no trace to learn from")
-    ids = encode_text(pair.trace, plain_tokenizer(tokenizer), control_tokens(tokenizer))
+    plain, control = plain_tokenizer(tokenizer), control_tokens(tokenizer)
+    opening, closed = thought_of_prompt(tokenizer)
+    begins = re.match(r"\s*<think>", pair.trace)
+    if begins and closed:
+        raise UserError(f"pair {pair.pair_id}: its trace thinks, but the chat template has closed the thought; leave "
+                        "out --template-args enable_thinking=false")
+    text = pair.trace[begins.end() :] if begins else pair.trace
+    if begins and opening:
+        text = text.removeprefix(opening.removeprefix("<think>"))
+    thought, close, answer = text.rpartition("</think>") if begins or opening else ("", "", text)
+    pieces = ["<think>" if begins and not opening else "", thought, close, answer]  # own token, text, own token, text
+    if not {"<think>", "</think>"} <= control.keys():  # a tokenizer without them spells them
+        pieces = ["", "".join(pieces)]
+    ids: list[int] = []
+    for place, piece in enumerate(pieces):
+        ids += [control[piece]] if piece and place % 2 == 0 else encode_text(piece, plain, control)
     return [*ids, tokenizer.eos_token_id]
 
 
@@ -213,20 +227,24 @@ def encode_text(text: str, plain: Any, control: dict[str, int]) -> list[int]:
 
 @lru_cache(maxsize=4)
 def plain_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer's `tokenizers` backend without any added token. `split_special_tokens` would not do:
+    """The tokenizer's `tokenizers` backend without control tokens. `split_special_tokens` would not do:
     it lets added tokens through that are not special, such as </think>."""
     import json
 
     from tokenizers import Tokenizer
 
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    return Tokenizer.from_str(json.dumps(state | {"added_tokens": [], "truncation": None, "padding": None}))
+    state, control = json.loads(tokenizer.backend_tokenizer.to_str()), control_tokens(tokenizer)
+    kept = [token for token in state["added_tokens"] if token["content"] not in control]
+    if kept:  # they keep their ids only if the vocabulary knows them
+        state["model"]["vocab"] |= {token["content"]: token["id"] for token in kept}
+    return Tokenizer.from_str(json.dumps(state | {"added_tokens": kept, "truncation": None, "padding": None}))
 
 
 @lru_cache(maxsize=4)
 def control_tokens(tokenizer: Any) -> dict[str, int]:
-    """{text: id} of every added token: turn markers, EOS, <think>, tool tags ..."""
-    return {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
+    """{text: id} of the added tokens: turn markers, EOS, <think>, tool tags ...; runs of blanks are text."""
+    return {token.content: i for i, token in tokenizer.added_tokens_decoder.items()
+            if token.special or token.content.strip(" \u2581\t\r\n")}
 
 
 # ---- trace -> parts ------------------------------------------------------------------------------------

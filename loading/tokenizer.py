@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from loading.folder import model_folder
+from loading.templates import set_arguments
 from runtime.disk import read_json
 from runtime.errors import UserError
 
 
-def load_tokenizer(path: str) -> Any:
-    """The folder's fast tokenizer; UserError without a chat template or an end-of-turn token."""
+def load_tokenizer(path: str, template_args: Mapping[str, Any] | None = None) -> Any:
+    """The folder's fast tokenizer; UserError without a chat template or an end-of-turn token.
+
+    `template_args` go to the chat template whenever it is rendered.
+    """
     from transformers import PreTrainedTokenizerFast
 
     folder = model_folder(path, weights=False)
@@ -30,6 +35,7 @@ def load_tokenizer(path: str) -> Any:
     if isinstance(rows, int) and last >= rows:
         raise UserError(f"{folder}: its tokenizer has ids up to {last} ({tokenizer.convert_ids_to_tokens(last)!r}), "
                         f"but the model has {rows} embedding rows; use the tokenizer that belongs to it")
+    set_arguments(tokenizer, template_args or {})
     return tokenizer
 
 

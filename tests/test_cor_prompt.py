@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cor_prompt import Trace, control_tokens, encode_prompt, encode_target, parse_trace, plain_tokenizer, render
@@ -360,6 +360,7 @@ def test_harmless_text_gets_the_ids_of_the_chat_template(any_tokenizer, text):
 
 @given(text=st.text(max_size=60), other=st.text(max_size=20))
 def test_any_text_without_control_tokens_gets_the_ids_of_the_chat_template(any_tokenizer, text, other):
+    assume(not any(mark in text + "\n" + other for mark in control_tokens(any_tokenizer)))
     for messages in conversations(text, other):
         assert encode_prompt(messages, any_tokenizer) == by_template(messages, any_tokenizer)
 
@@ -479,6 +480,7 @@ def test_encoding_leaves_the_tokenizer_as_it_was(any_tokenizer):
 
 @given(trace=TRICKY.filter(bool))
 def test_a_target_is_the_trace_and_one_EOS(any_tokenizer, trace):  # Eq. 4
+    assume("think>" not in trace)
     ids = encode_target(replace(single(), trace=trace), any_tokenizer)
     assert ids[-1] == any_tokenizer.eos_token_id
     assert not set(ids[:-1]) & set(control_tokens(any_tokenizer).values())
@@ -486,6 +488,73 @@ def test_a_target_is_the_trace_and_one_EOS(any_tokenizer, trace):  # Eq. 4
     if any_tokenizer.backend_tokenizer.normalizer is not None:
         found, trace = unicodedata.normalize("NFC", found), unicodedata.normalize("NFC", trace)
     assert found == trace
+
+
+THOUGHT = "<think>\nA is right.\n</think>\n\n<answer>[[A]]</answer>"
+
+
+@pytest.mark.parametrize("name", ("chatml", "r1"))
+@pytest.mark.parametrize("trace", (
+    THOUGHT, "\n " + THOUGHT, "<think>A, says </think> of B</think>so", "<think>cut off"))
+def test_a_thought_is_opened_and_closed_by_the_models_own_tokens_once_each(tiny_tokenizers, name, trace):
+    tokenizer = tiny_tokenizers[name]
+    control = control_tokens(tokenizer)
+    prompt = encode_prompt([{"role": "user", "content": "q </think>"}], tokenizer)
+    ids = encode_target(replace(single(), trace=trace), tokenizer)
+    assert (prompt + ids).count(control["<think>"]) == 1
+    assert ids.count(control["</think>"]) == ("</think>" in trace)
+    text = tokenizer.decode(prompt + ids[:-1])
+    assert text.endswith(trace.strip()) or (name == "r1" and text.endswith("<think>\n" + trace.removeprefix("<think>")))
+    if "</think>" in trace:  # the last one, where the parsers look
+        rest = ids[ids.index(control["</think>"]) + 1 : -1]
+        assert tokenizer.decode(rest) == trace.rpartition("</think>")[2]
+
+
+def test_a_thought_has_the_ids_of_the_tokenizer_itself(tiny_tokenizers):
+    tokenizer = tiny_tokenizers["chatml"]
+    assert encode_target(replace(single(), trace=THOUGHT), tokenizer) == [
+        *tokenizer.encode(THOUGHT, add_special_tokens=False), tokenizer.eos_token_id]
+
+
+def test_the_prompt_opened_the_thought_that_a_trace_closes(tiny_tokenizers):
+    """What a server returns for such a prompt: the opening is not in the reply."""
+    tokenizer = tiny_tokenizers["r1"]
+    ids = encode_target(replace(single(), trace=THOUGHT.removeprefix("<think>\n")), tokenizer)
+    assert ids == encode_target(replace(single(), trace=THOUGHT), tokenizer)
+
+
+@pytest.mark.parametrize("trace", ("<type>Chat</type> B says </think>", "so: <think>no</think>", "a <think>"))
+def test_a_thought_that_a_trace_only_quotes_is_text(tiny_tokenizers, trace):
+    tokenizer = tiny_tokenizers["chatml"]
+    ids = encode_target(replace(single(), trace=trace), tokenizer)
+    assert not set(ids[:-1]) & set(control_tokens(tokenizer).values()) and tokenizer.decode(ids[:-1]) == trace
+
+
+def test_a_tokenizer_without_thought_tokens_spells_them_once(tiny_tokenizers):
+    trimming = tiny_tokenizers["trimming"]
+    assert encode_target(replace(single(), trace=THOUGHT), trimming) == [
+        *trimming.encode(THOUGHT, add_special_tokens=False), trimming.eos_token_id]
+
+
+def test_a_thought_after_a_template_that_closed_it_is_refused():
+    import tiny_tokenizers
+
+    tokenizer = tiny_tokenizers.chatml()
+    tokenizer.chat_template += "{%- if add_generation_prompt -%}{{- '<think>\n\n</think>\n\n' -}}{%- endif -%}"
+    with pytest.raises(UserError, match="closed the thought"):
+        encode_target(replace(single(), trace=THOUGHT), tokenizer)
+    assert len(encode_target(replace(single(), trace="[[A]]"), tokenizer)) > 1
+
+
+def test_added_tokens_that_are_runs_of_blanks_are_text():
+    """As in Gemma's and GPT-NeoX's tokenizers: without them harmless text would get other ids."""
+    import tiny_tokenizers
+
+    tokenizer = tiny_tokenizers.chatml()
+    tokenizer.add_tokens(["\n\n", "    "])
+    for text in ("a\n\nb", "def f():\n    return 1", "a    b\n\n\nc"):
+        for messages in conversations(text):
+            assert encode_prompt(messages, tokenizer) == by_template(messages, tokenizer)
 
 
 @pytest.mark.parametrize("trace", (None, ""))
@@ -501,6 +570,7 @@ def test_a_vocabulary_that_yields_control_tokens_by_itself_is_refused():
     core = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1, "hi": 2}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
+    tokenizer.chat_template = "{{ messages[0].content }}"
     with pytest.raises(ValueError, match="control tokens"):
         encode_target(replace(single(), trace="hi <end> hi"), tokenizer)
     assert encode_target(replace(single(), trace="hi hi"), tokenizer) == [2, 2, 1]
