@@ -42,6 +42,7 @@ class Policy(nn.Module):
         `slopes`: (N,) log-probs -> (N,) d loss / d log-prob, if a token's depends on no other token's log-prob. It
         saves the head a second pass, and changes nothing.
         """
+        temperature *= getattr(self.lm.config, "logits_scaling", 1.0)  # Granite divides its logits
         logprobs, entropies = target_logprobs(self.hidden(batch), self.lm.lm_head.weight, batch.targets, temperature,
                                               entropy, slopes)
         return (logprobs, entropies) if entropy else logprobs
@@ -98,6 +99,8 @@ def build_policy(kind: type[P], auto: Any, config: Any, dtype: torch.dtype, mesh
     policy.to_empty(device=device if mesh is not None else "cpu")
     if config.tie_word_embeddings and hasattr(lm, "lm_head"):  # to_empty gives each module a tensor of its own
         lm.lm_head.weight = lm.model.embed_tokens.weight
+    if hasattr(scaled := lm.model.embed_tokens, "scalar_embed_scale"):  # Gemma's: as the frequencies, in no file
+        scaled.embed_scale.fill_(scaled.scalar_embed_scale)
     lm.model.rotary_emb = type(lm.model.rotary_emb)(config=config).to(lm.model.embed_tokens.weight.device)
     return policy
 
