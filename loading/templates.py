@@ -12,7 +12,7 @@ from typing import Any
 from runtime.errors import UserError
 from runtime.ranks import rank
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Any]  # of {"role": ..., "content": ...}
 DATE = "2024-07-26"  # what a template reads as today's date: with the real one, yesterday's judge saw another prompt
 
 
