@@ -345,7 +345,9 @@ def launch(task: Task) -> Running:
     here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` is the one that runs this
     quiet = {"PATH": here, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     with open(task.log, "a", encoding="utf-8") as log:
-        process = subprocess.Popen(["bash", "-exc", "\n".join(task.commands)], cwd=PROJECT, env=os.environ | quiet,
+        # asked to end, bash waits until the command that runs has saved and ended
+        commands = "\n".join(("trap 'exit 143' TERM", *task.commands))
+        process = subprocess.Popen(["bash", "-exc", commands], cwd=PROJECT, env=os.environ | quiet,
                                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     return Running(task, process, time.monotonic())
 

@@ -253,11 +253,12 @@ def test_a_failed_row_stops_only_what_starts_from_it_and_is_tried_again(tmp_path
     assert "seed 0 y" in capsys.readouterr().out
 
 
-def test_an_interrupt_reaches_what_runs_and_the_next_call_continues(tmp_path):
+def test_an_interrupt_waits_until_what_runs_has_saved_and_the_next_call_continues(tmp_path):
     script = textwrap.dedent(f"""
         from recipes.miniature import Row, execute, plan
-        rows = (Row("slow", ("mkdir -p {{here}}; echo x >> {{here}}/out; exec sleep $(cat {tmp_path}/seconds)",)),)
-        execute(plan(rows, ["slow"], 0, "{tmp_path}"), 2)
+        slow = ('mkdir -p {{here}}', '''bash -c "trap 'sleep .3; echo saved >> {{here}}/out; exit 0' TERM;'''
+                '''echo x >> {{here}}/out; sleep $(cat {tmp_path}/seconds) & wait"''', 'echo next >> {{here}}/out')
+        execute(plan((Row("slow", slow),), ["slow"], 0, "{tmp_path}"), 2)
     """)
     (tmp_path / "seconds").write_text("600")
     process = subprocess.Popen([sys.executable, "-c", script], cwd=miniature.PROJECT, stderr=subprocess.PIPE,
@@ -269,9 +270,10 @@ def test_an_interrupt_reaches_what_runs_and_the_next_call_continues(tmp_path):
     process.send_signal(signal.SIGINT)
     assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
     assert not json.loads((tmp_path / "seed-0/records/slow.json").read_text())["finished"]
+    assert out.read_text() == "x\nsaved\n"
     (tmp_path / "seconds").write_text("0")
     subprocess.run([sys.executable, "-c", script], cwd=miniature.PROJECT, check=True)
-    assert out.read_text() == "x\nx\n"  # the folder was kept, the command itself decides what to do with it
+    assert out.read_text() == "x\nsaved\nx\nnext\n"  # the folder was kept
 
 
 def test_code_counts_without_comments_and_docstrings(tmp_path, monkeypatch):
@@ -292,6 +294,7 @@ def test_code_counts_without_comments_and_docstrings(tmp_path, monkeypatch):
     for room in ("a", "b"):  # files of one name, by way of their rooms
         (tmp_path / room).mkdir()
         (tmp_path / room / "__init__.py").touch()
+        (tmp_path / room / "part.py").write_text("x = 1\n")
     (tmp_path / "a" / "__main__.py").write_text("from a import part\nfrom b.part import x\n")
     found = set()
     for text in ("x = 1\n", "x = 2\n"):
