@@ -36,12 +36,13 @@ class EndpointSampler:
     seconds, then twice that, and so on, or what Retry-After says; a 429 holds back every request. Sample k of a
     conversation asked alone has a seed of its own; servers that give several at once vary the first seed.
     `api_key_env` names the environment variable with the key; without it none is sent. `also`: files of other
-    processes, read and never written. One `chat` at a time.
+    processes, read and never written. `extra` goes into every request. With `sampling` False temperature, top_p and
+    penalties are left to the server. One `chat` at a time.
     """
 
     def __init__(self, base_url: str, model: str, api_key_env: str = "", kept: str | Path | None = None,
                  concurrency: int = 8, retries: int = 8, timeout: float = 600.0, backoff: float = 1.0,
-                 also: Sequence[Path] = ()):
+                 also: Sequence[Path] = (), extra: Mapping[str, Any] | None = None, sampling: bool = True):
         if not re.fullmatch(r"https?://[^/@\s]+(/[^@\s?#]*)?", base_url):
             raise UserError("--base-url must look like http://host:8000/v1, without user, password or query")
         if concurrency < 1 or retries < 0 or not timeout > 0:
@@ -51,7 +52,9 @@ class EndpointSampler:
         self._key = read_key(api_key_env)
         self._client = make_client(base_url, self._key, timeout)
         self._lock, self._halt, self._resume_at = threading.Lock(), threading.Event(), 0.0
-        self._several, self._seeded, self._limit = True, True, "max_tokens"  # what this server was found to accept
+        self.extra, self.sampling = dict(extra or {}), sampling
+        self._several, self._limit = True, "max_tokens"  # what this server was found to accept
+        self._refused: set[str] = set()  # settings that it does not take
         self._kept = Path(kept) if kept else None
         self._known: dict[str, Reply] = {}
         for path in dict.fromkeys([*also, *([self._kept] if self._kept else [])]):
@@ -64,8 +67,9 @@ class EndpointSampler:
         asked: dict[str, tuple[Sequence[Message], int]] = {}
         keys = []
         for messages, seed in zip(conversations, seeds, strict=True):
-            what = json.dumps([self.base_url, self.model, list(messages), temperature, max_tokens, seed])
-            keys.append(hashlib.blake2b(what.encode(), digest_size=16).hexdigest())
+            what = [self.base_url, self.model, list(messages), temperature, max_tokens, seed]
+            what += [[self.extra, self.sampling]] if self.extra or not self.sampling else []
+            keys.append(hashlib.blake2b(json.dumps(what).encode(), digest_size=16).hexdigest())
             asked[keys[-1]] = messages, seed
         failures: list[UserError] = []  # the first says what is wrong
 
@@ -90,7 +94,9 @@ class EndpointSampler:
     def _answer(self, key: str, messages: Sequence[Message], n: int, seed: int, temperature: float,
                 max_tokens: int) -> None:
         """Ask for the samples that are not known yet: all at once where the server can, the rest one by one."""
-        fields = {"model": self.model, "messages": plain_messages(messages), "temperature": temperature}
+        fields: dict[str, Any] = {"model": self.model, "messages": plain_messages(messages)}
+        if self.sampling:
+            fields |= {"temperature": temperature, **PLAIN}
         missing = [k for k in range(n) if f"{key}-{k}" not in self._known]
         if len(missing) == n > 1 and self._several:
             found = self._ask(fields | {"n": n}, max_tokens, seed)[:n]
@@ -115,44 +121,50 @@ class EndpointSampler:
         for attempt in range(self.retries + 1):
             self._wait_for_turn()
             sent = fields | ({} if max_tokens is None else {self._limit: max_tokens})
-            sent |= {"seed": seed % 2**31} if self._seeded else {}  # some servers hold seeds in 32 bits
+            sent |= {"seed": seed % 2**31}  # some servers hold seeds in 32 bits
+            sent = {name: value for name, value in sent.items() if name not in self._refused}
             try:
-                return read_replies(self._client.chat.completions.with_raw_response.create(**sent).content)
+                create = self._client.chat.completions.with_raw_response.create
+                return read_replies(create(**sent, extra_body=self.extra).content)
             except openai.APIStatusError as error:
-                if error.status_code in (400, 413, 422):
-                    return self._give_way(error, sent, fields, max_tokens, seed)
-                if error.code == "insufficient_quota" or not (error.status_code in (408, 409, 429) or
-                                                              error.status_code >= 500):
-                    raise self._failure(error) from None
-                last: Exception = error
-            except (openai.APIConnectionError, ValueError) as error:
-                last = error
+                failed = Failed(error.message, error.status_code, f"{error.code} {error.param}",
+                                seconds_to_wait(error.response.headers.get("retry-after", "")))
+            except openai.APIConnectionError as error:
+                failed = Failed(str(error.__cause__ or error))
+            except Failed as error:  # in an answer that calls itself a success
+                failed = error
+            broken = failed.status is None or failed.status >= 500
+            if failed.status in (400, 413, 422) or (broken and TOO_LONG.search(failed.words)):
+                return self._give_way(failed, sent, fields, max_tokens, seed)
+            if failed.final:
+                raise self._failure(failed)
             if attempt < self.retries:
-                self._back_off(last, attempt)
-        if isinstance(last, ValueError) and self._known:  # a server that works, but not for this conversation
-            return [no_reply("malformed answer")]
-        raise self._failure(last)
+                self._back_off(failed, attempt)
+        if failed.unreadable and self._known:  # a server that works, but not for this conversation
+            return [no_reply("unreadable answer")]
+        raise self._failure(failed)
 
-    def _give_way(self, error: Any, sent: dict[str, Any], fields: dict[str, Any], max_tokens: int | None,
+    def _give_way(self, failed: Failed, sent: dict[str, Any], fields: dict[str, Any], max_tokens: int | None,
                   seed: int) -> list[Reply]:
         """The server refuses this request: ask otherwise where that changes nothing, else say why it refuses."""
-        said = f"{error.code} {error.param} {error.message}".lower()
-        if re.search(r"content_filter|content_policy|invalid_prompt", said):
+        if re.search(r"content_filter|content_policy|invalid_prompt", failed.words):
             return [no_reply("content filter")] * fields.get("n", 1)
-        if "max_completion_tokens" in said and "max_tokens" in sent:
+        if "max_completion_tokens" in failed.words and "max_tokens" in sent:
             self._limit = "max_completion_tokens"
             return self._ask(fields, max_tokens, seed)
-        if re.search(r"context.{0,9}(length|window|size)|too (long|large)|reduce the length", said):
+        if named := {name for name in ("seed", *PLAIN) if name in sent and name in failed.words}:
+            self._refused |= named
+            return self._ask(fields, max_tokens, seed)
+        if "temperature" in sent and "temperature" in failed.words:
+            raise self._failure(failed, "leave it to the server with --temperature none")
+        if TOO_LONG.search(failed.words):
             if max_tokens is None:
                 return [Reply("", "length", 0, 0)] * fields.get("n", 1)  # as TorchSampler says it
             return self._ask(fields, None, seed)  # a smaller room than max_tokens is left: use what there is
-        if "seed" in said and "seed" in sent:
-            self._seeded = False
-            return self._ask(fields, max_tokens, seed)
         if "n" in fields:
             self._several = False
             return []
-        raise self._failure(error)
+        raise self._failure(failed)
 
     def _wait_for_turn(self) -> None:
         """Sleep while the server wants quiet; raises once this call is given up."""
@@ -161,25 +173,23 @@ class EndpointSampler:
         if self._halt.is_set():
             raise UserError("stopped")
 
-    def _back_off(self, error: Exception, attempt: int) -> None:
-        response = getattr(error, "response", None)
-        asked = None if response is None else seconds_to_wait(response.headers.get("retry-after", ""))
-        if asked is not None and asked > PATIENCE:
-            raise self._failure(error, f"it asks to come back in {asked:.0f} s")
-        wait = min(60.0, self.backoff * 2**attempt) * random.uniform(0.5, 1.0) if asked is None else asked
-        if asked is not None or getattr(error, "status_code", 0) == 429:
+    def _back_off(self, failed: Failed, attempt: int) -> None:
+        if failed.wait is not None and failed.wait > PATIENCE:
+            raise self._failure(failed, f"it asks to come back in {failed.wait:.0f} s")
+        wait = min(60.0, self.backoff * 2**attempt) * random.uniform(0.5, 1.0) if failed.wait is None else failed.wait
+        if failed.wait is not None or failed.status == 429:
             with self._lock:
                 self._resume_at = max(self._resume_at, time.monotonic() + wait)
         else:
             self._halt.wait(wait)
 
-    def _failure(self, error: Exception, remedy: str = "") -> UserError:
+    def _failure(self, failed: Failed, remedy: str = "") -> UserError:
         """One line: server, status and its words without the key, remedy."""
-        status = getattr(error, "status_code", None)
-        said = str(getattr(error, "message", error) if status else error.__cause__ or "") or str(error)
+        status, said = failed.status, str(failed)
         said = " ".join(visible(said.replace(self._key, "***") if self._key else said).split())[:300]
         remedies = {
             401: f"check the key in {self.api_key_env}" if self.api_key_env else "it wants a key: --api-key-env",
+            402: "nothing is lost: pay, then the same command continues",
             403: "this key may not use this model",
             404: "check --base-url (most end in /v1) and --model",
             429: "come back later or lower --concurrency",
@@ -187,6 +197,24 @@ class EndpointSampler:
         remedy = remedy or remedies.get(status or 0, "is the server up, and is --base-url its address?"
                                         if status is None or status >= 500 else "change what it refuses")
         return UserError(f"{self.base_url} ({f'status {status}' if status else 'no status'}): {said}; {remedy}")
+
+
+class Failed(Exception):
+    """A request without an answer. `status` is the server's, or what an error in a body says it is; `words` are its
+    code and message for looking at; `wait` is what Retry-After says; `unreadable`: JSON, but no chat completion."""
+
+    def __init__(self, said: str, status: int | None = None, code: str = "", wait: float | None = None,
+                 unreadable: bool = False):
+        super().__init__(said)
+        self.status, self.wait, self.unreadable = status, wait, unreadable
+        self.words = f"{code} {said}".lower()
+
+    @property
+    def final(self) -> bool:
+        """No other attempt can help."""
+        status = self.status
+        return "insufficient_quota" in self.words or (status is not None and status < 500
+                                                      and status not in (408, 409, 429))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,12 +240,36 @@ class Server:
     prompt_file: str = ""
     """Text file that replaces the style's fixed wording; empty: the built-in wording."""
 
+    temperature: float | None = 0.0
+    """Sampling temperature; 0 takes the likeliest token; none leaves it, top_p and penalties to the server."""
+    extra_body: str = ""
+    """More fields for every request to the server (a JSON object), such as '{"top_k": -1}'."""
+
     def connect(self, kept: Path | None, also: Sequence[Path] = ()) -> EndpointSampler:
+        """The server's sampler; `kept` is the file of its replies."""
+        try:
+            extra = json.loads(self.extra_body or "{}")
+        except (ValueError, RecursionError):
+            extra = None
+        if not isinstance(extra, dict):
+            raise UserError(f"--extra-body {self.extra_body[:60]}: not a JSON object, such as '{{\"top_k\": -1}}'")
         return EndpointSampler(self.base_url, self.model, self.api_key_env, kept, self.concurrency, self.retries,
-                               self.timeout, also=also)
+                               self.timeout, also=also, extra=extra, sampling=self.temperature is not None)
+
+    def sampling_temperature(self) -> float:
+        """What a sampler is called with; 1 stands for the server's own. Raises UserError without a server."""
+        if self.temperature is None and not self.base_url:
+            raise UserError("--temperature none: only a server has a temperature of its own; give a number")
+        return 1.0 if self.temperature is None else self.temperature
 
 
 BROKEN_OFF = ("error", "abort")  # finish reasons of half a reply, sent with status 200 (routers, vLLM)
+PLAIN = {"top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}  # else a server's defaults would count
+# How the common servers say that prompt, or prompt and --max-tokens, exceed the context.
+TOO_LONG = re.compile(
+    r"context.{0,9}(length|window|size|limit)|(too|longer) (long|large|big|than)|too many tokens|reduce the length"
+    r"|(tokens|inputs)\W.{0,60}(must be|must have|exceed)|(length|count|tokens|prompt).{0,40}exceed"
+    r"|context the overflow")
 PATIENCE = 600.0  # seconds that a server may ask us to wait before the run gives up instead
 
 
@@ -253,7 +305,7 @@ def read_kept(path: Path) -> dict[str, Reply]:
     known: dict[str, Reply] = {}
     for number, row in read_jsonl(path):
         try:
-            reply = known[row["key"]] = Reply(**row["reply"])
+            reply = Reply(**row["reply"])
             counts = reply.prompt_tokens, reply.response_tokens
             ok = isinstance(reply.text, str) and reply.finish_reason in ("stop", "length")
             ok = ok and isinstance(row["key"], str) and all(type(n) is int and n >= 0 for n in counts)
@@ -261,30 +313,33 @@ def read_kept(path: Path) -> dict[str, Reply]:
             ok = False
         if not ok:
             raise UserError(f"{path}:{number}: not a reply of this server; use another folder")
+        if reply.text != FORMER_FAILURE:
+            known[row["key"]] = reply
     return known
 
 
 def read_replies(body: bytes) -> list[Reply]:
-    """A chat completion -> one reply per choice; ValueError for anything else."""
+    """A chat completion -> one reply per choice. Raises Failed for an error in the body and for anything else."""
     try:
         answer = json.loads(body)
-        found = [(choice["message"].get, choice.get("finish_reason")) for choice in answer["choices"]]
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        raise ValueError("the answer is no chat completion") from None
-    if not found:
-        raise ValueError("the answer holds no choice")
-    if any(reason in BROKEN_OFF for _, reason in found if isinstance(reason, str)):
-        raise ValueError("the answer was broken off")
+    except (ValueError, RecursionError):
+        raise Failed(f"the answer is no JSON: {body[:80].decode(errors='replace')!r}") from None
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    listed = choices if isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices) else []
+    for part in [answer, *listed] if isinstance(answer, dict) else []:
+        if error := part.get("error"):
+            raise error_in_body(error)
+    if any(choice.get("finish_reason") in BROKEN_OFF for choice in listed):
+        raise Failed("the answer was broken off")
+    if not listed or not all(isinstance(choice.get("message"), dict) for choice in listed):
+        raise Failed("the answer is no chat completion", unreadable=True)
     usage = answer.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
     prompt_tokens, total = (c if type(c) is int and 0 <= c < 2**31 else 0 for c in counts)
     replies = []
-    for k, (part, reason) in enumerate(found):
-        tokens = total * (k + 1) // len(found) - total * k // len(found)  # only their sum is told
-        thought, text = part("reasoning_content") or part("reasoning"), part("content")
-        text = text if isinstance(text, str) else ""
-        if isinstance(thought, str) and thought:  # closed even if cut off: a thought is never the verdict
-            text = f"<think>{thought}</think>{text}"
+    for k, choice in enumerate(listed):
+        tokens = total * (k + 1) // len(listed) - total * k // len(listed)  # only their sum is told
+        reason, text = choice.get("finish_reason"), text_of(choice["message"])
         if reason == "content_filter":
             text = no_reply("content filter").text
         elif not text:
@@ -292,6 +347,33 @@ def read_replies(body: bytes) -> list[Reply]:
         finish: Literal["stop", "length"] = "length" if reason == "length" else "stop"
         replies.append(Reply(text, finish, prompt_tokens, max(1, tokens)))
     return replies
+
+
+def error_in_body(error: Any) -> Failed:
+    """What a router or a gateway puts into an answer, often with status 200."""
+    known = error if isinstance(error, dict) else {"message": error}
+    code = str(known.get("code", ""))
+    kind = f"{code} {known.get('type', '')}"
+    status = int(code) if re.fullmatch("[1-5][0-9][0-9]", code) else 429 if "rate_limit" in kind else \
+        400 if re.search("invalid_request|context_length|content_filter", kind) else None
+    return Failed(str(known.get("message") or error), status, kind)
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message, whose content is a text or a list of parts, after its thoughts."""
+
+    def joined(value: Any, kind: str) -> str:
+        if isinstance(value, list):
+            return "".join(joined(p.get(kind), "text") for p in value if isinstance(p, dict) and p.get("type") == kind)
+        return value if isinstance(value, str) and kind == "text" else ""
+
+    thought, content = message.get("reasoning_content") or message.get("reasoning"), message.get("content")
+    thought = joined(thought, "text") + joined(content, "thinking")
+    # closed even if cut off: a thought is never the verdict
+    return (f"<think>{thought}</think>" if thought else "") + joined(content, "text")
+
+
+FORMER_FAILURE = "(no reply: malformed answer)"  # an error was kept under this text; such replies are asked again
 
 
 def no_reply(why: str) -> Reply:
