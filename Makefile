@@ -37,7 +37,7 @@ JUDGED = $(BIN)/python eval.py run --sampler torch --data $(DEMO)/held_out.jsonl
 EVAL = $(JUDGED) --both-orders --max-tokens 60
 demo: install
 	$(BIN)/python -m toy build $(DEMO) --seed $(SEED)
-	$(EVAL) --model $(DEMO)/start --out $(DEMO)/eval/start
+	$(EVAL) --model $(DEMO)/start --baseline --out $(DEMO)/eval/start
 	$(BIN)/python sft.py --preset tiny --model $(DEMO)/start $(call TOY,$(DEMO),sft,sft_held_out) --out $(DEMO)/sft
 	$(EVAL) --model $(DEMO)/sft --out $(DEMO)/eval/sft
 	$(BIN)/python grpo.py --preset tiny --model $(DEMO)/sft $(call TOY,$(DEMO),rl,held_out) --out $(DEMO)/grpo
@@ -131,7 +131,7 @@ runs/smollm2/config.json:
 
 JUDGE = $(BIN)/python eval.py run --data recipes/real/held_out.jsonl --limit 10 --max-tokens 384
 real: install runs/smollm2/config.json
-	$(JUDGE) --model runs/smollm2 --out $(REAL)/eval/start
+	$(JUDGE) --model runs/smollm2 --baseline --out $(REAL)/eval/start
 	$(BIN)/python sft.py --preset small
 	$(JUDGE) --model $(REAL)/sft --out $(REAL)/eval/sft
 	$(BIN)/python grpo.py --preset small --data $(DATA)

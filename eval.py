@@ -32,8 +32,8 @@ from data import Message, Pair, save_pairs, swap
 from evaluation import tables
 from evaluation.benchmarks import Benchmark, Compat, load_benchmark
 from evaluation.outcomes import budget_curve, read_judgement, read_log, score_rows, summarise
-from judging.endpoint import Server
-from judging.verdicts import Judgement, check_sampling, judge_pairs
+from judging.endpoint import Server, drop_failures
+from judging.verdicts import Judgement, NothingJudged, check_sampling, judge_pairs, likely_cause
 from reward import Rule
 from rollout import load_sampler, which_sampler
 from runtime import cli, disk, errors, ranks, seeds, steps
@@ -57,8 +57,6 @@ class Run(Server):
     """Which layout --data has."""
     votes: int = 1
     """Verdicts per pair and order (samples); several, with --temperature, also give the majority's accuracy."""
-    temperature: float = 0.0
-    """Sampling temperature; 0 takes the likeliest token."""
     both_orders: bool = False
     """Show every pair in both orders: twice the verdicts, and the consistency between them."""
     max_tokens: tuple[int, ...] = (2048,)
@@ -69,6 +67,8 @@ class Run(Server):
     """--model is a scalar reward model (one label): the response with the higher score wins, equal scores are wrong."""
     seed: int = 0
     """Seed of the samples (an integer)."""
+    baseline: bool = False
+    """An untrained start: say so where nothing has a verdict, and do not fail."""
     rule: Rule = "eval"
     """Where a verdict counts: eval after the thoughts, train in the last 80 characters, official anywhere."""
     at_once: int = 0
@@ -113,7 +113,8 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
         summary = summarise(judged[budget])
         write_summary(folder, summary)
     if len(judged) > 1:
-        write_summary(Path(cfg.out), summary := {"curve": budget_curve(judged)})
+        silent = sum((Counter(summarise(seen)["silent"]) for seen in judged.values()), Counter())
+        write_summary(Path(cfg.out), summary := {"curve": budget_curve(judged), "silent": dict(silent)})
     if close := getattr(sampler, "close", None):
         close()
     return summary
@@ -121,7 +122,7 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
 
 def check(cfg: Run) -> None:
     """Raises UserError for settings that cannot work."""
-    check_sampling(cfg.votes, cfg.temperature)
+    check_sampling(cfg.votes, cfg.sampling_temperature())
     if cfg.at_once < 0 or cfg.limit < 0:
         raise UserError("--at-once and --limit must be at least 0")
     if not cfg.max_tokens or min(cfg.max_tokens) < 1 or len(set(cfg.max_tokens)) < len(cfg.max_tokens):
@@ -198,7 +199,7 @@ def verdicts_so_far(folder: Path, names: set[Key]) -> dict[Key, Judgement]:
     ranks.gather(None)
     paths = sorted(folder.glob("judgements*.jsonl"))
     for path in paths if ranks.rank() == 0 else []:
-        disk.drop_torn_end(path)
+        drop_failures(path)
     ranks.gather(None)
     found: dict[Key, Judgement] = {}
     for path in paths:
@@ -253,7 +254,7 @@ def judge(cfg: Run, sampler: Any, pairs: Sequence[Pair], system: str | None, at_
 
         return judge_scalar(sampler, pairs, cfg.both_orders, done)
     return judge_pairs(
-        sampler, pairs, cfg.style, n=cfg.votes, temperature=cfg.temperature,
+        sampler, pairs, cfg.style, n=cfg.votes, temperature=cfg.sampling_temperature(),
         max_tokens=cfg.max_tokens[0], seed=cfg.seed, both_orders=cfg.both_orders, rule=cfg.rule,
         system=system, at_once=at_once, done=done)
 
@@ -333,6 +334,11 @@ def main() -> None:
     if ranks.rank() == 0:
         tables.print_summary(summary)
         print(f"{cfg.out}: summary.json" + (", curve.png" if "curve" in summary else ""))
+    points = [summary["overall"]] if "overall" in summary else summary["curve"]["points"]
+    if not any(point["verdict_rate"] for point in points):
+        if not cfg.baseline:
+            raise NothingJudged(likely_cause(summary["silent"]))
+        say(f"a baseline: {likely_cause(summary['silent'])}")
 
 
 if __name__ == "__main__":

@@ -21,18 +21,30 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, make_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from cor_prompt import Style, Trace, parse_trace, render
 from data import Message, Pair, read_pair
+from formats.readers import read_rows
 from judging import pointwise, ranking
-from judging.endpoint import EndpointSampler, Server
+from judging.endpoint import EndpointSampler, Server, drop_failures
 from judging.pointwise import Scores
-from judging.verdicts import Judgement, check_sampling, judge_pairs, majority, named
+from judging.verdicts import (
+    Judgement,
+    NothingJudged,
+    check_sampling,
+    judge_pairs,
+    likely_cause,
+    majority,
+    named,
+    why_silent,
+)
 from reward import Letter
 from rollout import Chat, load_sampler
 from runtime import cli, disk
@@ -41,6 +53,7 @@ from runtime.run_folder import RunFolder
 from runtime.seeds import derive_seed, digest
 
 Method = Literal["knockout", "bradley-terry", "win-rate"]
+Candidates = tuple[str, Sequence[Message], list[str]]  # name, context, responses
 Context = str | Sequence[Message]  # a question, or a conversation that ends with the user
 Check = Callable[[Context, str], float]
 
@@ -60,21 +73,26 @@ class Chain:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The response that most chains name (None: a tie or none), all votes, and the chains themselves."""
+    """The response that most chains name (None: a tie or none), all votes, the chains themselves, and why chains
+    have no verdict. Equal responses are a tie without chains."""
 
     winner: Letter | None
     votes: Mapping[str, int]  # {"A": 3, "B": 1, "none": 0}
     traces: tuple[Chain, ...]
+    silent: Mapping[str, int]  # {"cut off": 2}
 
 
 @dataclass(frozen=True)
 class Ranking:
     """`order`: places in the list, best first; after a knockout only the first says anything. `scores[i]` are
-    ratings, win rates or levels survived, as the method has it. `comparisons` of two texts were put to the judge."""
+    ratings, win rates or levels survived, as the method has it. `comparisons` of two texts were put to the judge, which
+    gave `verdicts`; `silent` says why other outputs gave none. Without any verdict the order means nothing."""
 
     order: tuple[int, ...]
     scores: tuple[float, ...]
     comparisons: int
+    verdicts: int
+    silent: Mapping[str, int]
 
 
 class Judge:
@@ -85,6 +103,7 @@ class Judge:
                  max_tokens: int = 2048, seed: int = 0):
         self.sampler, self.style, self.system = sampler, style, system
         self.max_tokens, self.seed = max_tokens, seed
+        self.outputs: Counter[str] = Counter()  # of all calls: "verdict", or why an output has none
 
     @classmethod
     def load(cls, path: str, dtype: str = "float32", **settings: Any) -> Judge:
@@ -105,6 +124,16 @@ class Judge:
 
     def pairs(self, pairs: Sequence[Pair], votes: int = 1, temperature: float = 0.0,
               both_orders: bool = False) -> list[Verdict]:
+        """A verdict for each pair. Equal responses are a tie, about which nobody is asked."""
+        differ = [pair.messages is not None or pair.response_a != pair.response_b for pair in pairs]
+        found = self.judged([pair for pair, ok in zip(pairs, differ, strict=True) if ok], votes, temperature,
+                            both_orders)
+        for verdict in found:
+            self.outputs.update({**verdict.silent, "verdict": verdict.votes["A"] + verdict.votes["B"]})
+        answers = iter(found)
+        return [next(answers) if ok else count([]) for ok in differ]
+
+    def judged(self, pairs: Sequence[Pair], votes: int, temperature: float, both_orders: bool) -> list[Verdict]:
         """A verdict for each pair; their `winner` is not looked at."""
         check_sampling(votes, temperature)
         judgements = judge_pairs(self.sampler, pairs, self.style, n=votes, temperature=temperature,
@@ -133,6 +162,7 @@ class Judge:
              votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> Ranking:
         """Rate by a round robin, n(n-1)/2 comparisons, or find the best by a knockout, n - 1. A comparison takes
         `votes` verdicts, twice with `both_orders`."""
+        before = Counter(self.outputs)
         size, table = len(responses), self.table([(context, responses)], votes, temperature, both_orders)
         if size == 0:
             raise UserError("responses: none to rank")
@@ -142,7 +172,9 @@ class Judge:
         else:
             rate = ranking.bradley_terry if method == "bradley-terry" else ranking.win_rates
             scores = rate(size, ranking.round_robin(size, table))
-        return Ranking(tuple(ranking.best_first(scores)), tuple(map(float, scores)), table.asked)
+        silent = self.outputs - before
+        return Ranking(tuple(ranking.best_first(scores)), tuple(map(float, scores)), table.asked,
+                       silent.pop("verdict", 0), dict(silent))
 
     def group_rewards(self, context: Context, responses: Sequence[str], checks: Sequence[Check] = (),
                       votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> list[float]:
@@ -152,12 +184,16 @@ class Judge:
 
     def rewards(self, groups: Sequence[tuple[Context, Sequence[str]]], checks: Sequence[Check] = (),
                 votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> list[list[float]]:
-        """`group_rewards` of many (context, responses) groups, with one call for all their verdicts."""
+        """`group_rewards` of many (context, responses) groups, with one call for all their verdicts. Warns if there is
+        not one verdict, for then all win rates are 0.5."""
+        before = Counter(self.outputs)
         table, matches, start = self.table(groups, votes, temperature, both_orders), [], 0
         for _, responses in groups:
             matches += [(start + i, start + j) for i, j in ranking.all_pairs(len(responses))]
             start += len(responses)
         rates = iter(ranking.win_rates(start, ranking.play(matches, table)))
+        if (silent := self.outputs - before) and not silent["verdict"]:
+            warnings.warn(likely_cause(silent), stacklevel=2)
         return [
             [next(rates) + sum(float(check(context, response)) for check in checks) for response in responses]
             for context, responses in groups
@@ -175,14 +211,18 @@ class Judge:
         asked = [pointwise.render_scoring(shared, [texts[i] for i in order]) for order in shown]
         seeds = [derive_seed(seed, sample) for sample in range(samples)]
         replies = self.sampler.chat(asked, 1, temperature, self.max_tokens, seeds)
-        return pointwise.sum_scores(shown, [reply for [reply] in replies], len(texts))
+        scores = pointwise.sum_scores(shown, [reply for [reply] in replies], len(texts))
+        self.outputs.update(Counter(scores.silent) | Counter(verdict=scores.samples))
+        return scores
 
 
 def count(judgements: Iterable[Judgement]) -> Verdict:
     """All verdicts on one pair -> the majority's."""
-    traces = tuple(map(chain, judgements))
-    votes = [trace.verdict for trace in traces]
-    return Verdict(majority(votes), {"A": votes.count("A"), "B": votes.count("B"), "none": votes.count(None)}, traces)
+    seen = list(judgements)
+    votes = [named(j) for j in seen]
+    silent = Counter(why_silent(j) for j in seen if j.verdict is None)
+    return Verdict(majority(votes), {"A": votes.count("A"), "B": votes.count("B"), "none": votes.count(None)},
+                   tuple(map(chain, seen)), dict(silent))
 
 
 def chain(j: Judgement) -> Chain:
@@ -214,7 +254,7 @@ class Source(Server):
     """What every command takes: a judge, rows, and where results go."""
 
     data: str | None = None
-    """JSONL file of rows; without it and without --question they are read from standard input."""
+    """File of rows (.jsonl, .csv, .parquet ...); without it and --question they are read from standard input."""
     question: str | None = None
     """What was asked (text)."""
     out: str = ""
@@ -224,8 +264,6 @@ class Source(Server):
     """Print one JSON line per row."""
     votes: int = 1
     """Verdicts per pair and order, whose majority counts; in a ranking their shares count (samples)."""
-    temperature: float = 0.0
-    """Sampling temperature; 0 takes the likeliest token."""
     max_tokens: int = 2048
     """Longest chain (tokens)."""
     seed: int = 0
@@ -266,70 +304,103 @@ class Score(Source):
     """The responses (texts), with --question."""
     votes: int = 8
     """Chains per row, whose scores are summed (samples)."""
-    temperature: float = 0.5
-    """Sampling temperature; 0 takes the likeliest token."""
+    temperature: float | Literal["none"] = 0.5
+    """Sampling temperature; 0 takes the likeliest token; none leaves it, top_p and penalties to the server."""
 
 
 # ---- rows in, results out ------------------------------------------------------------------------------
 
-Row = tuple[str, int, dict[str, Any]]  # place for error messages, number from 0, the row itself
+Row = tuple[str, int, dict[str, Any] | UserError]  # place for error messages, number from 0, the row or what ails it
 Result = tuple[dict[str, Any], str]  # as JSON, as text
 # What may change when a run in --out is continued: rows are compared one by one, the model by its digest.
 FREE = ("data", "question", "a", "b", "responses", "json", "prompt_file", "dtype")
 
 
-def judge_rows(cfg: Pairs, judge: Judge, part: list[Row]) -> list[Result]:
-    known = [parsed(*row) for row in part]
-    verdicts = judge.pairs([pair for pair, _ in known], cfg.votes, cfg.temperature, cfg.both_orders)
-    return [show_pair(*each, verdict) for each, verdict in zip(known, verdicts, strict=True)]
+def judge_pairs_of(cfg: Pairs, judge: Judge, asked: Sequence[tuple[Pair, bool]]) -> list[Result]:
+    verdicts = judge.pairs([pair for pair, _ in asked], cfg.votes, cfg.sampling_temperature(), cfg.both_orders)
+    return [show_pair(*each, verdict) for each, verdict in zip(asked, verdicts, strict=True)]
 
 
-def rank_rows(cfg: Rank, judge: Judge, part: list[Row]) -> list[Result]:
-    [(where, number, row)] = part
-    context, responses = candidates(where, row)
-    found = judge.rank(context, responses, cfg.method, cfg.votes, cfg.temperature, cfg.both_orders)
-    listed = [(i, f"{found.scores[i]:.4g}") for i in found.order]
-    end = f"best: {found.order[0]} (comparisons: {found.comparisons})"
-    return [show_list(row, number, responses, listed, end, asdict(found))]
+def rank_lists(cfg: Rank, judge: Judge, asked: Sequence[Candidates]) -> list[Result]:
+    results = []
+    for name, context, responses in asked:
+        found = judge.rank(context, responses, cfg.method, cfg.votes, cfg.sampling_temperature(), cfg.both_orders)
+        best = [i for i in found.order if found.scores[i] == found.scores[found.order[0]]]
+        end = f"best: {best[0]}" if len(best) == 1 else f"best: a tie of {', '.join(map(str, best))}"
+        if found.comparisons and not found.verdicts:
+            end = f"best: unknown, no output has a verdict ({reasons(found.silent)})"
+        listed = [(i, f"{found.scores[i]:.4g}") for i in found.order]
+        results.append(show_list(name, responses, listed, f"{end} (comparisons: {found.comparisons})", asdict(found)))
+    return results
 
 
-def score_rows(cfg: Score, judge: Judge, part: list[Row]) -> list[Result]:
-    [(where, number, row)] = part
-    context, responses = candidates(where, row)
-    found = judge.scores(context, responses, cfg.votes, cfg.temperature)
-    listed = [(i, str(total)) for i, total in enumerate(found.totals)]
-    end = f"sums of {found.samples} of {found.asked} samples, 1 to 10 each"
-    return [show_list(row, number, responses, listed, end, asdict(found))]
+def score_lists(cfg: Score, judge: Judge, asked: Sequence[Candidates]) -> list[Result]:
+    results = []
+    for name, context, responses in asked:
+        found = judge.scores(context, responses, cfg.votes, cfg.sampling_temperature())
+        end = f"sums of {found.samples} of {found.asked} samples, 1 to 10 each"
+        end += f"; the others: {reasons(found.silent)}" if found.silent else ""
+        listed = [(i, str(total)) for i, total in enumerate(found.totals)]
+        results.append(show_list(name, responses, listed, end, asdict(found)))
+    return results
 
 
 def run(cfg: Source, sampler: Chat | None = None) -> None:
-    """Answer the rows that --out does not hold yet, in order; each result is written before the next is asked.
-    `sampler` replaces --model."""
-    answers: dict[type, Callable] = {Pairs: judge_rows, Rank: rank_rows, Score: score_rows}
-    given: dict[str, Any] = {"question": cfg.question}
-    if isinstance(cfg, Pairs):
-        given |= {"response_a": cfg.a, "response_b": cfg.b}
-    elif isinstance(cfg, (Rank, Score)):
-        given["responses"] = list(cfg.responses)
-    flags = [value not in (None, []) for value in given.values()]
-    if any(flags) and (not all(flags) or cfg.data is not None):
-        raise UserError("--question and the responses go together, and without --data")
+    """Answer the rows that --out does not hold yet, in order; each result is written before the next is asked. A row
+    that cannot be judged gets a result that says why. `sampler` replaces --model."""
+    commands: dict[type, tuple[Callable, Callable]] = {
+        Pairs: (parsed, judge_pairs_of), Rank: (candidates, rank_lists), Score: (candidates, score_lists)}
+    parse, answer = commands[type(cfg)]
     at_once = (cfg.at_once or (32 if cfg.data else 1)) if isinstance(cfg, Pairs) else 1
     if at_once < 1 or cfg.max_tokens < 1:
         raise UserError("--at-once and --max-tokens must be at least 1")
+    cfg.sampling_temperature()
     system = cli.read_prompt(cfg.prompt_file)
     render(Pair("", "", ({"role": "user", "content": ""},), "", "", "A"), cfg.style, system)  # a usable prompt file
-    found, folder = rows(cfg, given), open_out(cfg, system, sampler is None) if cfg.out else None
+    found, folder = rows(cfg, given(cfg)), open_out(cfg, system, sampler is None) if cfg.out else None
     if folder:
         skip_done(found, folder.path / "results.jsonl")
     if sampler is None and cfg.base_url:
         sampler = cfg.connect(folder.path / "replies.jsonl" if folder else None)
     judge = Judge(sampler or load_sampler(cfg.model, cfg.dtype), cfg.style, system, cfg.max_tokens, cfg.seed)
+    bad: list[UserError] = []
     while part := list(islice(found, at_once)):
-        for (_, _, row), (record, text) in zip(part, answers[type(cfg)](cfg, judge, part), strict=True):
+        asked = [attempt(parse, *row) for row in part]
+        answers = iter(answer(cfg, judge, [each for each in asked if not isinstance(each, UserError)]))
+        for (_, number, row), each in zip(part, asked, strict=True):
+            if isinstance(each, UserError):
+                bad.append(each)
+            record, text = show_error(number, each) if isinstance(each, UserError) else next(answers)
             if folder:
-                folder.log({"row": digest(row)} | record, "results.jsonl")
+                folder.log({"row": mark(row)} | record, "results.jsonl")
             print(json.dumps(record) if cfg.json else text, flush=True)
+    if judge.outputs and not judge.outputs["verdict"]:
+        raise NothingJudged(likely_cause(judge.outputs))
+    if bad and not judge.outputs:
+        raise NothingJudged(f"none of {len(bad)} rows could be judged; {bad[0]}")
+
+
+def given(cfg: Source) -> dict[str, Any]:
+    """The row that flags make; empty where rows come from elsewhere."""
+    row: dict[str, Any] = {"question": cfg.question}
+    if isinstance(cfg, Pairs):
+        row |= {"response_a": cfg.a, "response_b": cfg.b}
+    elif isinstance(cfg, (Rank, Score)):
+        row["responses"] = list(cfg.responses)
+    flags = [value not in (None, []) for value in row.values()]
+    if any(flags) and (not all(flags) or cfg.data is not None):
+        raise UserError("--question and the responses go together, and without --data")
+    return row if any(flags) else {}
+
+
+def attempt(parse: Callable, where: str, number: int, row: dict[str, Any] | UserError) -> Any:
+    """What `parse` makes of a row, or why it cannot."""
+    if isinstance(row, UserError):
+        return row
+    try:
+        return parse(where, number, row)
+    except UserError as error:
+        return error
 
 
 def open_out(cfg: Source, system: str | None, has_model: bool) -> RunFolder:
@@ -340,41 +411,50 @@ def open_out(cfg: Source, system: str | None, has_model: bool) -> RunFolder:
         from loading.folder import weights_digest
 
         what |= {"model_digest": weights_digest(cfg.model), "dtype": cfg.dtype}
-    return RunFolder(cfg.out, make_dataclass("Config", what)(**what))
+    default = {field.name: field.default for field in fields(cfg)}
+    columns = [(name, Any, field(default=default.get(name, MISSING))) for name in what]
+    return RunFolder(cfg.out, make_dataclass("Config", columns, kw_only=True)(**what))
 
 
 def skip_done(found: Iterator[Row], log: Path) -> None:
     """Pass over the rows whose results are in the log. A line without its end is what a killed process left."""
     if not log.exists():
         return
-    disk.drop_torn_end(log)
+    drop_failures(log, and_the_rest=True)
     for number, record in disk.read_jsonl(log):
         where, _, row = next(found, ("the end of the rows", 0, None))
-        if digest(row) != record.get("row"):
+        if mark(row) != record.get("row"):
             raise UserError(f"{where} is not the row of {log}:{number}; use another --out")
 
 
-def rows(cfg: Source, given: dict[str, Any]) -> Iterator[Row]:
-    """Rows from flags, file or standard input."""
-    if cfg.question is not None:
-        yield "flags", 0, given
-    elif cfg.data is not None:
-        for index, (number, row) in enumerate(disk.read_jsonl(Path(cfg.data))):
-            yield f"{cfg.data}:{number}", index, row
-    else:
-        lines = ((number, line) for number, line in enumerate(sys.stdin.buffer, 1) if line.strip())
-        for index, (number, line) in enumerate(lines):
-            yield f"standard input:{number}", index, decode(line, f"standard input:{number}")
+def mark(row: dict[str, Any] | UserError | None) -> str:
+    """By what a row is known in the log."""
+    return digest("unreadable" if isinstance(row, UserError) else row)
 
 
-def decode(line: bytes, where: str) -> dict[str, Any]:
+def rows(cfg: Source, row: dict[str, Any]) -> Iterator[Row]:
+    """Rows from flags, file or standard input. A line that is no JSON object comes as the error that says so."""
+    if row:
+        yield "flags", 0, row
+        return
+    lines: Iterable[bytes]
+    name, lines = "standard input", sys.stdin.buffer
+    if cfg.data is not None:
+        name, path = cfg.data, Path(cfg.data)
+        if path.suffix != ".jsonl" or not path.is_file():
+            yield from ((where, number, found) for number, (where, found) in enumerate(read_rows(name)))
+            return
+        lines = path.read_bytes().split(b"\n")
+    for index, (number, line) in enumerate((n, line) for n, line in enumerate(lines, 1) if line.strip()):
+        yield f"{name}:{number}", index, decode(line, f"{name}:{number}")
+
+
+def decode(line: bytes, where: str) -> dict[str, Any] | UserError:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not one JSON object a line ({error})") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    return row
+        return UserError(f"{where}: not one JSON object a line ({error})")
+    return row if isinstance(row, dict) else UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
 
 
 def parsed(where: str, index: int, row: dict[str, Any]) -> tuple[Pair, bool]:
@@ -386,14 +466,14 @@ def parsed(where: str, index: int, row: dict[str, Any]) -> tuple[Pair, bool]:
     return read_pair(full, where, index, "pair"), labelled
 
 
-def candidates(where: str, row: dict[str, Any]) -> tuple[tuple[Message, ...], list[str]]:
-    """Context and responses of a row of `rank` and `score`."""
+def candidates(where: str, number: int, row: dict[str, Any]) -> Candidates:
+    """Name, context and responses of a row of `rank` and `score`."""
     responses = row.get("responses")
     if not isinstance(responses, list) or not responses or not all(isinstance(text, str) for text in responses):
         raise UserError(f"{where}: 'responses' must be a list of texts")
     pair, _ = parsed(where, 0, {k: row[k] for k in ("question", "context") if k in row} |
                      {"response_a": "x", "response_b": "y"})
-    return pair.context, responses
+    return str(row.get("id", f"row-{number}")), pair.context, responses
 
 
 def show_pair(pair: Pair, labelled: bool, verdict: Verdict) -> Result:
@@ -407,17 +487,26 @@ def show_pair(pair: Pair, labelled: bool, verdict: Verdict) -> Result:
         lines.append(f"---- chain {trace.sample + 1}{swapped}{cut}: {names}")
         lines += [f"  {visible(line)}" for line in trace.text.split("\n")]
     votes = ", ".join(f"{name} {number}" for name, number in verdict.votes.items())
+    votes += f": {reasons(verdict.silent)}" if verdict.silent else ""
+    votes = votes if verdict.traces else "equal responses are a tie"
     right = "".join(f", {'right' if ok else 'wrong'}" for ok in correct.values())
     lines.append(f"==== verdict: {verdict.winner or 'none'} (votes: {votes}){right}\n")
     return {"pair_id": pair.pair_id, "source": pair.source} | correct | asdict(verdict), "\n".join(lines)
 
 
-def show_list(row: dict[str, Any], number: int, responses: Sequence[str], listed: Sequence[tuple[int, str]],
-              end: str, record: dict[str, Any]) -> Result:
+def show_list(name: str, responses: Sequence[str], listed: Sequence[tuple[int, str]], end: str,
+              record: dict[str, Any]) -> Result:
     """A line per response, indented like chains: place in the list, number, beginning."""
-    name = str(row.get("id", f"row-{number}"))
     lines = [f"  {i:3} {value:>8}  {one_line(responses[i])[:80]}" for i, value in listed]
     return {"id": name} | record, "\n".join([f"==== {one_line(name)}", *lines, f"==== {end}\n"])
+
+
+def show_error(number: int, error: UserError) -> Result:
+    return {"id": f"row-{number}", "error": str(error)}, f"==== row {number} is not judged: {one_line(str(error))}\n"
+
+
+def reasons(silent: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {why}" for why, number in silent.items())
 
 
 def one_line(text: str) -> str:

@@ -27,7 +27,7 @@ from typing import Any
 
 from evaluation import benchmarks
 from evaluation.benchmarks import KINDS, Benchmark, Compat, Outcome, Row, kind_of, read_id, read_text
-from judging.verdicts import Judgement, majority, named, tally
+from judging.verdicts import Judgement, majority, named, tally, why_silent
 from reward import Rule, parse_verdict
 from runtime.disk import read_json, read_jsonl
 from runtime.errors import UserError
@@ -236,6 +236,7 @@ def summarise(judgements: Sequence[Judgement]) -> dict[str, Any]:
         for j in sorted(judgements, key=lambda j: getattr(j, name)):
             groups.setdefault(getattr(j, name), []).append(j)
         result[f"by_{name}"] = {group: measure(seen) for group, seen in groups.items()}
+    result["silent"] = dict(Counter(why_silent(j) for j in judgements if j.verdict is None).most_common())
     result["prompts_too_long"] = len({(j.source, j.pair_id, j.order) for j in too_long})
     result["chains_truncated"] = sum(j.finish_reason == "length" for j in judgements) - len(too_long)
     return result | ({"curve": votes_curve(judgements)} if any(j.sample for j in judgements) else {})

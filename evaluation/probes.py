@@ -34,7 +34,7 @@ from evaluation.benchmarks import Benchmark, load_benchmark
 from evaluation.outcomes import read_judgement, standard_error
 from evaluation.tables import as_text, cell
 from judging.endpoint import Server
-from judging.verdicts import Judgement, judge_pairs, named
+from judging.verdicts import Judgement, judge_pairs, named, why_silent
 from reward import Letter, Rule
 from rollout import load_sampler
 from runtime import cli, disk, seeds
@@ -157,25 +157,10 @@ def longer(pairs: Sequence[Pair], seen: Sequence[Judgement]) -> dict[str, Any]:
     }
 
 
-def kind(judgement: Judgement, scalar: bool = False) -> str:
-    """Why an output has no verdict."""
-    j, text = judgement, judgement.text.rpartition("</think>")[2]
-    if j.finish_reason == "length":
-        return "cut off" if j.response_tokens else "prompt too long"
-    if scalar:
-        return "equal scores"
-    letters = {letter for letter in "AB" if f"[[{letter}]]" in text}
-    if letters:
-        return "both letters" if len(letters) == 2 else "letter in the wrong place"
-    if "<answer>" in text or "[[" in text:
-        return "verdict in another form"
-    return "no verdict tag" if text.strip() else "nothing written"
-
-
 # ---- the table -----------------------------------------------------------------------------------------
 
 
-def measure(pairs: Sequence[Pair], judged: Judged, scalar: bool = False) -> dict[str, Any]:
+def measure(pairs: Sequence[Pair], judged: Judged) -> dict[str, Any]:
     """{"rows": name -> value, error, pairs, verdicts (share given), good; "no verdict": why -> count}."""
     plain, own, other = judged["as is"], judged["own instruction"], judged["other instruction"]
     bare, numbers = judged["no question"], judged["other numbers"]
@@ -193,7 +178,7 @@ def measure(pairs: Sequence[Pair], judged: Judged, scalar: bool = False) -> dict
     for name, what in (("twice", "names what says all twice"), ("dressed", "names what wears Markdown")):
         a, b = judged[f"A {name}"], judged[f"B {name}"]
         rows.append((what, "0.5", [*a, *b], summary([*names(a, "A"), *names(b, "B")])))
-    silent = Counter(kind(j, scalar) for j in plain if j.verdict is None)
+    silent = Counter(why_silent(j) for j in plain if j.verdict is None)
     return {
         "rows": {name: row | {"verdicts": given(seen), "good": good} for name, good, seen, row in rows},
         "no verdict": dict(silent.most_common()),
@@ -261,7 +246,7 @@ def load_judge(cfg: Probes, system: str | None) -> Judge:
     kept = Path(cfg.out, "replies.jsonl")
     sampler: Any = cfg.connect(kept) if cfg.base_url else load_sampler(cfg.model, cfg.dtype, cfg.sampler)
     return lambda pairs: judge_pairs(sampler, pairs, cfg.style, max_tokens=cfg.max_tokens, both_orders=True,
-                                     rule=cfg.rule, system=system)
+                                     temperature=cfg.sampling_temperature(), rule=cfg.rule, system=system)
 
 
 def probe(cfg: Probes) -> dict[str, Any]:
@@ -283,7 +268,7 @@ def probe(cfg: Probes) -> dict[str, Any]:
             judge = judge or load_judge(cfg, system)
             disk.write_whole(log, "".join(dumps(asdict(j)) + "\n" for j in judge(changed)))
         judged[name] = [read_judgement(row, f"{log}:{number}") for number, row in disk.read_jsonl(log)]
-    result = measure(pairs, judged, cfg.scalar)
+    result = measure(pairs, judged)
     disk.write_whole(folder / "probes.json", dumps(result, indent=1) + "\n")
     return result
 

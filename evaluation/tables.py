@@ -235,6 +235,8 @@ def print_verdicts(summary: Mapping[str, Any]) -> None:
         print(f"{summary['prompts_too_long']} prompts fill the model's context: no verdict, counted as wrong")
     if summary["chains_truncated"]:
         print(f"{summary['chains_truncated']} chains were cut off, by --max-tokens or by the context")
+    if summary.get("silent"):
+        print("no verdict: " + ", ".join(f"{count} {why}" for why, count in summary["silent"].items()))
     if "consistency" in summary["overall"]:
         print("accuracy: both orders averaged; consistent: both orders name the same response")
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, cast
 from cor_prompt import Style
 from data import Message
 from rollout import Reply
-from runtime.disk import drop_torn_end, read_jsonl
+from runtime.disk import drop_torn_end, read_jsonl, write_whole
 from runtime.errors import UserError, visible
 from runtime.seeds import derive_seed
 
@@ -130,7 +130,7 @@ class EndpointSampler:
                 failed = Failed(error.message, error.status_code, f"{error.code} {error.param}",
                                 seconds_to_wait(error.response.headers.get("retry-after", "")))
             except openai.APIConnectionError as error:
-                failed = Failed(str(error.__cause__ or error))
+                failed = Failed(str(error.__cause__ or error), status=0)
             except Failed as error:  # in an answer that calls itself a success
                 failed = error
             broken = failed.status is None or failed.status >= 500
@@ -188,20 +188,23 @@ class EndpointSampler:
         status, said = failed.status, str(failed)
         said = " ".join(visible(said.replace(self._key, "***") if self._key else said).split())[:300]
         remedies = {
+            0: "is the server up, and is --base-url its address?",
             401: f"check the key in {self.api_key_env}" if self.api_key_env else "it wants a key: --api-key-env",
             402: "nothing is lost: pay, then the same command continues",
             403: "this key may not use this model",
             404: "check --base-url (most end in /v1) and --model",
             429: "come back later or lower --concurrency",
         }
-        remedy = remedy or remedies.get(status or 0, "is the server up, and is --base-url its address?"
-                                        if status is None or status >= 500 else "change what it refuses")
+        broken = status is None or status >= 500
+        other = "the same command continues when it works again" if broken else "change what it refuses"
+        remedy = remedy or remedies.get(-1 if status is None else status, other)
         return UserError(f"{self.base_url} ({f'status {status}' if status else 'no status'}): {said}; {remedy}")
 
 
 class Failed(Exception):
-    """A request without an answer. `status` is the server's, or what an error in a body says it is; `words` are its
-    code and message for looking at; `wait` is what Retry-After says; `unreadable`: JSON, but no chat completion."""
+    """A request without an answer. `status` is the server's, or what an error in a body says it is; 0: no connection.
+    `words` are its code and message, to be searched; `wait` is what Retry-After says; `unreadable`: the answer is
+    JSON, but no chat completion."""
 
     def __init__(self, said: str, status: int | None = None, code: str = "", wait: float | None = None,
                  unreadable: bool = False):
@@ -212,9 +215,8 @@ class Failed(Exception):
     @property
     def final(self) -> bool:
         """No other attempt can help."""
-        status = self.status
-        return "insufficient_quota" in self.words or (status is not None and status < 500
-                                                      and status not in (408, 409, 429))
+        status = self.status or 500
+        return "insufficient_quota" in self.words or (status < 500 and status not in (408, 409, 429))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +242,7 @@ class Server:
     prompt_file: str = ""
     """Text file that replaces the style's fixed wording; empty: the built-in wording."""
 
-    temperature: float | None = 0.0
+    temperature: float | Literal["none"] = 0.0
     """Sampling temperature; 0 takes the likeliest token; none leaves it, top_p and penalties to the server."""
     extra_body: str = ""
     """More fields for every request to the server (a JSON object), such as '{"top_k": -1}'."""
@@ -254,13 +256,15 @@ class Server:
         if not isinstance(extra, dict):
             raise UserError(f"--extra-body {self.extra_body[:60]}: not a JSON object, such as '{{\"top_k\": -1}}'")
         return EndpointSampler(self.base_url, self.model, self.api_key_env, kept, self.concurrency, self.retries,
-                               self.timeout, also=also, extra=extra, sampling=self.temperature is not None)
+                               self.timeout, also=also, extra=extra, sampling=self.temperature != "none")
 
     def sampling_temperature(self) -> float:
         """What a sampler is called with; 1 stands for the server's own. Raises UserError without a server."""
-        if self.temperature is None and not self.base_url:
+        if self.temperature != "none":
+            return self.temperature
+        if not self.base_url:
             raise UserError("--temperature none: only a server has a temperature of its own; give a number")
-        return 1.0 if self.temperature is None else self.temperature
+        return 1.0
 
 
 BROKEN_OFF = ("error", "abort")  # finish reasons of half a reply, sent with status 200 (routers, vLLM)
@@ -371,6 +375,17 @@ def text_of(message: Mapping[str, Any]) -> str:
     thought = joined(thought, "text") + joined(content, "thinking")
     # closed even if cut off: a thought is never the verdict
     return (f"<think>{thought}</think>" if thought else "") + joined(content, "text")
+
+
+def drop_failures(log: Path, and_the_rest: bool = False) -> None:
+    """Take from a log of verdicts the torn last line of a killed process, and the lines in which an error of a server
+    was once kept as a verdict, so that they are asked again; where lines must follow one another, also the rest."""
+    drop_torn_end(log)
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    failed = [FORMER_FAILURE in line for line in lines]
+    if any(failed):
+        kept = lines[: failed.index(True)] if and_the_rest else [x for x, f in zip(lines, failed, strict=True) if not f]
+        write_whole(log, "".join(kept))
 
 
 FORMER_FAILURE = "(no reply: malformed answer)"  # an error was kept under this text; such replies are asked again

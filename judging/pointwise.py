@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cor_prompt import defuse, section
@@ -31,12 +32,13 @@ response gets a single number: \\boxed{number}."""
 @dataclass(frozen=True)
 class Scores:
     """`totals[i]`: response i's scores summed over the samples that count, each 1..10. `samples` of `asked` count:
-    the others gave no readable scores. `chains` are the texts of those that count."""
+    the others gave no readable scores, `silent` says why. `chains` are the texts of those that count."""
 
     totals: tuple[int, ...]
     samples: int
     asked: int
     chains: tuple[str, ...]
+    silent: Mapping[str, int]
 
 
 def render_scoring(context: Sequence[Message], responses: Sequence[str]) -> list[Message]:
@@ -80,10 +82,14 @@ def orders(count: int, samples: int, seed: int) -> list[list[int]]:
 
 def sum_scores(shown: Sequence[Sequence[int]], replies: Sequence[Reply], count: int) -> Scores:
     """Samples -> sums. `shown[k]` is the order of sample k. A chain that was cut off has no scores."""
-    read = []
+    read, silent = [], Counter[str]()
     for order, reply in zip(shown, replies, strict=True):
         found = parse_scores(reply.text, count) if reply.finish_reason == "stop" else None
         if found is not None:
             read.append((reply.text, dict(zip(order, found, strict=True))))
+        elif reply.finish_reason == "length":
+            silent["cut off" if reply.response_tokens else "prompt too long"] += 1
+        else:
+            silent["no \\boxed{} with a number for each response"] += 1
     totals = tuple(sum(scores[i] for _, scores in read) for i in range(count))
-    return Scores(totals, len(read), len(replies), tuple(text for text, _ in read))
+    return Scores(totals, len(read), len(replies), tuple(text for text, _ in read), dict(silent))

@@ -111,7 +111,7 @@ def bradley_terry(count: int, results: Results, prior: float = 0.5, start: float
             p[i] = won / lost
         if max((abs(math.log(a / b)) for a, b in zip(p, before, strict=True)), default=0.0) < 1e-10:
             break
-    return [start + 400 * math.log10(strength) for strength in p]
+    return [round(start + 400 * math.log10(strength), 3) for strength in p]  # exact ties stay ties
 
 
 def best_first(scores: Sequence[float]) -> list[int]:

@@ -38,7 +38,7 @@ def start(main: Callable[[], object]) -> None:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(10)  # rank 0 most likely prints the same error, and torchrun then ends this process
         print("error:", " ".join(advice.split()), file=sys.stderr)
-        code = 2
+        code = getattr(error, "exit_code", 2)
     if "RANK" in os.environ:  # a Gloo thread that frees a tensor while Python shuts down would abort the process
         sys.stdout.flush()
         sys.stderr.flush()

@@ -16,7 +16,7 @@ from tiny_models import make_folder, make_lm
 import eval as ev
 from data import Pair, save_pairs
 from evaluation import outcomes, tables
-from judging.verdicts import Judgement
+from judging.verdicts import Judgement, NothingJudged
 from rollout import Reply
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
@@ -94,6 +94,10 @@ def test_finished_evaluation_asks_nothing(tmp_path):
     cfg = make_run(tmp_path)
     ev.evaluate(cfg, Sampler())
     again = Sampler()
+    ev.evaluate(cfg, again)
+    config = Path(cfg.out, "config.json")
+    before = {k: v for k, v in json.loads(config.read_text()).items() if k not in ("extra_body", "baseline")}
+    config.write_text(json.dumps(before))  # as a version without these settings wrote it
     ev.evaluate(cfg, again)
     assert again.calls == 0
 
@@ -384,6 +388,36 @@ def test_the_engine_is_given_all_its_memory(tmp_path, folder, monkeypatch):
 
 
 # ---- the command ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_tokens": (8, 9)}])
+def test_an_evaluation_without_a_verdict_is_no_success(tmp_path, monkeypatch, capsys, settings):
+    class Cut(Sampler):
+        def reply(self, seed, k):
+            return Reply("and so", "length", 9, 7)
+
+    cfg = make_run(tmp_path, **settings)
+    monkeypatch.setattr(ev.tyro.extras, "subcommand_cli_from_dict", lambda _: cfg)
+    monkeypatch.setattr(ev, "make_sampler", lambda *_: Cut())
+    monkeypatch.setattr(ev, "resolve", lambda cfg, *_: cfg)
+    with pytest.raises(NothingJudged, match=r"of them: cut off; raise --max-tokens") as caught:
+        ev.main()
+    assert caught.value.exit_code == 1 and Path(cfg.out, "summary.json").exists()
+    cfg = replace(cfg, baseline=True)
+    ev.main()
+    assert "a baseline: none of" in capsys.readouterr().out
+
+
+def test_the_summary_says_why_there_is_no_verdict(tmp_path, capsys):
+    why = {"(no reply: content filter)": "stop", "(no reply: unreadable answer)": "stop", "(no reply: empty)": "stop",
+           "and so": "length", "[[A]]": "stop"}
+    seen = [judged(f"p{i}", "AB", 0, "A" if "A" in text else None, "A", text=text, finish_reason=reason)
+            for i, (text, reason) in enumerate(why.items())]
+    summary = ev.summarise(seen)
+    assert summary["silent"] == {"no reply: content filter": 1, "no reply: unreadable answer": 1,
+                                 "no reply: empty": 1, "cut off": 1}
+    tables.print_summary(summary)
+    assert "no verdict: 1 no reply: content filter, " in capsys.readouterr().out
 
 
 def test_importing_needs_no_torch():

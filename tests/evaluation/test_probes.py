@@ -9,7 +9,7 @@ import pytest
 
 from data import Pair, save_pairs, swap
 from evaluation import probes
-from judging.verdicts import Judgement
+from judging.verdicts import Judgement, why_silent
 from runtime.errors import UserError
 from toy import files, world
 from toy.files import Build
@@ -157,23 +157,22 @@ def test_stays_counts_pairs_with_a_verdict_before_and_after():
 
 
 @pytest.mark.parametrize(
-    ("text", "reason", "tokens", "scalar", "expected"),
+    ("text", "reason", "tokens", "expected"),
     [
-        ("<type> Chat", "length", 60, False, "cut off"),
-        ("", "length", 0, False, "prompt too long"),
-        ("A None B 1.0", "length", 0, True, "prompt too long"),
-        ("A 1.0 B 1.0", "stop", 0, True, "equal scores"),
-        ("[[A]] or [[B]]", "stop", 9, False, "both letters"),
-        ("<answer>[[A]]</answer> and much more", "stop", 9, False, "letter in the wrong place"),
-        ("<answer>A</answer>", "stop", 9, False, "verdict in another form"),
-        ("[[C]]", "stop", 9, False, "verdict in another form"),
-        ("A is better", "stop", 9, False, "no verdict tag"),
-        ("<think>[[A]]</think> ", "stop", 9, False, "nothing written"),
+        ("<type> Chat", "length", 60, "cut off"),
+        ("", "length", 0, "prompt too long"),
+        ("A None B 1.0", "length", 0, "prompt too long"),
+        ("A 1.0 B 1.0", "stop", 0, "equal scores"),
+        ("[[A]] or [[B]]", "stop", 9, "both letters"),
+        ("<answer>[[A]]</answer> and much more", "stop", 9, "letter in the wrong place"),
+        ("<answer>A</answer>", "stop", 9, "verdict in another form"),
+        ("[[C]]", "stop", 9, "verdict in another form"),
+        ("A is better", "stop", 9, "no verdict tag"),
+        ("<think>[[A]]</think> ", "stop", 9, "nothing written"),
     ],
 )
-def test_kinds_of_outputs_without_a_verdict(text, reason, tokens, scalar, expected):
-    judgement = Judgement("p", "s", "", {}, "AB", 0, None, "A", False, reason, tokens, text)
-    assert probes.kind(judgement, scalar) == expected
+def test_kinds_of_outputs_without_a_verdict(text, reason, tokens, expected):
+    assert why_silent(Judgement("p", "s", "", {}, "AB", 0, None, "A", False, reason, tokens, text)) == expected
 
 
 # ---- the command ---------------------------------------------------------------------------------------

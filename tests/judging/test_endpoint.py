@@ -160,7 +160,7 @@ def test_order_is_kept_and_each_is_asked_once(fake):
     assert_right(ask(sampler_of(fake), QUESTIONS), QUESTIONS)
     assert sorted(fake.asked()) == sorted(QUESTIONS)
     assert fake.seen[0]["body"] == {"model": "m", "temperature": 1.0, "max_tokens": 50,
-                                    "messages": [{"role": "user", "content": fake.asked()[0]}],
+                                    "messages": [{"role": "user", "content": fake.asked()[0]}], **endpoint.PLAIN,
                                     "seed": fake.seeds()[0]}
 
 
@@ -427,7 +427,10 @@ def test_another_file_is_refused(fake, tmp_path):
     (completion(None), "(no reply: empty)", "stop", None),
     (completion(""), "(no reply: empty)", "stop", None),
     (completion(None, reason="length"), "(no reply: cut off)", "length", None),
-    (completion([{"type": "text", "text": "[[A]]"}]), "(no reply: empty)", "stop", None),
+    (completion([{"type": "text", "text": "[["}, {"type": "text", "text": "A]]"}]), "[[A]]", "stop", "A"),
+    (completion([{"type": "thinking", "thinking": [{"type": "text", "text": "[[B]]?"}]},
+                 {"type": "text", "text": "[[A]]"}]), "<think>[[B]]?</think>[[A]]", "stop", "A"),
+    (completion([{"type": "image"}, 3]), "(no reply: empty)", "stop", None),
     (completion("[[A]]", reason=None), "[[A]]", "stop", "A"),
     (completion("[[A]]", reason=["stop"]), "[[A]]", "stop", "A"),
     (completion("so [[B]]", message={"reasoning_content": "[[A]]?"}), "<think>[[A]]?</think>so [[B]]", "stop", "B"),
@@ -447,11 +450,11 @@ def test_outcomes(fake, answer, text, finish, verdict):
 
 
 def test_one_conversation_that_gets_garbage_does_not_stop_the_rest(fake):
-    fake.plan = lambda body, times: b"<html>" if body["messages"][-1]["content"] == "q3" else echo(body)
+    fake.plan = lambda body, times: {"choices": [7]} if body["messages"][-1]["content"] == "q3" else echo(body)
     found = ask(sampler_of(fake, concurrency=1, retries=2), QUESTIONS)
-    assert found[3] == [Reply("(no reply: malformed answer)", "stop", 0, 0)]
+    assert found[3] == [Reply("(no reply: unreadable answer)", "stop", 0, 0)]
     assert_right(found[:3] + found[4:], QUESTIONS[:3] + QUESTIONS[4:])
-    fake.plan = lambda body, times: b"<html>"
+    fake.plan = lambda body, times: [1]
     with pytest.raises(UserError, match="no chat completion"):  # a server that never gave a reply is none
         ask(sampler_of(fake, retries=2), QUESTIONS)
 
@@ -460,6 +463,120 @@ def test_a_filtered_prompt_is_an_outcome(fake):
     fake.plan = lambda body, times: refusal("The response was filtered", "content_filter")
     found = ask(sampler_of(fake), ["q", "r"], n=2)
     assert found == [[Reply("(no reply: content filter)", "stop", 0, 0)] * 2] * 2 and len(fake.seen) == 2
+
+
+IN_A_BODY = {  # answers with status 200 -> what is said, and whether the run waits before it gives up
+    "paid": ({"error": {"message": "Insufficient balance", "code": 402}}, "status 402.*Insufficient balance", 1),
+    "key": ({"error": {"message": "no such key", "code": "401"}, "choices": None}, "status 401.*no such key", 1),
+    "limit": ({"choices": None, "error": {"message": "Provider error", "code": 429}}, "status 429.*Provider error", 3),
+    "named": ({"error": {"message": "slow down", "type": "rate_limit_exceeded"}}, "status 429.*slow down", 3),
+    "text": ({"error": "upstream is gone"}, "upstream is gone", 3),
+    "choice": ({"choices": [{"error": {"message": "full", "code": 503}, "message": {"content": ""}}]}, "status 503", 3),
+    "page": (b"<html>Scheduled maintenance</html>", "no JSON.*maintenance", 3),
+    "half": (completion("half", reason="error"), "broken off", 3),
+}
+
+
+@pytest.mark.parametrize("kind", IN_A_BODY)
+def test_an_error_in_a_body_stops_the_run_and_is_never_kept(fake, tmp_path, kind):
+    answer, words, requests = IN_A_BODY[kind]
+    kept = tmp_path / "replies.jsonl"
+    ask(sampler_of(fake, kept=kept), ["good"])
+    fake.plan = lambda body, times: answer
+    with pytest.raises(UserError, match=words):
+        ask(sampler_of(fake, kept=kept, retries=2), ["q"])
+    assert len(fake.seen) == 1 + requests and kept.read_text().count("\n") == 1
+    fake.plan = lambda body, times: echo(body) if times else answer
+    if requests > 1:
+        assert_right(ask(sampler_of(fake, kept=kept), ["r"]), ["r"])
+
+
+def test_an_error_that_was_kept_as_a_reply_is_asked_again(fake, tmp_path):
+    kept = tmp_path / "replies.jsonl"
+    ask(sampler_of(fake, kept=kept), ["q", "r"])
+    lines = kept.read_text().splitlines(keepends=True)
+    row = json.loads(lines[0])
+    row["reply"]["text"] = endpoint.FORMER_FAILURE
+    kept.write_text(json.dumps(row) + "\n" + lines[1])
+    assert_right(ask(sampler_of(fake, kept=kept), ["q", "r"]), ["q", "r"])
+    assert len(fake.seen) == 3
+    assert_right(ask(sampler_of(fake, kept=kept), ["q", "r"]), ["q", "r"])
+    assert len(fake.seen) == 3
+
+
+def test_logs_lose_the_verdicts_that_were_errors(tmp_path):
+    log = tmp_path / "log.jsonl"
+    for rest, left in ((False, ["1", "3"]), (True, ["1"])):
+        log.write_text("1\n" + json.dumps({"text": endpoint.FORMER_FAILURE}) + "\n3\ntorn")
+        endpoint.drop_failures(log, rest)
+        assert log.read_text().split() == left
+
+
+# ---- settings of a server ------------------------------------------------------------------------------
+
+
+def test_what_a_request_leaves_out_and_adds(fake):
+    ask(sampler_of(fake, sampling=False, extra={"top_k": -1, "provider": {"order": ["x"]}}), ["q"])
+    body = fake.seen[0]["body"]
+    assert not {"temperature", *endpoint.PLAIN} & body.keys()
+    assert body["top_k"] == -1 and body["provider"] == {"order": ["x"]} and body["max_tokens"] == 50
+
+
+@pytest.mark.parametrize("name", endpoint.PLAIN)
+def test_a_server_that_does_not_know_a_setting_is_asked_without_it(fake, name):
+    fake.plan = lambda body, times: refusal(f"Unsupported parameter: '{name}'") if name in body else echo(body)
+    assert_right(ask(sampler_of(fake, concurrency=1), ["q", "r"]), ["q", "r"])
+    assert len(fake.seen) == 3 and fake.seen[-1]["body"]["temperature"] == 1.0
+
+
+def test_settings_change_the_sample_and_so_what_is_kept(fake, tmp_path):
+    for requests, settings in enumerate(({}, {"sampling": False}, {"extra": {"top_k": 1}}), 1):
+        for _ in range(2):
+            ask(sampler_of(fake, kept=tmp_path / "replies.jsonl", **settings), ["q"])
+        assert len(fake.seen) == requests
+
+
+def test_flags_of_a_server(fake):
+    flags = {"model": "m", "base_url": fake.url}
+    sampler = endpoint.Server(**flags, temperature="none", extra_body='{"top_k": 5}').connect(None)
+    assert (sampler.extra, sampler.sampling) == ({"top_k": 5}, False)
+    for text in ("[1]", "{", "3"):
+        with pytest.raises(UserError, match="--extra-body"):
+            endpoint.Server(**flags, extra_body=text).connect(None)
+    with pytest.raises(UserError, match="--temperature none"):
+        endpoint.Server(model="m", temperature="none").sampling_temperature()
+
+
+@pytest.mark.parametrize("message", [
+    "Unsupported value: 'temperature' does not support 0.0 with this model. Only the default (1) value is supported.",
+    "`temperature` is deprecated for this model."])
+def test_a_server_that_refuses_a_temperature_names_the_flag(fake, message):
+    fake.plan = lambda body, times: refusal(message, "unsupported_value") if "temperature" in body else echo(body)
+    with pytest.raises(UserError, match="--temperature none"):
+        ask(sampler_of(fake), ["q"])
+    assert_right(ask(sampler_of(fake, sampling=False), ["q"]), ["q"])
+
+
+SERVERS_ON_LENGTH = [  # vLLM twice, SGLang, llama.cpp, TGI twice, hosted models
+    "The decoder prompt (length 5000) is longer than the maximum model length of 4096.",
+    "'max_tokens' is too large: 2048. This model's maximum context length is 4096 tokens",
+    "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
+    "the request exceeds the available context size, try increasing it",
+    "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 3000 and 2048",
+    "Input validation error: `inputs` must have less than 4095 tokens. Given: 5000",
+    "prompt is too long: 210000 tokens > 200000 maximum",
+    "input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000",
+    "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",
+    "Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum context length",
+    "too many tokens: total number of tokens in the prompt cannot exceed 4081",
+]
+
+
+@pytest.mark.parametrize("message", SERVERS_ON_LENGTH)
+@pytest.mark.parametrize("status", [400, 422, 500])
+def test_prompts_that_are_too_long_are_counted_whatever_the_server_says(fake, message, status):
+    fake.plan = lambda body, times: (status, {}, {"error": {"message": message}})
+    assert ask(sampler_of(fake), ["q"]) == [[Reply("", "length", 0, 0)]] and len(fake.seen) == 2
 
 
 TOO_LONG = refusal("This model's maximum context length is 8 tokens. However, you requested 60 tokens")
