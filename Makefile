@@ -117,9 +117,8 @@ bench: .venv-bench/installed
 
 bench-full: .venv-bench/installed
 	$(BENCH) bench.against_trl --full
-	$(BENCH) bench.flops
+	$(BENCH) bench.where
 	$(BENCH) bench.scaling
-	$(BENCH) bench.hotspots
 
 # The conversion alone needs gguf and accelerate, so it has an environment of its own.
 runs/smollm2/config.json:

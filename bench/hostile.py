@@ -52,8 +52,6 @@ class Config:
     """folders with a tokenizer.json and a chat template; the toy's tokenizer is always among them"""
     cases: int = 100_000
     """hostile cases"""
-    browsed: int = 300
-    """cases that a headless chromium shows, where one is installed; 0: none"""
     seed: int = 0
     """seed of the cases (an integer)"""
     out: str = "runs/bench/hostile.json"
@@ -192,33 +190,6 @@ def harmless_markup() -> tuple[int, int]:
     return made.count("<"), made.count(">")
 
 
-def browse(texts: list[str]) -> str:
-    """Every text shown and clicked in a headless chromium -> "" or what went wrong; None shown: "no chromium"."""
-    import tempfile
-
-    from tests.browser import CHROMIUM, Browser
-
-    if CHROMIUM is None:
-        return "no chromium"
-    browser, names = Browser(), "[...document.querySelectorAll('#pair *, #list *')].map(e => e.tagName)"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "report.html"
-        path.write_text(page.page(texts[0], [], {}, page_data(texts), {}), encoding="utf-8")
-        browser.open(path)
-    walk = f"""[...document.querySelectorAll('#list button')].map((_, i) => {{
-      document.querySelectorAll('#list button')[i].click();
-      return [data.pairs.indexOf(chosen), [...new Set({names})],
-              document.querySelector('.columns pre').textContent === chosen.asked[1]]; }})"""
-    found, scripts = browser.eval(walk), browser.eval("document.scripts.length")
-    marks = [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded",
-                                                              "Page.javascriptDialogOpening")]
-    browser.close()
-    allowed = set("H3 H4 P DIV PRE SPAN B MARK INS BUTTON".split())
-    wrong = [i for i, tags, same in found if not same or not set(tags) <= allowed]
-    right = not wrong and not marks and scripts == 1 and [i for i, *_ in found] == list(range(len(texts)))
-    return "" if right else f"pairs {wrong[:9]}, {scripts} scripts, {len(marks)} complaints, {len(found)} shown"
-
-
 def measure(
     cases: int, tokenizers: dict[str, Any], seed: int = 0
 ) -> tuple[dict[str, Counter[str]], list[str], list[str]]:
@@ -267,14 +238,11 @@ def load(folders: tuple[str, ...]) -> dict[str, Any]:
 def main(cfg: Config) -> None:
     from bench.measure import write
 
-    counts, broken, shown = measure(cfg.cases, load(cfg.tokenizers), cfg.seed)
+    counts, broken, _ = measure(cfg.cases, load(cfg.tokenizers), cfg.seed)
     counts["sum"] = sum(counts.values(), Counter())
-    browsed = list(dict.fromkeys(shown))[: cfg.browsed]
-    said = browse(browsed) if browsed else "not asked"
     write([{"texts": family} | {name: found[name] for name in COLUMNS} for family, found in counts.items()],
-          asdict(cfg) | {"broken": broken[:50], "browsed": len(browsed), "browser": said or "quiet"},
-          Path(cfg.out))
-    print(f"{len(broken)} promises broken; browser, {len(browsed)} texts: {said or 'quiet'}", *broken[:9], sep="\n")
+          asdict(cfg) | {"broken": broken[:50]}, Path(cfg.out))
+    print(f"{len(broken)} promises broken", *broken[:9], sep="\n")
 
 
 if __name__ == "__main__":

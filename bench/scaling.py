@@ -1,4 +1,4 @@
-"""Time and memory against tokens, vocabulary, group size and ranks, and a plot.
+"""Time and memory against tokens, vocabulary and group size, and a plot.
 
     python -m bench.scaling
 
@@ -8,10 +8,7 @@ What has to hold: time grows linearly in tokens; the log-probs' memory does not 
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -37,8 +34,6 @@ class Config:
     """prompts of a round, for time against tokens"""
     groups: tuple[int, ...] = (1, 2, 4, 8, 16)
     """group sizes, at 8 prompts"""
-    ranks: tuple[int, ...] = (1, 2)
-    """processes, one thread each, on one round"""
     targets: tuple[int, ...] = (512, 1024, 2048, 4096)
     """response tokens, for the log-probs' memory"""
     vocabularies: tuple[int, ...] = (2048, 8192, 32768)
@@ -92,34 +87,6 @@ def head_point(targets: int, vocabulary: int, hidden: int) -> dict[str, Any]:
             "seconds": seconds}
 
 
-def ranks_point(cfg: Config, ranks: int) -> dict[str, Any]:
-    """One round of 16 prompts over several processes on this machine, one thread each."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = make_folder(shape(cfg), Path(folder))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}",
-                   "-m", "bench.scaling", "--worker", path, str(cfg.repeats)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"})
-    seconds = [float(line) for line in done.stdout.split()]
-    return {"ranks": ranks, "seconds": min(seconds), "median": statistics.median(seconds)}
-
-
-def rank_worker(path: str, repeats: int) -> None:
-    """This rank's share of a round, sharded as in training; rank 0 prints the seconds."""
-    import model
-    from runtime import ranks
-
-    ranks.join_ranks()
-    whole = make_groups(Shape(2048), LENGTHS, 16, 4)
-    settings, side = Settings(prompts=16, updates=1, group_size=4), Side()
-    product = Product(path, settings, budget=2048, mesh=model.make_mesh(torch.float32))
-    for _ in range(repeats + 1):
-        product.update(as_rollouts(whole[ranks.rank() :: ranks.world_size()]), side)
-    if ranks.rank() == 0:
-        print("\n".join(map(str, side.seconds[1:])))
-    ranks.leave_ranks()
-
-
 def exponent(rows: Sequence[dict[str, Any]], x: str, y: str) -> float:
     """Slope of log y over log x, least squares: 1 is linear."""
     points = torch.tensor([[row[x], row[y]] for row in rows], dtype=torch.float64).log()
@@ -134,7 +101,6 @@ def measure(cfg: Config) -> dict[str, list[dict[str, Any]]]:
         "vocabulary": [point(cfg, vocabulary=v) for v in cfg.vocabularies],
         "group size": [point(cfg, group_size=g) for g in cfg.groups],
         "head": [head_point(n, v, cfg.hidden) for v in cfg.vocabularies for n in cfg.targets],
-        "ranks": [ranks_point(cfg, n) for n in cfg.ranks],
     }
 
 
@@ -145,21 +111,21 @@ def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 3, figsize=(11, 6), constrained_layout=True)
-    for axis, name in zip(axes.flat, ("tokens", "group size", "vocabulary", "ranks"), strict=False):
+    for axis, name in zip(axes.flat, ("tokens", "group size", "vocabulary"), strict=False):
         seconds = [row["seconds"] for row in found[name]]
         axis.plot([row[name] for row in found[name]], seconds, "o-")
         axis.set(xlabel=name, ylabel="seconds", title=f"an update against {name}", ylim=(0, 1.1 * max(seconds)))
-    axes[1, 0].set_xticks([row["ranks"] for row in found["ranks"]])
     memory = [row["peak MB"] for row in found["tokens"]]
-    axes[1, 1].plot([row["tokens"] for row in found["tokens"]], memory, "o-")
-    axes[1, 1].set(xlabel="tokens", ylabel="MB", title="an update's peak", ylim=(0, 1.1 * max(memory)))
+    axes[1, 0].plot([row["tokens"] for row in found["tokens"]], memory, "o-")
+    axes[1, 0].set(xlabel="tokens", ylabel="MB", title="an update's peak", ylim=(0, 1.1 * max(memory)))
     for v in dict.fromkeys(row["vocabulary"] for row in found["head"]):
         rows = [row for row in found["head"] if row["vocabulary"] == v]
         x = [row["targets"] for row in rows]
-        line = axes[1, 2].plot(x, [row["peak MB"] for row in rows], "o-", label=f"vocabulary {v:,}")
-        axes[1, 2].plot(x, [row["logits MB"] for row in rows], ":", color=line[0].get_color())
-    axes[1, 2].set(xlabel="response tokens", ylabel="MB", yscale="log", title="log-probs, gradients (dotted: logits)")
-    axes[1, 2].legend(fontsize=8)
+        line = axes[1, 1].plot(x, [row["peak MB"] for row in rows], "o-", label=f"vocabulary {v:,}")
+        axes[1, 1].plot(x, [row["logits MB"] for row in rows], ":", color=line[0].get_color())
+    axes[1, 1].set(xlabel="response tokens", ylabel="MB", yscale="log", title="log-probs, gradients (dotted: logits)")
+    axes[1, 1].legend(fontsize=8)
+    axes[1, 2].axis("off")
     figure.savefig(path, dpi=120)
 
 
@@ -173,7 +139,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        rank_worker(sys.argv[2], int(sys.argv[3]))
-    else:
-        main(tyro.cli(Config))
+    main(tyro.cli(Config))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench import flops, hotspots, long_run, measure, scaling
+from bench import long_run, measure, scaling, where
 from bench.measure import Side
 from bench.ours import Product, Settings, micro_batch_tokens
 from bench.workload import LENGTHS, SHAPES, as_rollouts, make_folder, make_groups, reward, tokens
@@ -38,9 +38,14 @@ def test_a_ratio_needs_equal_losses_and_norms():
     assert not measure.agree(side, other) and not measure.agree(Side(), Side())
 
 
-def test_useful_flops_are_those_of_the_matmuls():
-    found = flops.measure("smoke", flops.Config(lengths="smoke", repeats=1, matmul=(64,), settings=TINY))
-    assert 0 < found["update"] < 1
+def test_useful_flops_are_those_of_the_matmuls_and_operations_are_listed(tmp_path):
+    cfg = where.Config(str(tmp_path / "where.json"), ("smoke",), "smoke", 1, matmul=(64,), profiled="smoke",
+                       profiled_lengths="smoke", top=3, settings=TINY)
+    where.main(cfg)
+    [row] = json.loads((tmp_path / "where.json").read_text())["rows"]
+    assert 0 < row["update"] < 1
+    rows = json.loads((tmp_path / "where-operations.json").read_text())["rows"]
+    assert {one["work"] for one in rows} == {"sft", "update", "sampling"} and len(rows) == 9
 
 
 def test_log_prob_memory_does_not_grow_with_length_times_vocabulary():
@@ -63,14 +68,6 @@ def test_scaling_points_and_exponent(tmp_path):
     assert found["tokens"] == 64 + 2 * 31 and found["peak MB"] > 0
     rows = [{"x": n, "y": 3.0 * n} for n in (1, 2, 8)]
     assert scaling.exponent(rows, "x", "y") == pytest.approx(1.0)
-
-
-def test_hotspots_and_their_files(tmp_path):
-    cfg = hotspots.Config(shape="smoke", lengths="smoke", top=3, out=str(tmp_path / "hot.json"), settings=TINY)
-    hotspots.main(cfg)
-    rows = json.loads((tmp_path / "hot.json").read_text())["rows"]
-    assert {row["work"] for row in rows} == {"sft", "update", "sampling"}
-    assert any("model.py" in row["what"] for row in rows)
 
 
 def test_reward_and_lengths_are_functions_of_the_seed():

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from browser import CHROMIUM
+from browser import CHROMIUM, Browser
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,6 +94,20 @@ def test_no_quote_turns_a_verdict(text):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-def test_the_page_shows_hostile_texts_as_texts(monkeypatch):
-    shown = list(dict.fromkeys(hostile.measure(60, {})[2]))
-    assert hostile.browse(shown) == ""
+def test_the_page_shows_hostile_texts_as_texts(tmp_path):
+    """Every text is shown and clicked: no script of its own, no tag of its own, each letter for letter."""
+    texts = list(dict.fromkeys(hostile.measure(60, {})[2]))
+    browser, names = Browser(), "[...document.querySelectorAll('#pair *, #list *')].map(e => e.tagName)"
+    (tmp_path / "report.html").write_text(page.page(texts[0], [], {}, hostile.page_data(texts), {}), encoding="utf-8")
+    browser.open(tmp_path / "report.html")
+    walk = f"""[...document.querySelectorAll('#list button')].map((_, i) => {{
+      document.querySelectorAll('#list button')[i].click();
+      return [data.pairs.indexOf(chosen), [...new Set({names})],
+              document.querySelector('.columns pre').textContent === chosen.asked[1]]; }})"""
+    found, scripts = browser.eval(walk), browser.eval("document.scripts.length")
+    marks = [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded",
+                                                              "Page.javascriptDialogOpening")]
+    browser.close()
+    allowed = set("H3 H4 P DIV PRE SPAN B MARK INS BUTTON".split())
+    assert [i for i, *_ in found] == list(range(len(texts)))
+    assert all(same and set(tags) <= allowed for _, tags, same in found) and not marks and scripts == 1
