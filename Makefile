@@ -3,6 +3,7 @@
 # make tables        the paper's experiments in the tiny world, three seeds, 84 CPU-minutes; goes on where it stopped
 # make variants      the methods it is discussed with, from the same checkpoints; after make tables
 # make test          lint, types and the fast tests
+# make test-processors    the tests that compare numbers, as other processors would run them, five minutes
 # make test-slow     the end-to-end bounds, kills, long sequences
 # make test-vllm     vLLM on the CPU, in an environment of its own, against the trainer's log-probs
 # make mutants       the tests of the equations, the batches and the readers, tested in turn; half an hour or more
@@ -22,7 +23,7 @@ REAL := runs/real
 DATA ?= recipes/real/pairs.jsonl
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo controls tables variants exercises traps traps-red test test-slow test-vllm mutants bench bench-full real install handout autograder
+.PHONY: demo controls tables variants exercises traps traps-red test test-processors test-slow test-vllm mutants bench bench-full real install handout autograder
 install: .venv/installed
 
 .venv/installed: requirements.txt
@@ -79,6 +80,9 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not vllm"
+
+test-processors: install
+	$(BIN)/python tests/processors.py
 
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow

@@ -18,6 +18,8 @@ from batch import Batch, Group, aggregate, collate, denominator, group_tokens, m
 from model import Policy
 from ops.attention import visible
 
+pytestmark = pytest.mark.numeric
+
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 
 AGGS = ("seq", "token", "const")

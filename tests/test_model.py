@@ -24,6 +24,8 @@ from runtime.errors import UserError
 from runtime.run_folder import RunFolder
 from runtime.states import load_state, resume, save_state
 
+pytestmark = pytest.mark.numeric
+
 GROUPS = [
     Group([1, 7, 8, 9, 10, 11], [[12, 13, EOS], [20, 21, 22, 23, 24, EOS], [30, EOS]]),
     Group([1, 33], [[EOS], [14, 15, 16, 17, 18, 19, 20, EOS]]),

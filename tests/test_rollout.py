@@ -27,6 +27,8 @@ from rollout import Reply, Rollout, TorchSampler
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
 
+pytestmark = pytest.mark.numeric
+
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=30)
 
 PROMPTS = [[1, 7, 8, 9, 10], [11], [1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [20, 2, 2], [1, 30, 31, 32]]

@@ -23,6 +23,8 @@ from runtime.steps import StopSignal
 from toy import files
 from toy.files import Build
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

@@ -19,6 +19,8 @@ from model import load_policy
 from ops import attention
 from ops.attention import BLOCK, block_mask, flex_attention, grouped_attention, visible
 
+pytestmark = pytest.mark.numeric
+
 SHAPES = [(0, True), (1, True), (2, True), (3, False), (4, False)]  # seed, all groups in one row
 EVERY_SHAPE = pytest.mark.parametrize(("seed", "one_row"), SHAPES)
 

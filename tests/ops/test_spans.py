@@ -8,6 +8,8 @@ import torch
 from batch import Group, collate
 from ops.attention import grouped_attention, spans, visible
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("one_row", [False, True])
 def test_spans_equal_the_dense_mask(one_row):
