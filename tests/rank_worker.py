@@ -32,16 +32,19 @@ import grpo
 import model
 import sft
 from batch import Group, micro_batches
+from data import load_pairs
+from judging.scalar import load_scorer
 from loading.tokenizer import load_tokenizer
 from rollout import Rollout, TorchSampler
 from runtime import cli, disk, states
 from runtime import ranks as runtime_ranks
-from runtime.states import load_state, save_state
 from runtime.steps import StopSignal
+from variants import rlpr, scalar_rm
+from variants.std_filter import StdFilter
 
 ARCH = {"tied": "qwen2", "untied": "qwen3"}  # qwen3 with heads of 6: on four ranks its head norms have an empty shard
 WIDE, NARROW = 4096, 60  # micro_batch_tokens: a mini-batch in one; several, and not as many on every rank
-PLANS = {1: [("tied", WIDE), ("untied", WIDE)], 2: [("tied", WIDE), ("tied", NARROW), ("untied", NARROW)],
+PLANS = {1: [("tied", WIDE), ("untied", WIDE)], 2: [("tied", NARROW), ("untied", NARROW)],
          4: [("tied", NARROW), ("untied", NARROW)]}
 FAULT = "the reward of rank 1 is broken"
 SIZES = (19, 7)  # response tokens of rank 0 and of rank 1 (P8)
@@ -324,53 +327,6 @@ def sync(stage: Stage, name: str, tie: str) -> None:
     stage.save(name, {k: runtime_ranks.gather(v) for k, v in facts.items()} | {"kept": len(wanted)})
 
 
-def moments(stage: Stage, name: str, tie: str) -> None:
-    """P21: two optimisers alike; the moments of one are on the host before every step."""
-    folder, mesh = str(stage.world / tie), model.make_mesh(torch.float32)
-    policies = [model.load_policy(folder, torch.float32, mesh, torch.float32) for _ in range(2)]
-    optimizers = [torch.optim.AdamW(p.parameters(), lr=1e-2) for p in policies]
-    moved, cfg = model.HostMoments(optimizers[0], True), sft_config(stage, name)
-    mine = made_groups()[runtime_ranks.rank() :: runtime_ranks.world_size()]
-
-    def step() -> None:
-        for policy, optimizer in zip(policies, optimizers, strict=True):
-            sft.nll_loss(policy, mine, cfg, backward=True)
-            model.optimizer_step(policy, optimizer, 1e-2, 1.0)
-
-    def parts(which: int) -> list[Tensor]:
-        states = optimizers[which].state.values()
-        return [getattr(s[k], "_local_tensor", s[k]) for s in states for k in ("exp_avg", "exp_avg_sq")]
-
-    def same() -> bool:
-        weights = [list(p.parameters()) for p in policies]
-        pairs = [*zip(*weights, strict=True), *zip(parts(0), parts(1), strict=True)]
-        return all(torch.equal(getattr(a, "_local_tensor", a), getattr(b, "_local_tensor", b)) for a, b in pairs)
-
-    moved.to_host()  # before the first step there is nothing to move
-    moved.to_device()
-    bytes_away, equal = [], []
-    for _ in range(3):
-        step()
-        moved.to_host()
-        bytes_away += [sum(p.untyped_storage().nbytes() for p in parts(0))]
-        moved.to_device()
-        equal.append(same())
-    held = sum(p.numel() * p.element_size() for p in parts(0))
-    path = stage.folder / f"{name}-state"
-    save_state(path, policies[0], optimizers[0], {"step": 3})
-    settle()
-    load_state(path, policies[1], optimizers[1])
-    equal.append(same())
-    stage.save(
-        name,
-        {
-            "bytes_away": runtime_ranks.gather(bytes_away),
-            "held": runtime_ranks.gather(held),
-            "equal": runtime_ranks.gather(equal),
-        },
-    )
-
-
 class Engine:
     """Stands for an engine beside the trainer: asleep until `sync`, its weights garbage then; notes every call."""
 
@@ -450,8 +406,7 @@ def metrics_of(out: Path) -> list[dict[str, Any]]:
 
 
 def mixed(stage: Stage, name: str, tie: str) -> None:
-    """P12: bf16 arithmetic over float32 weights: dtypes of weights, gradients, moments and of what is sent; and
-    the gradient, with and without recomputation, beside the float32 one."""
+    """P12: the norm of a gradient in float32 and in bf16 arithmetic, and the dtypes of what is stored and sent."""
     sent: dict[str, set[str]] = {"reduce": set(), "gather": set()}
     reduce, gather = dist.reduce_scatter_single, dist.all_gather_single
 
@@ -466,23 +421,59 @@ def mixed(stage: Stage, name: str, tie: str) -> None:
     mesh, cfg = model.make_mesh(torch.bfloat16), sft_config(stage, name)
     mine = made_groups()[runtime_ranks.rank() :: runtime_ranks.world_size()]
     facts: dict[str, Any] = {}
-    tensors: dict[str, Tensor] = {}
-    for label, compute, again in (("f32", torch.float32, False), ("bf16", torch.bfloat16, False),
-                                  ("bf16-again", torch.bfloat16, True)):
+    for label, compute in (("f32", torch.float32), ("bf16", torch.bfloat16)):
         for kinds in sent.values():
             kinds.clear()
         with patched(dist, reduce_scatter_single=seen_reduce, all_gather_single=seen_gather):
-            policy = model.load_policy(str(stage.world / tie), torch.float32, mesh, compute, again).train()
+            policy = model.load_policy(str(stage.world / tie), torch.float32, mesh, compute).train()
             optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
-            nll, _ = sft.nll_loss(policy, mine, cfg, backward=True)
-        tensors |= {f"{label}.{n}": whole(p.grad).clone() for n, p in policy.lm.named_parameters()}
+            sft.nll_loss(policy, mine, cfg, backward=True)
         dtypes = {"gradients": {str(p.grad.dtype) for p in policy.parameters()}}
         norm = model.optimizer_step(policy, optimizer, 1e-3, 1.0)
         dtypes["weights"] = {str(p.dtype) for p in policy.parameters()}
         dtypes["moments"] = {str(s[k].dtype) for s in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")}
         seen = {k: sorted(v) for k, v in (dtypes | sent).items()}
-        facts[label] = runtime_ranks.gather({"dtypes": seen, "norm": norm}) + [sum(runtime_ranks.gather(nll))]
-    stage.save(name, facts, tensors)
+        facts[label] = runtime_ranks.gather({"dtypes": seen, "norm": norm})
+    stage.save(name, facts)
+
+
+# ---- the variants --------------------------------------------------------------------------------------
+
+
+def scalar_gradient(stage: Stage, name: str) -> None:
+    """The gradient of the Bradley-Terry loss of five pairs, whose micro-batches differ in number between ranks."""
+    folder, tokenizer = str(stage.world / "tied"), load_tokenizer(str(stage.world / "tied"))
+    cfg = replace(scalar_rm.PRESETS["tiny"], model=folder, micro_batch_tokens=40)
+    with exact_norms():
+        mesh = model.make_mesh(torch.float64)
+        scorer = load_scorer(folder, torch.float64, mesh, torch.float64)
+        torch.nn.init.constant_(scorer.lm.score.weight, 0.5)  # a head of zeros would give the body no gradient
+        groups = scalar_rm.encode_pairs(load_pairs("held_out.jsonl"), tokenizer, cfg)
+        mine = groups[runtime_ranks.rank() :: runtime_ranks.world_size()]
+        loss, count = scalar_rm.bt_loss(scorer, mine, cfg, backward=True)
+    slopes = {n: whole(p.grad).clone() for n, p in scorer.lm.named_parameters()}
+    stage.save(name, {"loss": sum(runtime_ranks.gather(loss)), "pairs": sum(runtime_ranks.gather(count))}, slopes)
+
+
+def rlpr_statistics(stage: Stage, name: str) -> None:
+    """RLPR's probabilities under a sharded policy, and its filter's deviations."""
+    rank, ranks = runtime_ranks.rank(), runtime_ranks.world_size()
+    rewards = torch.tensor([[1.0] * 3, [1.0, 1.0, -1.0], [1.0] * 3, [1.0] * 3], dtype=torch.float64)
+    groups = [Group([3, 4], [[5, 6], [7]], None, [[0.0, 1.0], [1.0]]), Group([3] * 30, [[], [8]], None, [[], [1.0]]),
+              Group([9], [[5] * 9, [6]], None, [[1.0] * 9, [0.0]]), Group([4], [[], []], None, [[], []])]
+    with exact_norms():
+        mesh = model.make_mesh(torch.float64)
+        policy = model.load_policy(str(stage.world / "tied"), torch.float64, mesh, torch.float64)
+        found = {}
+        for budget in (1, 12, 4096):
+            cfg = replace(rlpr.PRESETS["tiny"], micro_batch_tokens=budget)
+            mine = rlpr.verdict_probabilities(policy, groups[rank::ranks], cfg)
+            found[str(budget)] = interleave(runtime_ranks.gather(mine.tolist()))
+    std = StdFilter(str(stage.folder), 0.5)
+    for scale in (1.0, 0.5):  # a pass whose groups were refused, then one that was kept
+        std.keep(scale * rewards[rank::ranks])
+    std.advantage(rewards[rank::ranks], True)
+    stage.save(name, {"probabilities": found, "deviations": runtime_ranks.gather(std.history)})
 
 
 # ---- stopping, resuming, faults ------------------------------------------------------------------------
@@ -619,11 +610,13 @@ def parts(*functions: Callable) -> dict[str, Callable[[Stage, str], None]]:
 
 def stage_cases(name: str) -> dict[str, Callable[[Stage, str], None]]:
     """The cases of a launch in order; a later launch continues runs of an earlier one."""
+    variants = {"scalar-gradient": scalar_gradient, "rlpr-statistics": rlpr_statistics}
     if name == "two":
         return {
             "chain-2": lambda s, n: chain(s, n, "", 2),
             **runs(2),
-            **parts(gradient, sync, moments, mixed),
+            **parts(gradient, sync, mixed),
+            **variants,
             "engine": engine_order,
             "sigterm-one": lambda s, n: sigterm(s, n, (1,)),
             "sft-resumed": sft_resumed,
@@ -632,7 +625,8 @@ def stage_cases(name: str) -> dict[str, Callable[[Stage, str], None]]:
     if name == "one":
         return {
             **runs(1),
-            **parts(gradient, moments),
+            **parts(gradient),
+            **variants,
             "engine": engine_order,
             "chain": lambda s, n: chain(s, n, "", 0),
             "sft-resumed": sft_resumed,
@@ -645,7 +639,7 @@ def stage_cases(name: str) -> dict[str, Callable[[Stage, str], None]]:
     if name == "four":
         return {
             **runs(4),
-            **parts(sync, moments),
+            **parts(sync),
             "chain-2-1-4": lambda s, n: chain(s, n, "one_after_two/chain-2-1", 0),
             "hybrid": lambda s, n: chain(s, n, "", 0, shard_ranks=2),
             "hybrid-4": lambda s, n: chain(s, n, "", 2, shard_ranks=2),

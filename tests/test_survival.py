@@ -339,21 +339,25 @@ def rank_processes(launcher: int) -> list[int]:
 
 @pytest.mark.slow
 def test_torchrun_ends_the_job_when_a_rank_is_killed_and_the_same_command_continues(jobs):
-    """SIGTERM to torchrun itself, kill -9 of rank 1 in a save and of rank 0 as it exports; then on to the end."""
+    """SIGTERM to rank 1; from the start again, SIGTERM to torchrun itself, kill -9 of rank 1 in a save and of rank 0
+    as it exports; then on to the end."""
     job = jobs("grpo", 2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master-port={port}",
                "grpo.py", *job.argv]
-    moments = ((None, "checkpoints/part_step_000001"), (1, "checkpoints/part_step_000003"),
-               (0, "rollouts/step_000003.jsonl"))
-    for victim, moment in moments:
+    saving = "checkpoints/part_step_000001"
+    moments = ((1, signal.SIGTERM, saving), (None, signal.SIGTERM, saving),
+               (1, signal.SIGKILL, "checkpoints/part_step_000003"), (0, signal.SIGKILL, "rollouts/step_000003.jsonl"))
+    for number, (victim, how, moment) in enumerate(moments):
+        if number == 1:
+            shutil.rmtree(job.out)
         process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE)
         wait_for((job.out / moment).exists, process)
         ranks = rank_processes(process.pid)
-        os.kill(*(process.pid, signal.SIGTERM) if victim is None else (ranks[victim], signal.SIGKILL))
+        os.kill(process.pid if victim is None else ranks[victim], how)
         _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode != 0
         for pid in ranks:
@@ -361,8 +365,9 @@ def test_torchrun_ends_the_job_when_a_rank_is_killed_and_the_same_command_contin
                 os.kill(pid, 0)
         reply = job.server({"look": str(job.out)})
         job.check_what_is_left(reply)
-        if victim is None:  # the step under way was finished and saved
+        if how == signal.SIGTERM:  # the step under way was finished and saved
             assert said.count("stopped: the same command continues") == 2 and reply["checkpoint"][0] == "step_000002"
+            assert victim is None or "exitcode  : 130" in said, said
         else:
             assert f"(local_rank: {victim})" in said and "Signal 9 (SIGKILL)" in said, said
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)

@@ -6,10 +6,8 @@ import doctest
 import json
 import math
 import runpy
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +21,8 @@ from variants import dapo, dr_grpo, stable_reinforce
 from variants.dapo import differ
 from variants.stable_reinforce import filtered_advantages, stable_loss
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.numeric
+
 TINY = grpo.PRESETS["tiny"]
 
 
@@ -216,31 +215,3 @@ def test_what_stable_reinforce_gives_to_train(monkeypatch):
     assert given.pop("cfg") == replace(TINY, out=TINY.out + "-stable")
     assert {name: function.__name__ for name, function in given.items()} == {
         "advantage": "filtered_advantages", "loss": "stable_loss"}
-
-
-# ---- ranks ---------------------------------------------------------------------------------------------
-
-REWARDS = [[1.0] * 3, [1.0, 1.0, -1.0], [1.0] * 3, [1.0] * 3]
-
-
-def filter_a_share() -> None:
-    ranks.join_ranks()
-    mine = torch.tensor(REWARDS)[ranks.rank() :: ranks.world_size()]
-    found = ranks.gather(filtered_advantages(mine).tolist())
-    if ranks.rank() == 0:
-        print(json.dumps(found))
-    ranks.leave_ranks()
-
-
-def test_two_ranks_share_a_rounds_mean(tmp_path):
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=480, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    even, odd = json.loads(done.stdout.splitlines()[-1])
-    whole = filtered_advantages(torch.tensor(REWARDS)).tolist()
-    assert [even[0], odd[0], even[1], odd[1]] == whole and whole[1][2] == 0.0
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    cli.start(filter_a_share)

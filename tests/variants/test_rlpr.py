@@ -1,12 +1,11 @@
 """RLPR: the verdict that takes the sampled one's place, its probability by hand and against plain transformers,
-the filter by hand, through a resume and on two ranks."""
+the filter by hand and through a resume."""
 
 from __future__ import annotations
 
 import doctest
 import json
 import math
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,6 @@ from cor_prompt import plain_tokenizer
 from data import Pair
 from loading.tokenizer import load_tokenizer
 from rollout import Rollout
-from runtime import ranks as runtime_ranks
 from runtime.errors import UserError
 from runtime.steps import StopSignal
 from toy import files
@@ -33,7 +31,8 @@ from variants import rlpr, std_filter
 from variants.rlpr import PRESETS, encode_verdict, rlpr_score, verdict_probabilities, with_verdict
 from variants.std_filter import StdFilter, running_std
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.numeric
+
 TINY = PRESETS["tiny"]
 A, B = "<answer>[[A]]</answer>", "<answer>[[B]]</answer>"
 
@@ -335,53 +334,3 @@ def test_what_train_is_given(monkeypatch, tmp_path):
     rlpr.main()
     assert given["cfg"] == replace(TINY, std_beta=0.9, out=str(tmp_path)) and given["score"] is rlpr_score
     assert given["keep"].__self__ is given["advantage"].__self__ and given["keep"].__self__.beta == 0.9
-
-
-# ---- ranks ---------------------------------------------------------------------------------------------
-
-
-def score_a_share(folder: Path) -> None:
-    """What each rank runs: its pairs' rewards on a sharded policy, and two rounds of the filter."""
-    runtime_ranks.join_ranks()
-    tokenizer = tiny_tokenizers.chatml()
-    mesh = model.make_mesh(torch.float64)
-    policy = model.load_policy(str(folder / "model"), torch.float64, mesh, torch.float64)
-    groups = [traces(tokenizer, prompt, 12)[: 3 * (i + 1)][-3:] for i, prompt in enumerate((5, 60, 2, 9))]
-    groups[3] = [replace(r, text="", response_ids=[]) for r in groups[3]]  # nothing to score but the bare verdict
-    mine, ranks = groups[runtime_ranks.rank() :: runtime_ranks.world_size()], runtime_ranks.world_size()
-    pairs = [pair("AB"[i % 2]) for i in range(4)][runtime_ranks.rank() :: ranks]
-    found = {}
-    for budget in (1, 100, 4096):
-        rewards = rlpr_score([r for group in mine for r in group], pairs, policy, tokenizer,
-                             replace(TINY, micro_batch_tokens=budget))
-        found[str(budget)] = [row for rows in zip(*runtime_ranks.gather(rewards.tolist()), strict=True) for row in rows]
-    std = StdFilter(str(folder), 0.5)
-    for step in range(2):
-        every = spread(0.1, 0.2 + step, 0.3, 0.7)[runtime_ranks.rank() :: ranks]
-        std.keep(every)
-        std.keep(every / 3)
-        std.advantage(every, True)
-    if runtime_ranks.rank() == 0:
-        (folder / f"ranks-{ranks}.json").write_text(json.dumps({"rewards": found, "std": std.history}))
-    assert runtime_ranks.gather(std.history) == [std.history] * ranks
-    runtime_ranks.leave_ranks()
-
-
-def test_T13_two_ranks_score_and_filter_as_one_does(tmp_path):
-    lm = tiny_models.make_lm("llama", vocab_size=len(tiny_tokenizers.chatml()), max_position_embeddings=512)
-    tiny_models.make_folder(tmp_path / "model", lm)
-    for ranks in (1, 2):
-        line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", __file__]
-        done = subprocess.run([*line, str(tmp_path)], capture_output=True, text=True, timeout=480, cwd=ROOT)
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (json.loads((tmp_path / f"ranks-{ranks}.json").read_text()) for ranks in (1, 2))
-    assert two["std"] == one["std"]
-    plans = [torch.tensor(found["rewards"][budget]) for found in (one, two) for budget in found["rewards"]]
-    assert len(plans) == 6 and (plans[0][:3] > 0).any() and (plans[0][3] == 0).all()
-    for other in plans[1:]:
-        torch.testing.assert_close(other, plans[0], atol=1e-6, rtol=0)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    score_a_share(Path(sys.argv[1]))
