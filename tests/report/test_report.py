@@ -103,8 +103,7 @@ def test_terminal_and_files(tmp_path, capsys):
     out = rp.report(rp.Config(str(folder)))
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == str(out) == str(folder / "report.html")
-    assert "pair p0: wrong at sft, right at grpo" in printed and "    question 0" in printed
-    assert "sft says B (better: A)" in printed and "grpo says A (better: A)" in printed and "<eval>grpo 0" in printed
+    assert "0.917 ± 0.050" in printed and "0.625 (n 40)" in printed
     plots = sorted(path.name for path in (folder / "plots").iterdir())
     assert plots == ["grpo-clipped.png", "grpo-entropy.png", "grpo-held-out-verdicts.png",
                      "grpo-kl-to-the-start-checkpoint.png", "grpo-no-verdict.png", "grpo-response-length.png",
@@ -163,7 +162,7 @@ def test_hostile_texts_stay_texts(tmp_path, capsys):
     assert all(c.isprintable() or c == "\n" for c in raw)
     assert "&lt;U+202E&gt;" in raw and "u003cU+202E" in raw
     printed = capsys.readouterr().out
-    assert all(c.isprintable() or c == "\n" for c in printed) and "<U+001B>[31m" in printed
+    assert all(c.isprintable() or c == "\n" for c in printed)
     data = json.loads(page.texts["data"])  # and it is all there, as text
     assert "</script><script>alert(1)</script>" in data["pairs"][0]["traces"][1][0]["text"]
     assert "<U+202E>" in data["pairs"][0]["asked"][0] and "\u202e" not in json.dumps(data, ensure_ascii=False)
@@ -251,14 +250,30 @@ def test_curves_stand_beside_the_stages(tmp_path, capsys):
     page = rp.report(rp.Config(str(folder))).read_text(encoding="utf-8")
     assert (folder / "plots" / "votes-and-budgets-votes-majority-of-k-of-3-votes.png").exists()
     assert page.count("<h3>") == 2 and "<td>0.400</td>" in page and "&lt;b&gt;" in page and "<b>" not in page
-    assert "\x1b" not in page and "no curve: <U+001B>[31m" in capsys.readouterr().out
+    assert "\x1b" not in page and "no curve: &lt;U+001B&gt;[31m" in page
 
 
-def test_without_the_data_file(no_plots, tmp_path, capsys):
+def test_pairs_come_first_and_tables_last_after_an_introduction(no_plots, tmp_path):
+    folder = write_demo(tmp_path / "demo")
+    settings = {"model": "runs/<start>", "data": "runs/sft.jsonl", "command": "sft.py --preset tiny"}
+    (folder / "sft" / "config.json").write_text(json.dumps(settings))
+    page = rp.report(rp.Config(str(folder))).read_text(encoding="utf-8")
+    texts = ("runs/&lt;start&gt; trained for 4 steps on runs/sft.jsonl", "$ python sft.py", "Held-out pairs",
+             "Training: sft", "Training: grpo", "<h2>Stages")
+    assert (places := [page.index(text) for text in texts]) == sorted(places)
+    assert re.search(r"sft, 20\d\d-\d\d-\d\d: ", page)
+
+
+def test_smoothing_is_a_mean_of_neighbours():
+    points = [(float(i), float(i % 2)) for i in range(90)]
+    assert rp.smooth(points[:29]) == [y for _, y in points[:29]]  # few points stay as they are
+    assert rp.smooth(points)[:2] == [0.5, 0.4]  # of 0 1 0 1, and of 0 1 0 1 0
+
+
+def test_without_the_data_file(no_plots, tmp_path):
     folder = write_demo(tmp_path / "demo")
     (folder / "held_out.jsonl").unlink()
     assert read_browser(rp.report(rp.Config(str(folder))))["pairs"][0]["asked"] is None
-    assert "question" not in capsys.readouterr().out
     (folder / "held_out.jsonl").write_text("something else")
     rp.report(rp.Config(str(folder)))
 
