@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 from browser import CHROMIUM, Browser
-from test_report import HOSTILE, SFT, judge, write_demo, write_evaluation, write_jsonl
+from report_files import HOSTILE, SFT, judge, write_demo, write_evaluation, write_jsonl
 
 from data import load_pairs
 from report import page as rp
