@@ -17,7 +17,7 @@ same with groups of one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ def group_tokens(group: Group) -> int:
 def split(groups: Sequence[Group], max_tokens: int) -> list[Group]:
     """Cut groups that exceed the budget into several with the same prompt; a response over it stands alone.
 
-    A piece whose responses are all empty has no targets and is left out; `denominator` still counts them.
+    A piece whose responses are all empty has no targets and is left out; `loss_divisor` still counts them.
     """
     pieces: list[Group] = []
     for group in groups:
@@ -94,89 +94,116 @@ def plan(groups: Sequence[Group], max_tokens: int, count: int | None = None, one
 
     A micro-batch costs rows x longest row (SDPA pads), or the sum of its tokens with `one_row`
     (FlexAttention skips what is not visible). `count` asks for at least that many micro-batches, because
-    every rank must make the same number of passes; missing ones are [] (and there is always one).
+    every rank must make the same number of passes. A missing micro-batch is [], and there is always one.
     """
-    sizes = [group_tokens(g) for g in groups]
+    sizes = [group_tokens(group) for group in groups]
+
+    def cost(members: list[int]) -> int:
+        return sum(sizes[i] for i in members) if one_row else len(members) * sizes[members[0]]
+
     batches: list[list[int]] = []
-    cost = 0
     for i in sorted(range(len(groups)), key=lambda i: -sizes[i]):
-        step = sizes[i] if one_row or not batches else sizes[batches[-1][0]]
-        if not batches or cost + step > max_tokens:
+        if not batches or cost([*batches[-1], i]) > max_tokens:
             batches.append([])
-            cost, step = 0, sizes[i]
         batches[-1].append(i)
-        cost += step
     return batches + [[] for _ in range((count or 1) - len(batches))]
 
 
 # ---- groups -> tensors ---------------------------------------------------------------------------------
 
 
-def collate(
-    groups: Sequence[Group], indices: Sequence[int], device: torch.device | str, one_row: bool = False
-) -> Batch:
-    """Pack the groups `indices` into rows (one row of whole tiles for all with `one_row`, else one a group).
+@dataclass
+class Row:
+    """One row while groups are added to it: a number for each input token."""
+
+    inputs: list[int] = field(default_factory=list)
+    position_ids: list[int] = field(default_factory=list)
+    group: list[int] = field(default_factory=list)
+    response: list[int] = field(default_factory=list)
+
+    def add(self, ids: Sequence[int], first_position: int, group: int, response: int) -> None:
+        self.inputs += ids
+        self.position_ids += range(first_position, first_position + len(ids))
+        self.group += [group] * len(ids)
+        self.response += [response] * len(ids)
+
+    def pad(self, width: int) -> None:
+        """Fill up with a group that no real token sees."""
+        missing = width - len(self.inputs)
+        self.inputs += [0] * missing
+        self.position_ids += [0] * missing
+        self.group += [-1] * missing
+        self.response += [0] * missing
+
+
+@dataclass
+class Targets:
+    """A micro-batch's targets while groups are added: a number for each response token."""
+
+    source: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    sequence: list[int] = field(default_factory=list)
+    advantages: list[float] = field(default_factory=list)
+    sampler_logprobs: list[float] = field(default_factory=list)
+
+
+def collate(groups: Sequence[Group], indices: Sequence[int], device: torch.device | str,
+            one_row: bool = False) -> Batch:
+    """Pack the groups `indices` into rows: one group a row, or with `one_row` all in one row of whole tiles.
 
     [] gives one token with weight 0: every rank makes the same passes, and this one counts for nothing.
+    Raises ValueError for a group without a prompt, because nothing would predict its first token.
     """
     if not indices:
         return replace(collate([Group([0], [[0]], [0.0], [[0.0]])], [0], device, one_row), weight=0.0)
-    rows: list[list[int]] = [list(indices)] if one_row else [[i] for i in indices]
-    width = max(sum(group_tokens(groups[i]) for i in row) for row in rows)
+    members: list[list[int]] = [list(indices)] if one_row else [[i] for i in indices]
+    width = max(sum(group_tokens(groups[i]) for i in row) for row in members)
     width = -(-width // BLOCK) * BLOCK if one_row else width
-    flat: dict[str, list] = {name: [] for name in ("source", "targets", "sequence", "advantages", "logprobs")}
-    table: dict[str, list[list[int]]] = {name: [] for name in ("inputs", "positions", "group", "response")}
+    rows, flat = [Row() for _ in members], Targets()
     for r, row in enumerate(rows):
-        line: dict[str, list[int]] = {name: [] for name in table}
-        for i in row:
-            _append(line, flat, groups[i], i, r * width)
-        for name, values in line.items():
-            table[name].append(values + [-1 if name == "group" else 0] * (width - len(values)))
+        for i in members[r]:
+            _append(row, flat, groups[i], i, r * width)
+        row.pad(width)
 
     def ints(values: list) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)
 
-    def floats(values: list, known: bool) -> Tensor | None:
+    def floats(values: list[float], known: bool) -> Tensor | None:
         return torch.tensor(values, dtype=torch.float32, device=device) if known else None
 
     first = groups[indices[0]]
     return Batch(
-        ints(table["inputs"]), ints(table["positions"]), ints(table["group"]), ints(table["response"]),
-        ints(flat["source"]), ints(flat["targets"]), ints(flat["sequence"]),
-        advantages=floats(flat["advantages"], first.advantages is not None),
-        sampler_logprobs=floats(flat["logprobs"], first.sampler_logprobs is not None),
+        inputs=ints([row.inputs for row in rows]), position_ids=ints([row.position_ids for row in rows]),
+        group=ints([row.group for row in rows]), response=ints([row.response for row in rows]),
+        source=ints(flat.source), targets=ints(flat.targets), sequence=ints(flat.sequence),
+        advantages=floats(flat.advantages, first.advantages is not None),
+        sampler_logprobs=floats(flat.sampler_logprobs, first.sampler_logprobs is not None),
     )
 
 
-def _append(line: dict[str, list[int]], flat: dict[str, list], group: Group, name: int, offset: int) -> None:
-    """Add one group to a row (`line`) and its targets to the flat lists; `offset` is the row's first index."""
-    prompt = len(group.prompt_ids)
-    last = offset + len(line["inputs"]) + prompt - 1  # the prompt's last token predicts every first token
-    sequence = flat["sequence"][-1] + 1 if flat["sequence"] else 0
-
-    def add(ids: list[int], first_position: int, response: int) -> None:
-        line["inputs"] += ids
-        line["positions"] += range(first_position, first_position + len(ids))
-        line["group"] += [name] * len(ids)
-        line["response"] += [response] * len(ids)
-
-    add(group.prompt_ids, 0, 0)
+def _append(row: Row, flat: Targets, group: Group, number: int, offset: int) -> None:
+    """Add one group to a row and its targets to the flat lists; `offset` is the row's first flattened index."""
+    if not group.prompt_ids:
+        raise ValueError("a group without a prompt: nothing predicts the first token of its responses")
+    sequence = flat.sequence[-1] + 1 if flat.sequence else 0
+    row.add(group.prompt_ids, 0, number, 0)
+    last = offset + len(row.inputs) - 1  # the prompt's last token predicts every first token
     for k, ids in enumerate(group.responses):
-        start = offset + len(line["inputs"])
-        add(ids[:-1], prompt, k + 1)
-        flat["source"] += [last, *range(start, start + len(ids) - 1)] if ids else []
-        flat["targets"] += ids
-        flat["sequence"] += [sequence + k] * len(ids)
+        start = offset + len(row.inputs)
+        row.add(ids[:-1], len(group.prompt_ids), number, k + 1)
+        flat.source += [last, *range(start, start + len(ids) - 1)] if ids else []
+        flat.targets += ids
+        flat.sequence += [sequence + k] * len(ids)
         if group.advantages is not None:
-            flat["advantages"] += [group.advantages[k]] * len(ids)
+            flat.advantages += [group.advantages[k]] * len(ids)
         if group.sampler_logprobs is not None:
-            flat["logprobs"] += group.sampler_logprobs[k]
+            flat.sampler_logprobs += group.sampler_logprobs[k]
 
 
 # ---- per-token values -> one number --------------------------------------------------------------------
 
 
-def denominator(groups: Sequence[Group], agg: Agg, max_tokens: int) -> int:
+def loss_divisor(groups: Sequence[Group], agg: Agg, max_tokens: int) -> int:
     """This rank's share of what a mini-batch's loss is divided by; the caller adds up the ranks.
 
     An empty response counts in "seq" and "const": it was sampled, and said nothing.
@@ -189,7 +216,7 @@ def denominator(groups: Sequence[Group], agg: Agg, max_tokens: int) -> int:
     }[agg]
 
 
-def aggregate(per_token: Tensor, batch: Batch, agg: Agg, denominator: float) -> Tensor:
+def aggregate(per_token: Tensor, batch: Batch, agg: Agg, divisor: float) -> Tensor:
     """(N,) values -> scalar; summed over micro-batches and ranks it is the mean over the mini-batch.
 
     seq: mean over each response, then over responses (the paper's 1/|o_i|, Eq. 9); token: mean over all
@@ -201,12 +228,11 @@ def aggregate(per_token: Tensor, batch: Batch, agg: Agg, denominator: float) -> 
     """
     if agg == "seq":
         per_token = per_token / torch.bincount(batch.sequence)[batch.sequence]
-    return per_token.sum() * (batch.weight / denominator)
+    return per_token.sum() * (batch.weight / divisor)
 
 
-def micro_batches(
-    groups: Sequence[Group], max_tokens: int, device: torch.device | str, one_row: bool | None = None
-) -> Iterator[Batch]:
+def micro_batches(groups: Sequence[Group], max_tokens: int, device: torch.device | str,
+                  one_row: bool | None = None) -> Iterator[Batch]:
     """This rank's groups -> its micro-batches, as many as the rank that needs most of them; one row on a GPU."""
     one_row = torch.device(device).type == "cuda" if one_row is None else one_row
     pieces = split(groups, max_tokens)

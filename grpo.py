@@ -15,8 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 import model
-from batch import Batch, Group, aggregate, denominator, micro_batches
+from batch import Batch, Group, aggregate, loss_divisor, micro_batches
 from cor_prompt import encode_prompt, render
 from data import Pair, load_pairs, stream
 from judging.verdicts import judge_pairs, tally
@@ -48,16 +47,17 @@ from settings import GRPOConfig as Config
 def group_advantages(rewards: Tensor, scale_by_std: bool = True, eps: float = 1e-6) -> Tensor:
     """(P, G) rewards -> (P, G) advantages: (r - mean) / (std + eps), std unbiased. Eq. 10
 
-    A group of equal rewards (or of one) gets 0. `scale_by_std=False` is Dr. GRPO's.
+    A group of equal rewards (or of one) gets exactly 0. `scale_by_std=False` is Dr. GRPO's.
 
-    >>> group_advantages(torch.tensor([[1.0, -1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]))
+    >>> group_advantages(torch.tensor([[1.0, -1.0, 1.0, 1.0], [0.7, 0.7, 0.7, 0.7]]))
     tensor([[ 0.5000, -1.5000,  0.5000,  0.5000],
             [ 0.0000,  0.0000,  0.0000,  0.0000]])
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)
-    if not scale_by_std or rewards.shape[1] == 1:
-        return centred
-    return centred / (rewards.std(dim=1, keepdim=True) + eps)
+    if scale_by_std and rewards.shape[1] > 1:
+        centred = centred / (rewards.std(dim=1, keepdim=True) + eps)
+    equal = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)  # (P, 1); the mean of equal numbers is rounded
+    return centred.masked_fill(equal, 0.0)
 
 
 def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float,
@@ -81,19 +81,26 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return (d.exp() - d - 1.0).clamp(max=10.0)
 
 
-def grpo_loss(logprobs: Tensor, batch: Batch, cfg: Config, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
+def grpo_loss(logprobs: Tensor, batch: Batch, cfg: Config, divisor: float) -> tuple[Tensor, dict[str, Tensor]]:
     """(N,) log-probs -> scalar loss (Eq. 9) and per-token statistics, each (N,)."""
-    assert batch.old_logprobs is not None and batch.ref_logprobs is not None and batch.advantages is not None
-    surrogate, clipped = clipped_surrogate(logprobs, batch.old_logprobs, batch.advantages, cfg.clip_low, cfg.clip_high)
-    stats = {"policy/clip_fraction": clipped.float()}
+    assert batch.ref_logprobs is not None and batch.advantages is not None
+    old = old_logprobs(logprobs, batch)
+    surrogate, clipped = clipped_surrogate(logprobs, old, batch.advantages, cfg.clip_low, cfg.clip_high)
+    kl = kl_k3(logprobs, batch.ref_logprobs)
+    stats = {"policy/clip_fraction": clipped.float(), "policy/ref_kl": kl.detach(),
+             "policy/approx_kl": kl_k3(logprobs.detach(), old)}
+    if batch.sampler_logprobs is not None:
+        stats["sync/logprob_diff_mean"] = (old - batch.sampler_logprobs).abs()
     if cfg.tis_cap and batch.sampler_logprobs is not None:  # truncated importance sampling, trainer / sampler
-        weight = (batch.old_logprobs - batch.sampler_logprobs).exp()
+        weight = (old - batch.sampler_logprobs).exp()
         surrogate = surrogate * weight.clamp(max=cfg.tis_cap)
         stats["sync/tis_clip_fraction"] = (weight > cfg.tis_cap).float()
-    kl = kl_k3(logprobs, batch.ref_logprobs)
-    stats["policy/ref_kl"] = kl.detach()
-    stats["policy/approx_kl"] = kl_k3(logprobs.detach(), batch.old_logprobs)
-    return aggregate(surrogate + cfg.kl_coef * kl, batch, cfg.agg, denominator), stats
+    return aggregate(surrogate + cfg.kl_coef * kl, batch, cfg.agg, divisor), stats
+
+
+def old_logprobs(logprobs: Tensor, batch: Batch) -> Tensor:
+    """(N,) log-probs of the policy that sampled; in a round's first mini-batch the weights are still that policy's."""
+    return logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
 
 
 # ---- one round's update --------------------------------------------------------------------------------
@@ -103,8 +110,8 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
            advantages: Tensor, cfg: Config, loss: Callable = grpo_loss, step: int = 0) -> dict[str, float]:
     """One round's optimiser steps on this rank's P * G rollouts (groups adjacent) -> metrics of all ranks. Eq. 7
 
-    Old log-probs are real: scored before the first step moves the weights. `step` places the round in the
-    learning-rate schedule.
+    Old log-probs are real: they are scored before the first step moves the weights. `step` places the round in
+    the learning-rate schedule.
     """
     groups, size = make_groups(rollouts, advantages), cfg.mini_batch // ranks.world_size()
     mini_batches = [groups[i : i + size] for i in range(0, len(groups), size)]
@@ -112,51 +119,39 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
     packed = [list(micro_batches(mini, cfg.micro_batch_tokens, device)) for mini in mini_batches]
     metrics = Metrics()
     score_rollouts(policy, reference, packed, cfg)  # (3)
-    policy.train()
-    for m, (mini, batches) in enumerate(zip(mini_batches, packed, strict=True)):
-        total = max(1, sum(ranks.gather(denominator(mini, cfg.agg, cfg.max_response_tokens))))
+    for m, (mini, batches) in enumerate(zip(mini_batches, packed, strict=True)):  # (5)
+        divisor = max(1, sum(ranks.gather(loss_divisor(mini, cfg.agg, cfg.max_response_tokens))))
         for batch in batches:
-            logprobs, entropy = policy(batch, cfg.temperature, True, partial(token_slopes, batch, cfg, total, loss))
-            if batch.old_logprobs is None:
-                batch.old_logprobs = logprobs.detach()
-            value, stats = loss(logprobs, batch, cfg, total)
+            scores = policy(batch, temperature=cfg.temperature, entropy=True)
+            value, stats = loss(scores.logprobs, batch, cfg, divisor)
             (value * ranks.world_size()).backward()  # FSDP averages over ranks; this makes it the sum
-            record_tokens(metrics, batch, stats | {"policy/entropy": entropy})
-        lr = 0.0 if cfg.compat == "official" and step == 0 else steps.learning_rate(
-            step * len(mini_batches) + m, cfg)
-        metrics.add_norm(model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))  # (5)
+            record_tokens(metrics, batch, stats | {"policy/entropy": scores.entropies})
+        lr = steps.learning_rate(step * len(mini_batches) + m, cfg)
+        lr = 0.0 if cfg.compat == "official" and step == 0 else lr
+        metrics.add_norm(model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))
     graphs = {"compile/graphs": compiled_graphs()} if device.type == "cuda" else {}
     return metrics.reduce() | {"optim/lr": lr} | graphs
 
 
-def token_slopes(batch: Batch, cfg: Config, total: float, loss: Callable, logprobs: Tensor) -> Tensor:
-    """(N,) log-probs -> (N,) d loss / d log-prob, for `Policy`; `update` takes the loss itself once all are known."""
-    with torch.enable_grad():
-        logprobs = logprobs.detach().requires_grad_()
-        if batch.old_logprobs is None:
-            batch = replace(batch, old_logprobs=logprobs.detach())
-        value, _ = loss(logprobs, batch, cfg, total)
-        return torch.autograd.grad(value * ranks.world_size(), logprobs)[0]
-
-
 def make_groups(rollouts: Sequence[Rollout], advantages: Tensor) -> list[Group]:
-    """P * G rollouts and (P, G) advantages -> P groups; ids as sampled, never tokenised again (T11)."""
+    """P * G rollouts and (P, G) advantages -> P groups. The ids are those that were sampled."""
     size = advantages.shape[1]
-    return [
-        Group(rollouts[p * size].prompt_ids, [r.response_ids for r in rollouts[p * size : (p + 1) * size]],
-              row, [r.sampler_logprobs for r in rollouts[p * size : (p + 1) * size]])
-        for p, row in enumerate(advantages.tolist())
-    ]
+    groups = []
+    for p, row in enumerate(advantages.tolist()):
+        samples = rollouts[p * size : (p + 1) * size]
+        groups.append(Group(samples[0].prompt_ids, [r.response_ids for r in samples], row,
+                            [r.sampler_logprobs for r in samples]))
+    return groups
 
 
 def score_rollouts(policy: Policy, reference: Policy, packed: Sequence[Sequence[Batch]], cfg: Config) -> None:
-    """Fill in ref_logprobs, and old_logprobs of all mini-batches but the first, whose own forward they are."""
+    """Fill in `ref_logprobs`, and `old_logprobs` of all mini-batches but the first, whose own forward gives them."""
     policy.train()  # the same mode, batches and kernels as in the update: an unchanged policy has ratio 1
     with torch.no_grad():
         for m, batches in enumerate(packed):
             for batch in batches:
-                batch.ref_logprobs = reference(batch, cfg.temperature)
-                batch.old_logprobs = policy(batch, cfg.temperature) if m else None
+                batch.ref_logprobs = reference(batch, temperature=cfg.temperature).logprobs
+                batch.old_logprobs = policy(batch, temperature=cfg.temperature).logprobs if m else None
     model.release(reference)
 
 
@@ -164,13 +159,10 @@ def record_tokens(metrics: Metrics, batch: Batch, stats: dict[str, Tensor]) -> N
     """Add per-token statistics as sums and counts; a stand-in batch (weight 0) adds nothing."""
     if not batch.weight:
         return
-    assert batch.old_logprobs is not None
-    if batch.sampler_logprobs is not None:
-        gap = (batch.old_logprobs - batch.sampler_logprobs).abs()
-        metrics.add_max("sync/logprob_diff_max", gap.max().item())
-        stats = stats | {"sync/logprob_diff_mean": gap}
     for name, values in stats.items():
         metrics.add(name, values.sum().item(), values.numel())
+    if "sync/logprob_diff_mean" in stats:
+        metrics.add_max("sync/logprob_diff_max", stats["sync/logprob_diff_mean"].max().item())
 
 
 def verdict_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Policy, tokenizer: Any,
@@ -181,50 +173,98 @@ def verdict_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Po
     return torch.tensor(rewards).view(len(pairs), size)
 
 
-# ---- a round --------------------------------------------------------------------------------------------
+# ---- what a variant may change, and what a run holds ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Method:
+    """The functions of the algorithm. The defaults are RM-R1's; a variant passes its own to `train`."""
+
+    prompt: Callable = render  # (pair, style, system) -> messages
+    score: Callable = verdict_score  # (rollouts, pairs, policy, tokenizer, cfg) -> (P, G) rewards
+    keep: Callable | None = None  # (P, G) rewards -> (P,) bool: the other groups are replaced; None keeps all
+    advantage: Callable = group_advantages  # (P, G) rewards, cfg.scale_by_std -> (P, G)
+    loss: Callable = grpo_loss  # (logprobs, batch, cfg, divisor) -> scalar, per-token statistics
+    verdict: Callable = parse_verdict  # (text, rule) -> A, B or None, for metrics and held-out accuracy
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the loop works with; made by `set_up`."""
+
+    cfg: Config
+    method: Method
+    tokenizer: Any
+    system: str | None  # the text of --prompt-file
+    pairs: list[Pair]
+    held_out: list[Pair]
+    policy: Policy
+    reference: Policy
+    sampler: Sampler
+    optimizer: torch.optim.Optimizer
+    folder: RunFolder
+
+    def prompt_ids(self, pair: Pair) -> list[int]:
+        return encode_prompt(self.method.prompt(pair, self.cfg.style, self.system), self.tokenizer)
+
+    def sync(self) -> None:
+        """Give the sampler the policy's weights."""
+        self.sampler.sync(model.gathered_weights(self.policy, getattr(torch, self.cfg.sampler_dtype)))
+
+
+# ---- a round ---------------------------------------------------------------------------------------------
+
+
+def collect(run: Run, position: int) -> tuple[list[Rollout], Tensor, int]:
+    """Sample and score this rank's share of the stream's next P pairs -> rollouts, (P, G) rewards, new position.
+
+    A prompt's seed is its place in the stream, so neither ranks nor batch sizes change what is sampled.
+    """
+    cfg, apart = run.cfg, ranks.world_size()
+    places = range(position + ranks.rank(), position + cfg.prompts_per_step, apart)
+    pairs = stream(run.pairs, position, cfg.prompts_per_step, cfg.seed)[ranks.rank() :: apart]
+    seeds = [derive_seed(cfg.seed, "rollout", place) for place in places]
+    rollouts = run.sampler.generate([run.prompt_ids(pair) for pair in pairs], cfg.group_size, cfg.temperature,
+                                    cfg.max_response_tokens, seeds)  # (1)
+    rewards = run.method.score(rollouts, pairs, run.policy, run.tokenizer, cfg)  # (2)
+    return rollouts, rewards, position + cfg.prompts_per_step
+
 
 REFILLS = 100  # passes over P prompts that may go by before a round is full
 
 
-def collect(pairs: Sequence[Pair], start: int, sampler: Sampler, prompt_ids: Callable, score: Callable,
-            keep: Callable | None, cfg: Config) -> tuple[list[Rollout], Tensor, int]:
-    """Sample and score until this rank's share of P groups is full -> rollouts, (P, G) rewards, new position.
+def collect_kept(run: Run, position: int) -> tuple[list[Rollout], Tensor, int]:
+    """`collect`, but groups that `method.keep` refuses are replaced by the next ones of the stream.
 
-    Without `keep` that is one pass. With it, groups it refuses are replaced by the next of the stream,
-    whichever rank drew them. A prompt's seed is its place in the stream, so neither ranks nor batch sizes
-    change what is sampled. Raises UserError where `keep` refuses nearly everything.
+    All ranks refill together until P groups are kept, whichever rank drew them. Raises UserError where `keep`
+    refuses nearly everything.
     """
-    size, apart, first = cfg.group_size, ranks.world_size(), start
+    if run.method.keep is None:
+        return collect(run, position)
+    size, wanted, first = run.cfg.group_size, run.cfg.prompts_per_step, position
     found: list[tuple[int, list[Rollout], Tensor]] = []  # of all ranks: place in the stream, group, its rewards
-    while len(found) < cfg.prompts_per_step:
-        if start - first == REFILLS * cfg.prompts_per_step:
-            raise UserError(f"of {start - first} groups only {len(found)} were kept: too little is left to learn")
-        places = range(start + ranks.rank(), start + cfg.prompts_per_step, apart)
-        taken = stream(pairs, start, cfg.prompts_per_step, cfg.seed)[ranks.rank() :: apart]
-        start += cfg.prompts_per_step
-        seeds = [derive_seed(cfg.seed, "rollout", place) for place in places]
-        made = sampler.generate([prompt_ids(pair) for pair in taken], size, cfg.temperature,
-                                cfg.max_response_tokens, seeds)
-        scored = score(made, taken)
-        if keep is None:
-            return made, scored, start
-        kept = [(places[p], made[p * size : (p + 1) * size], scored[p].cpu())
-                for p in keep(scored).nonzero()[:, 0].tolist()]
+    while len(found) < wanted:
+        if position - first == REFILLS * wanted:
+            raise UserError(f"of {position - first} groups only {len(found)} were kept: too little is left to learn")
+        place = position + ranks.rank()
+        rollouts, rewards, position = collect(run, position)
+        kept = [(place + p * ranks.world_size(), rollouts[p * size : (p + 1) * size], rewards[p].cpu())
+                for p in run.method.keep(rewards).nonzero()[:, 0].tolist()]
         found += sorted((group for part in ranks.gather(kept) for group in part), key=lambda group: group[0])
-    mine = found[: cfg.prompts_per_step][ranks.rank() :: apart]
-    return [r for _, group, _ in mine for r in group], torch.stack([rewards for *_, rewards in mine]), start
+    mine = found[:wanted][ranks.rank() :: ranks.world_size()]
+    return [r for _, group, _ in mine for r in group], torch.stack([rewards for *_, rewards in mine]), position
 
 
-def evaluate(sampler: Sampler, held_out: Sequence[Pair], step: int, cfg: Config, system: str | None,
-             prompt: Callable = render, verdict: Callable = parse_verdict) -> dict[str, float]:
+def judge_held_out(run: Run, step: int) -> dict[str, float]:
     """Greedy held-out verdicts in both orders -> eval/* metrics; the traces go to rollouts/step_N.jsonl."""
+    cfg, held_out = run.cfg, run.held_out
     if not held_out:
         return {}
     places = range(ranks.rank(), len(held_out) + -len(held_out) % ranks.world_size(), ranks.world_size())
     mine = [held_out[place % len(held_out)] for place in places]  # equally many: ranks may share an engine
     both = all(pair.messages is None for pair in held_out)
-    judged = list(judge_pairs(sampler, mine, cfg.style, max_tokens=cfg.max_response_tokens, both_orders=both,
-                              rule="train", system=system, prompt=prompt, read=verdict))
+    judged = list(judge_pairs(run.sampler, mine, cfg.style, max_tokens=cfg.max_response_tokens, both_orders=both,
+                              rule="train", system=run.system, prompt=run.method.prompt, read=run.method.verdict))
     own = sum(place < len(held_out) for place in places)
     judged = [j for part in ranks.gather(judged[: own * (2 if both else 1)]) for j in part]
     if ranks.rank() == 0:
@@ -233,97 +273,85 @@ def evaluate(sampler: Sampler, held_out: Sequence[Pair], step: int, cfg: Config,
     return {f"eval/{name}": value for name, value in tally(judged).items()}
 
 
-def load_prompts(cfg: Config, tokenizer: Any, prompt: Callable, system: str | None) -> tuple[list[Pair], Callable]:
-    """Training pairs whose prompt fits, and pair -> prompt ids; says how many did not fit."""
-    pairs = load_pairs(cfg.data)
-
-    def prompt_ids(pair: Pair) -> list[int]:
-        return encode_prompt(prompt(pair, cfg.style, system), tokenizer)
-
-    fitting = [pair for pair in pairs if len(prompt_ids(pair)) <= cfg.max_prompt_tokens]
-    if ranks.rank() == 0 and len(fitting) < len(pairs):
-        print(f"{len(pairs) - len(fitting)} of {len(pairs)} prompts exceed --max-prompt-tokens "
-              f"{cfg.max_prompt_tokens}: left out")
-    if not fitting:
-        raise UserError(f"{cfg.data}: no prompt fits --max-prompt-tokens {cfg.max_prompt_tokens}")
-    return fitting, prompt_ids
-
-
 # ---- the loop ------------------------------------------------------------------------------------------
 
 POSITIVE = ("steps", "prompts_per_step", "group_size", "mini_batch", "temperature", "micro_batch_tokens",
             "max_response_tokens", "max_grad_norm", "eval_every", "save_every")
 
 
-def train(cfg: Config, prompt: Callable = render, score: Callable = verdict_score, keep: Callable | None = None,
-          advantage: Callable = group_advantages, loss: Callable = grpo_loss,
-          verdict: Callable = parse_verdict) -> None:
-    """Reinforce; a variant is a file that passes its own function. Continues an interrupted run.
-
-    prompt(pair, style, system) -> messages; score(rollouts, pairs, policy, tokenizer, cfg) -> (P, G);
-    keep(rewards) -> (P,) bool, groups kept, the rest refilled from the stream (None: all are kept);
-    verdict(text, rule) -> A, B or None, for held-out accuracy and metrics.
-    """
+def train(cfg: Config, method: Method = Method()) -> None:
+    """Reinforce. An interrupted run in `cfg.out` is continued."""
     cli.check_positive(cfg, *POSITIVE)
     if cfg.dry_run:
         return sizes.dry_run(cfg)
-    join(cfg)
-    tokenizer, system = load_tokenizer(cfg.model), cli.read_prompt(cfg.prompt_file)
-    pairs, prompt_ids = load_prompts(cfg, tokenizer, prompt, system)
-    held_out = load_pairs(cfg.held_out) if cfg.held_out else []
-    compute = getattr(torch, cfg.compute_dtype)
-    mesh = model.make_mesh(compute, cfg.shard_ranks)
-    engine = make_engine(cfg, tokenizer, [prompt(pair, cfg.style, system) for pair in held_out])
-    stored = torch.promote_types(compute, torch.float32)
-    policy = model.load_policy(cfg.model, stored, mesh, compute, cfg.checkpointing)
-    reference = model.load_policy(cfg.model, compute, mesh, compute).requires_grad_(False)
-    sampler: Sampler = engine or torch_sampler(cfg, policy, tokenizer, mesh)
-    optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
-    folder = RunFolder(cfg.out, cfg)
-    state, bad = states.resume(folder, policy, optimizer) or {"step": 0, "position": 0}, 0
-    folder.rewind(state["step"])
-    moments = model.HostMoments(optimizer, cfg.offload_optimizer)
-    judge = partial(evaluate, sampler, held_out, cfg=cfg, system=system, prompt=prompt, verdict=verdict)
+    run = set_up(cfg, method)
+    state, bad = states.resume(run.folder, run.policy, run.optimizer) or {"step": 0, "position": 0}, 0
+    run.folder.rewind(state["step"])
+    moments = model.HostMoments(run.optimizer, cfg.offload_optimizer)
     with StopSignal() as stop, steps.progress(cfg.steps, state["step"], "grpo") as bar:
         for step in range(state["step"], cfg.steps):
             clock = Clock()
             moments.to_host()
-            sampler.sync(model.gathered_weights(policy, getattr(torch, cfg.sampler_dtype)))
+            run.sync()  # first, so that a continued run never samples from stale weights
             clock.lap("sync")
-            evaluated = judge(step) if step % cfg.eval_every == 0 else {}
+            evaluated = judge_held_out(run, step) if step % cfg.eval_every == 0 else {}
             clock.lap("eval")
-            rollouts, rewards, state["position"] = collect(  # (1), (2)
-                pairs, state["position"], sampler, prompt_ids,
-                lambda made, taken: score(made, taken, policy, tokenizer, cfg), keep, cfg)
-            sampler.sleep()
+            rollouts, rewards, state["position"] = collect_kept(run, state["position"])  # (1), (2)
+            run.sampler.sleep()
             moments.to_device()
             clock.lap("generate")
-            advantages = advantage(rewards, cfg.scale_by_std)  # (4)
-            stats = update(policy, reference, optimizer, rollouts, advantages, cfg, loss, step)  # (3), (5)
+            advantages = method.advantage(rewards, cfg.scale_by_std)  # (4)
+            stats = update(run.policy, run.reference, run.optimizer, rollouts, advantages, cfg, method.loss,
+                           step)  # (3), (5)
             clock.lap("update")
-            record = rollout_metrics(rollouts, rewards, verdict) | stats | evaluated | clock.times(rollouts)
-            folder.log({"step": step} | record)
+            record = rollout_metrics(rollouts, rewards, method.verdict) | stats | evaluated | clock.times(rollouts)
+            run.folder.log({"step": step} | record)
             show(bar, record)
             state["step"] = step + 1
             bad = steps.count_bad(record, bad)
             stopping, last = stop.requested() or bad == BAD_STEPS, step + 1 == cfg.steps
             if stopping or last or (step + 1) % cfg.save_every == 0:
-                states.keep_state(folder, policy, optimizer, state)
+                states.keep_state(run.folder, run.policy, run.optimizer, state)
             if stopping and not last:
-                sampler.close()
+                run.sampler.close()
                 steps.stop_early(bad)
     moments.to_host()
-    finish(cfg, folder, policy, tokenizer, sampler, judge)
+    finish(run)
 
 
-def join(cfg: Config) -> None:
-    """Meet the other ranks; UserError, before anything is written, for what cannot run here."""
+def set_up(cfg: Config, method: Method) -> Run:
+    """Meet the other ranks, read data and models. UserError, before anything is written, for what cannot run here."""
     cli.check_hardware(cfg.preset)
     if cfg.preset.endswith("instruct") and not Path(cfg.model).exists():
         raise UserError(f"--preset {cfg.preset} continues stage 1, and --model {cfg.model} is not there: run "
-                            "sft.py first, then pass its run folder as --model")
+                        "sft.py first, then pass its run folder as --model")
     ranks.join_ranks()
     _ = cfg.updates_per_step  # raises where sizes do not divide
+    tokenizer, system = load_tokenizer(cfg.model), cli.read_prompt(cfg.prompt_file)
+    pairs = fitting_pairs(cfg, method, tokenizer, system)
+    held_out = load_pairs(cfg.held_out) if cfg.held_out else []
+    compute = getattr(torch, cfg.compute_dtype)
+    mesh = model.make_mesh(compute, cfg.shard_ranks)
+    engine = make_engine(cfg, tokenizer, [method.prompt(pair, cfg.style, system) for pair in held_out])
+    policy = model.load_policy(cfg.model, torch.promote_types(compute, torch.float32), mesh, compute, cfg.checkpointing)
+    reference = model.load_policy(cfg.model, compute, mesh, compute).requires_grad_(False)
+    sampler: Sampler = engine or torch_sampler(cfg, policy, tokenizer, mesh)
+    optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
+    return Run(cfg, method, tokenizer, system, pairs, held_out, policy, reference, sampler, optimizer,
+               RunFolder(cfg.out, cfg))
+
+
+def fitting_pairs(cfg: Config, method: Method, tokenizer: Any, system: str | None) -> list[Pair]:
+    """Training pairs whose prompt fits; says how many did not fit."""
+    pairs = load_pairs(cfg.data)
+    fitting = [pair for pair in pairs
+               if len(encode_prompt(method.prompt(pair, cfg.style, system), tokenizer)) <= cfg.max_prompt_tokens]
+    if ranks.rank() == 0 and len(fitting) < len(pairs):
+        print(f"{len(pairs) - len(fitting)} of {len(pairs)} prompts exceed --max-prompt-tokens "
+              f"{cfg.max_prompt_tokens}: left out")
+    if not fitting:
+        raise UserError(f"{cfg.data}: no prompt fits --max-prompt-tokens {cfg.max_prompt_tokens}")
+    return fitting
 
 
 def show(bar: Any, record: dict[str, float]) -> None:
@@ -333,18 +361,18 @@ def show(bar: Any, record: dict[str, float]) -> None:
     bar.update()
 
 
-def finish(cfg: Config, folder: RunFolder, policy: Policy, tokenizer: Any, sampler: Sampler,
-           judge: Callable) -> None:
+def finish(run: Run) -> None:
     """The last sync and evaluation, and the exported model."""
-    sampler.sync(model.gathered_weights(policy, getattr(torch, cfg.sampler_dtype)))
-    record = judge(cfg.steps)
-    folder.rewind(cfg.steps)  # a run that is repeated after its end logs its last evaluation once
-    folder.log({"step": cfg.steps} | record)
-    model.save_hf(policy, tokenizer, folder.path / "model")
-    sampler.close()
+    run.sync()
+    record = judge_held_out(run, run.cfg.steps)
+    run.folder.rewind(run.cfg.steps)  # a run that is repeated after its end logs its last evaluation once
+    run.folder.log({"step": run.cfg.steps} | record)
+    run.sampler.sleep()  # the export gathers whole float32 weights and needs the engine's memory
+    model.save_hf(run.policy, run.tokenizer, run.folder.path / "model")
+    run.sampler.close()
     if ranks.rank() == 0:
         accuracy = f" (held-out accuracy {record['eval/accuracy']:.3f})" if record else ""
-        print(f"trained model: {folder.path / 'model'}{accuracy}")
+        print(f"trained model: {run.folder.path / 'model'}{accuracy}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ states in runtime/states.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from loading.folder import model_folder, tested_config
 from loading.tokenizer import read_generation
 from loading.weights import read_weights
 from ops.attention import block_mask, register, spans, visible
-from ops.head import target_logprobs
+from ops.head import Scores, target_scores
 from runtime.errors import UserError
 from runtime.ranks import rank
 
@@ -35,17 +35,10 @@ class Policy(nn.Module):
         super().__init__()
         self.lm = lm
 
-    def forward(self, batch: Batch, temperature: float = 1.0, entropy: bool = False,
-                slopes: Callable[[Tensor], Tensor] | None = None) -> Any:
-        """(N,) log-probs in nats, float32; with `entropy` also the detached entropies in nats, (N,). Eq. 2
-
-        `slopes`: (N,) log-probs -> (N,) d loss / d log-prob, if a token's depends on no other token's log-prob. It
-        saves the head a second pass, and changes nothing.
-        """
+    def forward(self, batch: Batch, *, temperature: float = 1.0, entropy: bool = False) -> Scores:
+        """The micro-batch's targets, (N,) each: log-probs in nats and, if asked for, detached entropies. Eq. 2"""
         temperature *= getattr(self.lm.config, "logits_scaling", 1.0)  # Granite divides its logits
-        logprobs, entropies = target_logprobs(self.hidden(batch), self.lm.lm_head.weight, batch.targets, temperature,
-                                              entropy, slopes)
-        return (logprobs, entropies) if entropy else logprobs
+        return target_scores(self.hidden(batch), self.lm.lm_head.weight, batch.targets, temperature, entropy)
 
     def hidden(self, batch: Batch) -> Tensor:
         """(N, H): the last hidden state that predicts each target; response positions only."""

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 
 import model
-from batch import Group, aggregate, denominator, micro_batches
+from batch import Group, aggregate, loss_divisor, micro_batches
 from cor_prompt import encode_prompt, encode_target, render
 from data import Pair, load_pairs, shard, stream
 from loading.tokenizer import load_tokenizer
@@ -41,19 +40,17 @@ def nll_loss(policy: Policy, groups: Sequence[Group], cfg: Config, backward: boo
     """(sum of -log p over this rank's trace tokens, their number); with `backward` also their gradients. Eq. 6
 
     The loss is divided by the trace tokens of the whole batch on all ranks, so that neither the micro-batch
-    plan nor the number of ranks changes the update (T3).
+    plan nor the number of ranks changes the update.
     """
-    tokens = denominator(groups, "token", 0)
-    total = sum(ranks.gather(tokens))
+    tokens = loss_divisor(groups, "token", 0)
+    divisor = sum(ranks.gather(tokens))
     nll = 0.0
     with torch.set_grad_enabled(backward):
         for batch in micro_batches(groups, cfg.micro_batch_tokens, next(policy.parameters()).device):
-            slope = -batch.weight * ranks.world_size() / total  # the loss is linear: every token's is the same
-            logprobs = policy(batch, slopes=partial(torch.full_like, fill_value=slope))
-            loss = aggregate(-logprobs, batch, "token", total)
+            loss = aggregate(-policy(batch).logprobs, batch, "token", divisor)
             if backward:
                 (loss * ranks.world_size()).backward()  # FSDP averages over ranks; this makes it the sum
-            nll += loss.item() * total
+            nll += loss.item() * divisor
     return nll, tokens
 
 
@@ -75,27 +72,45 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, cfg: Config, system: str
 
 
 def train(cfg: Config) -> None:
-    """Distil; continues an interrupted run of the same configuration from its last resume state."""
-    cli.check_positive(cfg, "epochs", "batch_size", "micro_batch_tokens", "max_grad_norm", "eval_every", "save_every")
+    """Distil; an interrupted run of the same configuration is continued from its last resume state."""
+    cli.check_positive(cfg, *POSITIVE)
     if cfg.dry_run:
         return sizes.dry_run(cfg)
+    check_ranks(cfg)
+    tokenizer, system = load_tokenizer(cfg.model), cli.read_prompt(cfg.prompt_file)
+    examples = encode_pairs(load_pairs(cfg.data), tokenizer, cfg, system)  # (1)
+    held_out = encode_pairs(load_pairs(cfg.held_out), tokenizer, cfg, system) if cfg.held_out else []
+    compute = getattr(torch, cfg.compute_dtype)
+    mesh, stored = model.make_mesh(compute, cfg.shard_ranks), torch.promote_types(compute, torch.float32)
+    policy = model.load_policy(cfg.model, stored, mesh, compute, cfg.checkpointing)
+    best = fit(cfg, policy, tokenizer, examples, held_out, nll_loss)
+    if ranks.rank() == 0:
+        print(f"distilled model: {cfg.out}/model" + (f" (held-out loss {best:.4f} nats/token)" if held_out else ""))
+
+
+POSITIVE = ("epochs", "batch_size", "micro_batch_tokens", "max_grad_norm", "eval_every", "save_every")
+
+
+def check_ranks(cfg: Config) -> None:
+    """Meet the other ranks; UserError for what cannot run here."""
     cli.check_hardware(cfg.preset)
     ranks.join_ranks()
     if cfg.batch_size % ranks.world_size():
         raise UserError(f"--batch-size {cfg.batch_size} does not divide over {ranks.world_size()} ranks")
-    tokenizer, system = load_tokenizer(cfg.model), cli.read_prompt(cfg.prompt_file)
-    examples = encode_pairs(load_pairs(cfg.data), tokenizer, cfg, system)  # (1)
-    held_out = encode_pairs(load_pairs(cfg.held_out), tokenizer, cfg, system) if cfg.held_out else []
+
+
+def fit(cfg: Config, policy: Policy, tokenizer: Any, examples: Sequence[Group], held_out: Sequence[Group],
+        loss: Callable) -> float:
+    """The loop: optimiser steps, held-out losses, resume states; exports the best model -> its held-out loss.
+
+    loss(policy, groups, cfg, backward) -> (sum, count) of this rank.
+    """
     cfg = replace(cfg, steps=cfg.steps or max(1, int(cfg.epochs * len(examples) / cfg.batch_size)))
-    compute = getattr(torch, cfg.compute_dtype)
-    mesh = model.make_mesh(compute, cfg.shard_ranks)
-    policy = model.load_policy(cfg.model, torch.promote_types(compute, torch.float32), mesh, compute, cfg.checkpointing)
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
     folder = RunFolder(cfg.out, cfg)
     progress = states.resume(folder, policy, optimizer) or {"step": 0, "best": math.inf}
     start, best, bad = progress["step"], progress["best"], 0
     folder.rewind(start)
-
     with StopSignal() as stop, steps.progress(cfg.steps, start, "sft") as bar:
         for step in range(start, cfg.steps):
             began = time.perf_counter()
@@ -103,25 +118,24 @@ def train(cfg: Config) -> None:
             groups = shard(batch, ranks.rank(), ranks.world_size())
             policy.train()
             metrics = Metrics()
-            metrics.add("train/loss", *nll_loss(policy, groups, cfg, backward=True))  # (2)
+            metrics.add("train/loss", *loss(policy, groups, cfg, backward=True))  # (2)
             lr = steps.learning_rate(step, cfg)  # (3)
             metrics.add_norm(model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))
             last = step + 1 == cfg.steps
             if held_out and (last or (step + 1) % cfg.eval_every == 0):
                 policy.eval()
                 mine = held_out[ranks.rank() :: ranks.world_size()]
-                metrics.add("eval/loss", *nll_loss(policy, mine, cfg, backward=False))
+                metrics.add("eval/loss", *loss(policy, mine, cfg, backward=False))
             seconds = max(0.0, time.perf_counter() - began)  # a clock may be set back
-            tokens = sum(len(g.prompt_ids) + len(g.responses[0]) for g in batch)
+            tokens = sum(len(g.prompt_ids) + sum(map(len, g.responses)) for g in batch)
             rates = {"tokens/s": per_second(tokens, seconds), "time/step": seconds}
             record = metrics.reduce() | {"optim/lr": lr} | rates
             if record.get("eval/loss", math.inf) < best or (last and not held_out):
                 best = record.get("eval/loss", best)
                 model.save_hf(policy, tokenizer, folder.path / "model")
             folder.log({"step": step} | record)
-            bar.set_postfix(
-                {k: f"{record[k]:.3g}" for k in ("train/loss", "eval/loss", "tokens/s") if k in record}, refresh=False
-            )
+            shown = {k: f"{record[k]:.3g}" for k in ("train/loss", "eval/loss", "tokens/s") if k in record}
+            bar.set_postfix(shown, refresh=False)
             bar.update()
             bad = steps.count_bad(record, bad)
             stopping = stop.requested() or bad == BAD_STEPS
@@ -129,8 +143,7 @@ def train(cfg: Config) -> None:
                 states.keep_state(folder, policy, optimizer, {"step": step + 1, "best": best})
             if stopping and not last:
                 steps.stop_early(bad)
-    if ranks.rank() == 0:
-        print(f"distilled model: {cfg.out}/model" + (f" (held-out loss {best:.4f} nats/token)" if held_out else ""))
+    return best
 
 
 if __name__ == "__main__":

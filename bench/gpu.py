@@ -247,7 +247,7 @@ def packed_policy(at: Scale) -> dict[str, Any]:
         b = collate([Group([7] * (width // 2), [[8] * (width - width // 2 + 1)])], [0], at.device, one_row=True)
         with torch.no_grad():
             policy(b)
-        policy(b).sum().backward()
+        policy(b).logprobs.sum().backward()
         graphs.append(attention.compiled_graphs())
     ok = all(e["logprob_max"] < 2e-4 and e["gradient"] < 1e-3 for e in found.values())
     return {**found, "graphs": graphs, "ok": ok and graphs[len(graphs) // 2] == graphs[-1]}
@@ -258,7 +258,7 @@ def weighted_gradients(policy: model.Policy, batches: list[packing.Batch]) -> tu
     weights = torch.linspace(-1, 1, sum(len(b.targets) for b in batches), device=batches[0].targets.device)
     logprobs = []
     for b, own in zip(batches, weights.split([len(b.targets) for b in batches]), strict=True):
-        logprobs.append(policy(b))
+        logprobs.append(policy(b).logprobs)
         (logprobs[-1] * own).sum().backward()
     gradients = [local(p.grad).clone() for p in policy.parameters()]
     policy.zero_grad(set_to_none=True)
@@ -389,9 +389,10 @@ def toy_world(at: Scale) -> dict[str, Any]:
         cfg = replace(settings.GRPO_PRESETS["tiny"], model=f"{name}/sft", data=str(world / "rl.jsonl"), steps=2,
                       held_out=str(world / "held_out.jsonl"), out=f"{name}/grpo", save_every=1, eval_every=2,
                       prompt_file=prompt)
-        grpo.train(cfg, score=length_score)
+        method = grpo.Method(score=length_score)
+        grpo.train(cfg, method)
         grpo.train(replace(cfg, out=f"{name}/half", compute_dtype="bfloat16", sampler_dtype="bfloat16",
-                           offload_optimizer=True), score=length_score)
+                           offload_optimizer=True), method)
         loss = [row["train/loss"] for row in log_of(f"{name}/sft")]
         whole, half = log_of(f"{name}/grpo"), log_of(f"{name}/half")
     difference = [max(row.get("sync/logprob_diff_max", 0.0) for row in rows) for rows in (whole, half)]

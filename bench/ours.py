@@ -101,10 +101,9 @@ class Product:
         advantages = grpo.group_advantages(rewards, eps=1e-4)  # TRL's eps; the product's own is 1e-6
         totals: list[float] = []
 
-        def recorded(logprobs: Any, batch: Any, cfg: grpo.Config, denominator: float) -> Any:
-            value, stats = grpo.grpo_loss(logprobs, batch, cfg, denominator)
-            if not logprobs.is_leaf:  # the loss itself, not a question for its slopes
-                totals[-1] += value.item()
+        def recorded(logprobs: Any, batch: Any, cfg: grpo.Config, divisor: float) -> Any:
+            value, stats = grpo.grpo_loss(logprobs, batch, cfg, divisor)
+            totals[-1] += value.item()
             return value, stats
 
         def stepped(*args: Any) -> float:

@@ -23,7 +23,7 @@ from batch import group_tokens
 from bench.measure import Side, peak_bytes, write
 from bench.ours import Product, Settings
 from bench.workload import Lengths, Shape, as_rollouts, make_folder, make_groups
-from ops.head import target_logprobs
+from ops.head import target_scores
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def head_point(targets: int, vocabulary: int, hidden: int) -> dict[str, Any]:
     def run() -> None:
         nonlocal seconds
         began = time.perf_counter()
-        target_logprobs(states, weight, ids)[0].sum().backward()
+        target_scores(states, weight, ids).logprobs.sum().backward()
         seconds = time.perf_counter() - began
 
     run()

@@ -221,7 +221,7 @@ print("padding at the ends of the rows:", batch.inputs.numel() - packed)
 # with its cache, and a plain forward of one sequence.
 
 # %%
-logprobs = policy(batch, temperature=1.0)  # (N,)
+logprobs = policy(batch, temperature=1.0).logprobs  # (N,)
 print("logprobs", tuple(logprobs.shape), logprobs[:6].detach())
 gap = (logprobs.detach() - batch.sampler_logprobs).abs().max().item()
 whole = torch.tensor([first.prompt_ids + first.response_ids[:-1]])
@@ -244,8 +244,8 @@ print("packed and plain agree to 1e-9:", bool((plain - logprobs[: len(plain)]).a
 # %%
 cfg = replace(grpo.PRESETS["tiny"], steps=1, prompts_per_step=4, group_size=4, mini_batch=2,
               lr_schedule="constant", warmup_updates=0)
-batch.old_logprobs, batch.ref_logprobs = logprobs.detach(), reference(batch, cfg.temperature)
-total = packing.denominator(groups, "seq", cfg.max_response_tokens)
+batch.old_logprobs, batch.ref_logprobs = logprobs.detach(), reference(batch, temperature=cfg.temperature).logprobs
+total = packing.loss_divisor(groups, "seq", cfg.max_response_tokens)
 loss, stats = grpo.grpo_loss(logprobs, batch, cfg, total)
 print("responses that the sum is divided by:", total)
 print("loss is zero:", abs(loss.item()) < 1e-6, "| largest KL is zero:", bool(stats["policy/ref_kl"].max() < 1e-9))
@@ -289,7 +289,7 @@ for name in ("policy/approx_kl", "policy/ref_kl", "policy/clip_fraction", "polic
 
 # %%
 with torch.no_grad():
-    after = policy(batch, temperature=1.0)  # (N,)
+    after = policy(batch, temperature=1.0).logprobs  # (N,)
 moved = torch.zeros(16, dtype=torch.float64).index_add(0, batch.sequence, after - batch.old_logprobs).view(4, 4)
 print("change of each response's log-probability", tuple(moved.shape))
 print(moved)

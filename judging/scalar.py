@@ -157,7 +157,7 @@ def pack(pair: Pair, tokenizer: Any) -> Group:
 class Scorer(Policy):
     """A transformers sequence classifier with one label that scores each response of a packed micro-batch."""
 
-    def forward(self, batch: Batch, *_: Any, **__: Any) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:  # type: ignore[override]
         """(S,) scores, float32 or better, read where each response's last target would be predicted."""
         last = torch.bincount(batch.sequence).cumsum(0) - 1  # (S,)
         hidden = self.hidden(batch)[last]  # (S, H)

@@ -29,24 +29,24 @@ def visible(group: Tensor, response: Tensor) -> Tensor:
                 index[:, None], index[None, :])[:, None]
 
 
-def spans(group: Tensor, response: Tensor) -> list[list[tuple[int, Tensor | None]]]:
-    """(R, T), (R, T) -> the same rule as each row's runs of tokens: (length, mask), in order.
+GroupSpans = tuple[int, list[tuple[int, Tensor]]]  # prompt length; (length, mask) of each response
 
-    A response's mask is (length, prompt + length); None is plain causal: a prompt, also one with its only response.
+
+def spans(group: Tensor, response: Tensor) -> list[list[GroupSpans]]:
+    """(R, T), (R, T) -> the same rule as lengths: each row's groups, a prompt and its responses, in order.
+
+    A response's mask is (length, prompt + length). A prompt with a single response counts as one causal prompt.
     On a CPU this saves what a dense mask computes and throws away.
     """
     rows = []
     for row in torch.stack([group, response], 2):
         runs, lengths = torch.unique_consecutive(row, dim=0, return_counts=True)
-        row_spans: list[tuple[int, Tensor | None]] = []
-        for _, one_group in groupby(zip(runs[:, 0].tolist(), lengths.tolist(), strict=True), itemgetter(0)):
-            prompt, *own = [n for _, n in one_group]
-            if len(own) <= 1:
-                row_spans.append((prompt + sum(own), None))
-            else:
-                row_spans.append((prompt, None))
-                row_spans += [(n, torch.ones(n, prompt + n, dtype=torch.bool).tril(prompt)) for n in own]
-        rows.append(row_spans)
+        groups: list[GroupSpans] = []
+        for _, members in groupby(zip(runs[:, 0].tolist(), lengths.tolist(), strict=True), itemgetter(0)):
+            prompt, *own = [n for _, n in members]
+            masks = [(n, torch.ones(n, prompt + n, dtype=torch.bool).tril(prompt)) for n in own]
+            groups.append((prompt, masks) if len(own) > 1 else (prompt + sum(own), []))
+        rows.append(groups)
     return rows
 
 
@@ -92,20 +92,27 @@ def grouped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tens
     return out.transpose(1, 2), None
 
 
-def _by_spans(query: Tensor, key: Tensor, value: Tensor, spans: list, scaling: float | None) -> Tensor:
-    """A prompt sees itself, a response its prompt and itself: one small attention each, in the order of the row."""
-    out = []
-    for r, row in enumerate(spans):
-        lengths = [n for n, _ in row]
-        pieces = zip(*(x[r : r + 1].split(lengths, 2) for x in (query, key, value)), row, strict=True)
-        for q, k, v, (_, mask) in pieces:
-            if mask is None:
-                prompt = k, v
-            else:
-                k, v = torch.cat([prompt[0], k], 2), torch.cat([prompt[1], v], 2)
-            out.append(nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
-                                                                  scale=scaling, enable_gqa=True))
-    return torch.cat(out, 2).unflatten(2, (len(spans), -1))[0].transpose(0, 1)
+def _by_spans(query: Tensor, key: Tensor, value: Tensor, spans: list[list[GroupSpans]],
+              scaling: float | None) -> Tensor:
+    """A prompt sees itself, a response sees its prompt and itself: one small attention each, in the row's order."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
+                                                          scale=scaling, enable_gqa=True)
+
+    rows = []
+    for r, groups in enumerate(spans):
+        lengths = [n for prompt, responses in groups for n in (prompt, *(n for n, _ in responses))]
+        pieces = zip(*(x[r : r + 1].split(lengths, dim=2) for x in (query, key, value)), strict=True)
+        out = []
+        for _, responses in groups:
+            q, prompt_k, prompt_v = next(pieces)
+            out.append(attend(q, prompt_k, prompt_v, None))
+            for _, mask in responses:
+                q, k, v = next(pieces)
+                out.append(attend(q, torch.cat([prompt_k, k], 2), torch.cat([prompt_v, v], 2), mask))
+        rows.append(torch.cat(out, 2))
+    return torch.cat(rows)
 
 
 def flex_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any,

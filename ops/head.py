@@ -1,30 +1,32 @@
-"""Hidden states -> log-probs of the targets, without the (N, V) logits: the language model's head in chunks of tokens.
+"""Hidden states -> log-probs of the targets. The head works in chunks of tokens: the (N, V) logits never exist at once.
 
-With the slopes of the loss foretold, its gradients are made in the forward pass, while a chunk's logits are there.
+Backward computes each chunk's logits a second time. That costs one more matrix product and saves the memory of N x V
+numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK = {"cpu": 2**22, "cuda": 2**27}  # elements of (tokens, vocabulary) logits alive at once
 
 
-def target_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False,
-                    slopes: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-    """(N, H) hidden states, (V, H) head -> (N,) log-probs of (N,) targets in nats, float32 or better, and entropies.
+class Scores(NamedTuple):
+    """What a policy says of a micro-batch's targets. A tuple, because FSDP2 looks for tensors in tuples only."""
 
-    The entropies (nats) are detached, and zeros unless `entropy`. `slopes`: (N,) log-probs -> (N,) d loss / d
-    log-prob, if a token's depends on no other token's log-prob. It saves a second pass, and changes nothing.
-    """
+    logprobs: Tensor  # (N,) nats, float32 or better
+    entropies: Tensor  # (N,) nats, without gradient; zeros unless they were asked for
+
+
+def target_scores(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
+                  entropy: bool = False) -> Scores:
+    """(N, H) hidden states, (V, H) head -> log-probs of the (N,) targets, and entropies if asked for. Eq. 2"""
     chunk = max(32, CHUNK[hidden.device.type] // weight.shape[0])
-    slopes = slopes if hidden.requires_grad else None
-    found: tuple[Tensor, Tensor] = _HeadLogprobs.apply(hidden, weight, targets, temperature, chunk, entropy, slopes)
-    return found
+    return Scores(*_HeadLogprobs.apply(hidden, weight, targets, temperature, chunk, entropy))
 
 
 def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
@@ -40,64 +42,46 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
 
 def _head_gradients(probs: Tensor, targets: Tensor, slope: Tensor, hidden: Tensor, weight: Tensor,
                     temperature: float, grad_weight: Tensor) -> Tensor:
-    """One chunk, whose (C, V) probabilities are used up: adds to `grad_weight` -> (C, H) gradient of hidden.
+    """One chunk: adds its part to `grad_weight` -> (C, H) gradient of hidden. `probs`, (C, V), is overwritten.
 
-    d log p(y) / d logits = onehot(y) - softmax(logits); `slope` is d loss / d log p(y).
+    d log p(y) / d logits = onehot(y) - softmax(logits); `slope`, (C,), is d loss / d log p(y).
     """
-    grad = probs.mul_(-slope[:, None])
-    grad.scatter_add_(1, targets[:, None], slope[:, None])
+    grad = probs.mul_(-slope[:, None]).scatter_add_(1, targets[:, None], slope[:, None])
     grad.div_(temperature)
     grad_weight.addmm_(grad.T, hidden.to(grad_weight.dtype))
     return (grad.to(weight.dtype) @ weight).to(hidden.dtype)
 
 
 class _HeadLogprobs(torch.autograd.Function):
-    """Head and log-softmax in chunks of tokens; the (N, V) logits are never alive at once.
-
-    `slopes` foretells the loss: forward then makes the gradients too, from the logits it has at hand. Where the
-    loss's own slopes turn out to be others, or nothing was foretold, backward makes the logits again.
-    """
+    """Head and log-softmax, chunk by chunk."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int,
-                entropies: bool, slopes: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor]:
+                entropy: bool) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        logprobs, entropy, told = (torch.zeros(len(targets), dtype=exact, device=hidden.device) for _ in range(3))
-        gradients = _empty_gradients(hidden, weight) if slopes else None
+        logprobs, entropies = (torch.zeros(len(targets), dtype=exact, device=hidden.device) for _ in range(2))
         for part in _parts(len(targets), chunk):
-            logp = torch.log_softmax(_logits(hidden[part], weight, temperature), -1)
+            logp = torch.log_softmax(_logits(hidden[part], weight, temperature), -1)  # (C, V)
             logprobs[part] = logp.gather(1, targets[part, None])[:, 0]
-            if not (entropies or slopes):
-                continue
-            probs = logp.exp() if entropies else logp.exp_()
-            if entropies:
-                entropy[part] = -torch.linalg.vecdot(probs, logp)
-            if slopes and gradients:
-                told[part] = slopes(logprobs)[part]
-                gradients[0][part] = _head_gradients(probs, targets[part], told[part], hidden[part], weight,
-                                                     temperature, gradients[1])
-        foretold = (told, gradients[0], gradients[1].to(weight.dtype)) if gradients else ()
-        ctx.save_for_backward(hidden, weight, targets, *foretold)
+            if entropy:
+                entropies[part] = -torch.linalg.vecdot(logp.exp(), logp)
+        ctx.save_for_backward(hidden, weight, targets)
         ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, *foretold = ctx.saved_tensors
-        if foretold and torch.allclose(slope, foretold[0], rtol=1e-5, atol=0.0):
-            return foretold[1], foretold[2], *[None] * 5
-        grad_hidden, grad_weight = _empty_gradients(hidden, weight)
+        """`slope`: (N,) d loss / d log-prob. The head's gradient is summed over the chunks in float32 or better."""
+        hidden, weight, targets = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         for part in _parts(len(targets), ctx.chunk):
-            probs = torch.softmax(_logits(hidden[part], weight, ctx.temperature), -1)
+            probs = torch.softmax(_logits(hidden[part], weight, ctx.temperature), -1)  # (C, V)
             grad_hidden[part] = _head_gradients(probs, targets[part], slope[part], hidden[part], weight,
                                                 ctx.temperature, grad_weight)
-        return grad_hidden, grad_weight.to(weight.dtype), *[None] * 5
-
-
-def _empty_gradients(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Of hidden states and head; the head's is summed over the chunks, in float32 at least."""
-    return torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
 
 
 def _parts(total: int, chunk: int) -> list[slice]:

@@ -38,7 +38,7 @@ from toy.world import keeps
 
 
 def judge_score(judge: Judge, checks: Sequence[Check] = (), both_orders: bool = True) -> Callable[..., torch.Tensor]:
-    """`score` for `grpo.train`: (P, G) rewards, each a response's win rate in its group, plus the checks."""
+    """`Method.score`: (P, G) rewards, each a response's win rate in its group, plus the checks."""
 
     def score(
         rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, tokenizer: Any, cfg: Any
@@ -52,7 +52,7 @@ def judge_score(judge: Judge, checks: Sequence[Check] = (), both_orders: bool = 
 
 
 def the_question(pair: Pair, style: Style, system: str | None) -> list[Message]:
-    """`prompt` for `grpo.train`: the writer sees what was asked and nothing of the pair's responses."""
+    """`Method.prompt`: the writer sees what was asked and nothing of the pair's responses."""
     return list(pair.context)
 
 
@@ -99,7 +99,7 @@ def main(cfg: Config) -> None:
     grpo.train(replace(grpo.PRESETS["tiny"], model=str(out / "sft"), data=str(out / "asks.jsonl"), held_out="",
                        prompt_file="", out=str(out / "grpo"), steps=cfg.steps, group_size=4, max_response_tokens=12,
                        seed=cfg.seed),
-               prompt=the_question, score=judge_score(judge))
+               grpo.Method(prompt=the_question, score=judge_score(judge)))
 
     for name in ("sft", "grpo"):
         writer = load_sampler(str(out / name))

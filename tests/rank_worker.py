@@ -215,7 +215,7 @@ class Stage:
             try:
                 if isinstance(cfg, grpo.Config):
                     functions.setdefault("score", parity)
-                    grpo.train(cfg, advantage=record.advantage, **functions)
+                    grpo.train(cfg, grpo.Method(advantage=record.advantage, **functions))
                 else:
                     sft.train(cfg)
             except KeyboardInterrupt:
@@ -532,7 +532,7 @@ def fault(stage: Stage, name: str, at: int) -> None:
             raise RuntimeError(FAULT)
         return parity(*args)
 
-    grpo.train(grpo_config(stage, name, save_every=1, steps=4), score=score)
+    grpo.train(grpo_config(stage, name, save_every=1, steps=4), grpo.Method(score=score))
 
 
 # ---- host memory ---------------------------------------------------------------------------------------

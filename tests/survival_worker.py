@@ -37,8 +37,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from loading.folder import model_folder
-
 CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink",
            "shutil.rmtree")
 PATIENCE = 60.0  # seconds in which a rank whose peer died has to end; it takes a moment on an idle machine
@@ -265,6 +263,8 @@ def what_is_there(out: Path) -> dict[str, Any]:
 
     newest = run_folder.latest_checkpoint(out)
     try:
+        from loading.folder import model_folder
+
         exported = digest(model_folder(str(out)))
     except UserError:
         exported = None

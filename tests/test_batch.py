@@ -14,7 +14,7 @@ from tiny_models import EOS, gradients, make_lm, plain_logprobs
 from torch import Tensor
 
 import batch as batch_module
-from batch import Batch, Group, aggregate, collate, denominator, group_tokens, micro_batches, plan, split
+from batch import Batch, Group, aggregate, collate, group_tokens, loss_divisor, micro_batches, plan, split
 from model import Policy
 from ops.attention import visible
 
@@ -252,22 +252,22 @@ def test_aggregate_and_denominator_by_hand():  # Eq. 9
     groups = [Group([1], [[5, 6], [], [7]]), Group([2, 2], [[8, 9, 8, 9], []])]
     values = torch.tensor([1.0, 2.0, 6.0, 4.0, 4.0, 0.0, 8.0])
     batch = collate(groups, [0, 1], "cpu")
-    assert [denominator(groups, agg, 10) for agg in AGGS] == [5, 7, 50]
+    assert [loss_divisor(groups, agg, 10) for agg in AGGS] == [5, 7, 50]
     # seq: (1.5 + 0 + 6 + 4 + 0) / 5, token: 25 / 7, const: 25 / (5 x 10)
     for agg, expected in zip(AGGS, (11.5 / 5, 25 / 7, 0.5), strict=True):
-        got = aggregate(values, batch, agg, denominator(groups, agg, 10))
+        got = aggregate(values, batch, agg, loss_divisor(groups, agg, 10))
         assert got.shape == () and math.isclose(got.item(), expected, rel_tol=1e-6), agg
     halves = [collate(groups, [i], "cpu") for i in (0, 1)]
     for agg in AGGS:  # micro-batches add up
-        parts = [aggregate(v, b, agg, denominator(groups, agg, 10)) for v, b in zip((values[:3], values[3:]), halves,
+        parts = [aggregate(v, b, agg, loss_divisor(groups, agg, 10)) for v, b in zip((values[:3], values[3:]), halves,
                                                                                    strict=True)]
-        torch.testing.assert_close(sum(parts), aggregate(values, batch, agg, denominator(groups, agg, 10)))
+        torch.testing.assert_close(sum(parts), aggregate(values, batch, agg, loss_divisor(groups, agg, 10)))
 
 
-def test_empty_group_is_left_out_of_the_batch_and_counted_in_the_denominator():
+def test_empty_group_is_left_out_of_the_batch_and_counted_in_the_loss_divisor():
     groups = [Group([1], [[5, 6]]), Group([2], [[], []])]
     assert len(split(groups, 100)) == 1
-    assert [denominator(groups, agg, 8) for agg in AGGS] == [3, 2, 24]
+    assert [loss_divisor(groups, agg, 8) for agg in AGGS] == [3, 2, 24]
 
 
 @pytest.mark.parametrize("agg", AGGS)
@@ -300,7 +300,7 @@ GROUPS = [
 def gradient(policy: Policy, batches: list[Batch], agg: str, total: float) -> dict[str, Tensor]:
     policy.zero_grad()
     for batch in batches:
-        logprobs = policy(batch)
+        logprobs = policy(batch).logprobs
         per_token = batch.advantages.double() * logprobs + 0.1 * logprobs**2  # not linear, as a real loss
         aggregate(per_token, batch, agg, total).backward()
     return gradients(policy)
@@ -338,7 +338,7 @@ def plans() -> dict[str, list[Batch]]:
 
 @pytest.mark.parametrize("agg", AGGS)
 def test_T3_P7_gradient_is_the_same_for_any_micro_batch_plan(double_policy, agg):  # Eq. 9
-    total = denominator(GROUPS, agg, 16)
+    total = loss_divisor(GROUPS, agg, 16)
     expected = truth(double_policy, agg, total)
     assert max(g.abs().max() for g in expected.values()) > 1e-2
     for name, batches in plans().items():
@@ -354,7 +354,7 @@ def test_T1_forward_and_loss_change_no_input(double_policy):
     batch = collate(GROUPS, [0, 1], "cpu")
     before = {f.name: v.clone() for f in fields(batch) if isinstance(v := getattr(batch, f.name), Tensor)}
     groups_before = repr(GROUPS)
-    logprobs, entropy = double_policy(batch, 0.7, entropy=True)
+    logprobs, entropy = double_policy(batch, temperature=0.7, entropy=True)
     kept = logprobs.detach().clone()
     for agg in AGGS:
         aggregate(logprobs, batch, agg, 3).backward(retain_graph=True)
@@ -364,7 +364,7 @@ def test_T1_forward_and_loss_change_no_input(double_policy):
     values = torch.arange(len(batch.targets), dtype=torch.float32)
     aggregate(values, batch, "seq", 3)
     assert values.tolist() == list(range(len(values)))
-    again, entropy_again = double_policy(batch, 0.7, entropy=True)
+    again, entropy_again = double_policy(batch, temperature=0.7, entropy=True)
     assert torch.equal(again, kept) and torch.equal(entropy, entropy_again)
     split(GROUPS, 5), plan(GROUPS, 5)
     assert repr(GROUPS) == groups_before
@@ -376,14 +376,15 @@ def test_T4_P15_sampled_eos_is_trained_and_eos_inside_the_prompt_is_seen(double_
     groups = [Group(prompt, [response]), Group([5, 6], [[7, EOS]])]
     batch = collate(groups, [0, 1], "cpu")
     assert batch.targets.tolist() == [*response, 7, EOS], "every sampled token is a target, EOS and id 0 too"
-    found = double_policy(batch)
+    found = double_policy(batch).logprobs
     wanted = [plain_logprobs(double_policy.lm, g.prompt_ids, g.responses[0]) for g in groups]
     torch.testing.assert_close(found, torch.cat(wanted), rtol=0, atol=1e-10)
     for pad in (EOS, 40):  # what padding holds is of no account
         other = replace(batch, inputs=torch.where(batch.group < 0, pad, batch.inputs))
-        torch.testing.assert_close(double_policy(other), found, rtol=0, atol=1e-12)
+        torch.testing.assert_close(double_policy(other).logprobs, found, rtol=0, atol=1e-12)
     changed = collate([Group([1, 9, 7, 0, EOS, EOS], [response])], [0], "cpu")
-    assert (double_policy(changed) - found[:4]).abs().min() > 1e-6, "an EOS in the prompt is context like any token"
+    scored = double_policy(changed).logprobs
+    assert (scored - found[:4]).abs().min() > 1e-6, "an EOS in the prompt is context like any token"
 
 
 @pytest.mark.parametrize("agg", AGGS)
@@ -391,7 +392,7 @@ def test_T5_empty_responses_and_groups_of_one_give_no_nan(double_policy, agg):
     groups = [Group([1, 2], [[], [4, 5], []], [0.0, 1.0, 0.0]), Group([3], [[EOS]], [2.0]), Group([3], [[]], [1.0])]
     batches = list(micro_batches(groups, 3, "cpu"))
     assert sum(len(b.targets) for b in batches if b.weight) == 3
-    found = gradient(double_policy, batches, agg, denominator(groups, agg, 16))
+    found = gradient(double_policy, batches, agg, loss_divisor(groups, agg, 16))
     assert all(g.isfinite().all() for g in found.values())
 
 

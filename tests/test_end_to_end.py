@@ -68,7 +68,7 @@ def test_a_prompt_of_2048_tokens_goes_forward_and_backward_at_a_real_size(tmp_pa
     ids = torch.randint(0, 49152, (2048 + 2 * 24,), generator=g).tolist()
     group = Group(ids[:2048], [ids[2048:2072], ids[2072:]])
     for batch in micro_batches([group], 4096, "cpu"):
-        logprobs = policy(batch)
+        logprobs = policy(batch).logprobs
         aggregate(-logprobs, batch, "token", 48).backward()
         assert logprobs.shape == (48,) and batch.inputs.shape == (1, 2048 + 46)
     assert -logprobs.mean().item() == pytest.approx(torch.tensor(49152.0).log().item(), abs=0.5)

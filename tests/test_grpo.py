@@ -19,7 +19,7 @@ from tiny_models import exact_norms, gradients, plain_logprobs
 import batch as batch_module
 import grpo
 import model
-from batch import collate, denominator
+from batch import collate, loss_divisor
 from grpo import clipped_surrogate, group_advantages, kl_k3
 from ops import head
 from rollout import Rollout
@@ -220,16 +220,11 @@ def test_P5_tis_weight_is_trainer_over_sampler_and_capped(world, tmp_path):
     assert stats["sync/tis_clip_fraction"].tolist() == [0.0] * 3  # a weight that equals the cap is not cut
 
 
-def test_slopes_are_the_gradient_of_the_loss_and_the_sum_over_ranks(world, tmp_path, monkeypatch):
-    """At ratio 1 without KL the slope of a token is -A / N; FSDP's mean over two ranks is undone by a factor 2."""
-    batch, cfg = made_batch(), small(world, tmp_path, agg="token", kl_coef=0.0)
-    batch.ref_logprobs = logprobs = torch.tensor([-0.5, -0.6, -0.7])
-    with torch.no_grad():
-        slopes = [grpo.token_slopes(batch, cfg, 4, grpo.grpo_loss, logprobs)]
-        monkeypatch.setattr(ranks, "world_size", lambda: 2)
-        slopes.append(grpo.token_slopes(batch, cfg, 4, grpo.grpo_loss, logprobs))
-    assert [s.tolist() for s in slopes] == [[-0.25, -0.25, 0.25], [-0.5, -0.5, 0.5]]
-    assert batch.old_logprobs is None and not logprobs.requires_grad
+def test_a_group_of_equal_rewards_gets_exactly_nothing():
+    """The mean of eight times 0.7 is not 0.7 in float32."""
+    for rewards in (torch.full((2, 8), 0.7), torch.full((1, 7), 1 / 3), torch.full((1, 1), 0.1)):
+        for scale in (True, False):
+            assert not grpo.group_advantages(rewards, scale).any()
 
 
 # ---- the update against a plain twin -------------------------------------------------------------------
@@ -379,25 +374,27 @@ def test_T11_groups_carry_the_sampled_ids(world):
         members = rollouts[start : start + 3]
         assert all(a is r.response_ids for a, r in zip(group.responses, members, strict=True))
         assert all(a is r.sampler_logprobs for a, r in zip(group.sampler_logprobs, members, strict=True))
-    assert denominator(grpo.make_groups(rollouts, advantages), "seq", 12) == 12
+    assert loss_divisor(grpo.make_groups(rollouts, advantages), "seq", 12) == 12
 
 
 def test_statistics_of_tokens_by_hand():
     """The gap between trainer and sampler is |old - sampler|; a stand-in batch says nothing."""
     batch, said = made_batch(), Metrics()
     batch.old_logprobs = torch.tensor([-0.5, -0.25, -1.7])  # the sampler's: -0.5, -0.5, -0.7
-    grpo.record_tokens(said, batch, {"x": torch.tensor([1.0, 2.0, 6.0])})
+    batch.ref_logprobs = batch.old_logprobs
+    _, stats = grpo.grpo_loss(batch.old_logprobs, batch, grpo.Config(), 3)
+    stats = {"sync/logprob_diff_mean": stats["sync/logprob_diff_mean"]}
+    grpo.record_tokens(said, batch, stats | {"x": torch.tensor([1.0, 2.0, 6.0])})
     grpo.record_tokens(said, dataclasses.replace(batch, weight=0.0), {"x": torch.tensor([9.0])})
     want = {"x": 3.0, "sync/logprob_diff_mean": 1.25 / 3, "sync/logprob_diff_max": 1.0}
     assert said.reduce() == pytest.approx(want)
 
 
-def test_an_update_makes_the_logits_once_for_each_policy(world, tmp_path, monkeypatch):
-    """Old log-probs of the first mini-batch are its own forward, and the foretold slopes spare the backward its own."""
+def test_the_first_mini_batch_takes_its_old_log_probs_from_its_own_forward(world, tmp_path, monkeypatch):
     passes, honest = [], head._logits
     monkeypatch.setattr(head, "_logits", lambda *args: passes.append(1) or honest(*args))
     packed_update(world, small(world, tmp_path, mini_batch=4), *fixed_rollouts(world))
-    assert len(passes) == 2  # one micro-batch: the reference, the policy
+    assert len(passes) == 3  # one micro-batch: the reference, the policy forward and again in its backward
 
 
 def test_a_mini_batch_of_one_token_is_divided_by_one(world, tmp_path):
@@ -439,13 +436,13 @@ def test_T10_T6_a_stopped_run_continues_bit_for_bit(world, tmp_path, monkeypatch
     """Two mini-batches a round and more data than one epoch; metrics are equal too, none twice or missing."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     changes = {"steps": 8, "held_out": str(world / "held_out.jsonl"), "eval_every": 3}
-    grpo.train(small(world, straight, **changes), score=parity)
+    grpo.train(small(world, straight, **changes), grpo.Method(score=parity))
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
-            grpo.train(small(world, broken, **changes), score=parity)
+            grpo.train(small(world, broken, **changes), grpo.Method(score=parity))
     assert len(metrics(broken)) == 3 and not (broken / "model").exists()
-    grpo.train(small(world, broken, **changes), score=parity)
+    grpo.train(small(world, broken, **changes), grpo.Method(score=parity))
     assert metrics(broken) == metrics(straight) and len(metrics(straight)) == 9
     start = load_file(world / "start" / "model.safetensors")
     for name, tensor in weights(straight).items():
@@ -466,11 +463,11 @@ def test_finished_run_repeated_changes_nothing(world, tmp_path):
 
 
 def test_compat_official_trains_the_first_round_with_learning_rate_zero(world, tmp_path):
-    grpo.train(small(world, tmp_path / "a", steps=1, compat="official"), score=parity)
+    grpo.train(small(world, tmp_path / "a", steps=1, compat="official"), grpo.Method(score=parity))
     start = load_file(world / "start" / "model.safetensors")
     assert all(torch.equal(start[name], t) for name, t in weights(tmp_path / "a").items())
     assert metrics(tmp_path / "a")[0]["optim/lr"] == 0.0
-    grpo.train(small(world, tmp_path / "b", steps=1), score=parity)
+    grpo.train(small(world, tmp_path / "b", steps=1), grpo.Method(score=parity))
     assert any(not torch.equal(start[name], t) for name, t in weights(tmp_path / "b").items())
 
 
@@ -496,7 +493,12 @@ class Scripted:
         return [Rollout(p, [1], [0.0], "", "stop", i) for i, p in enumerate(prompts) for _ in range(n)]
 
 
-def test_refused_groups_are_replaced_from_the_stream(world, tmp_path):
+def scripted_run(cfg, pairs, sampler, keep):
+    method = grpo.Method(score=lambda made, taken, *_: torch.ones(len(taken), cfg.group_size), keep=keep)
+    return grpo.Run(cfg, method, None, None, pairs, [], None, None, sampler, None, None)
+
+
+def test_refused_groups_are_replaced_from_the_stream(world, tmp_path, monkeypatch):
     from data import load_pairs, stream
 
     pairs, cfg, sampler = load_pairs(str(world / "rl.jsonl")), small(world, tmp_path), Scripted()
@@ -505,9 +507,9 @@ def test_refused_groups_are_replaced_from_the_stream(world, tmp_path):
     def refuse_every_second(rewards):
         return torch.arange(len(rewards)) % 2 == 1
 
-    rollouts, rewards, position = grpo.collect(
-        pairs, 0, sampler, lambda pair: [order.index(pair.pair_id)],
-        lambda made, taken: torch.ones(len(taken), cfg.group_size), refuse_every_second, cfg)
+    run = scripted_run(cfg, pairs, sampler, refuse_every_second)
+    monkeypatch.setattr(grpo.Run, "prompt_ids", lambda self, pair: [order.index(pair.pair_id)])
+    rollouts, rewards, position = grpo.collect_kept(run, 0)
     assert [r.prompt_ids[0] for r in rollouts[:: cfg.group_size]] == [1, 3, 5, 7]
     assert rewards.shape == (4, 3) and position == 8
     assert sampler.seeds == [seeds.derive_seed(cfg.seed, "rollout", place) for place in range(8)]
@@ -517,10 +519,10 @@ def test_a_stream_of_which_nothing_is_kept_ends_in_one_line(world, tmp_path, mon
     from data import load_pairs
 
     monkeypatch.setattr(grpo, "REFILLS", 3)
+    monkeypatch.setattr(grpo.Run, "prompt_ids", lambda self, pair: [1])
     pairs, cfg, sampler = load_pairs(str(world / "rl.jsonl")), small(world, tmp_path), Scripted()
     with pytest.raises(UserError, match="of 12 groups only 3 were kept"):
-        grpo.collect(pairs, 0, sampler, lambda pair: [1], lambda made, taken: torch.ones(len(taken), cfg.group_size),
-                     lambda rewards: torch.arange(len(rewards)) == 0, cfg)
+        grpo.collect_kept(scripted_run(cfg, pairs, sampler, lambda rewards: torch.arange(len(rewards)) == 0), 0)
     assert len(sampler.seeds) == 12
 
 
@@ -536,12 +538,12 @@ def test_a_loss_that_is_not_finite_skips_steps_and_then_ends_the_run_with_its_st
 
     cfg = small(world, tmp_path / "run", steps=20, mini_batch=2, save_every=100)
     with pytest.raises(UserError, match="5 steps in a row"):
-        grpo.train(cfg, score=parity, loss=loss)
+        grpo.train(cfg, grpo.Method(score=parity, loss=loss))
     rows = metrics(tmp_path / "run")
     assert [row["optim/skipped"] for row in rows] == [0, 0, 0.5, 0.5, 0, 1, 1, 1, 1, 1]
     assert all("not_finite" in row for row in rows if row["optim/skipped"])
     assert run_folder.latest_checkpoint(tmp_path / "run").name == "step_000010"
-    grpo.train(cfg, score=parity)  # the same command, its fault mended, goes on to the end
+    grpo.train(cfg, grpo.Method(score=parity))  # the same command, its fault mended, goes on to the end
     assert len(metrics(tmp_path / "run")) == 21 and all(
         torch.isfinite(t).all() for t in weights(tmp_path / "run").values()
     )

@@ -100,7 +100,7 @@ def test_T12_P1_P2_packed_rows_equal_one_forward_per_sequence(tmp_path, arch, ti
     assert policy.lm.model.gradient_checkpointing == checkpointing
     for name, batch in packings().items():
         policy.zero_grad()
-        found = policy(batch)
+        found = policy(batch).logprobs
         assert found.dtype == torch.float32 and found.shape == batch.targets.shape
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
         weighed(found).backward()
@@ -112,7 +112,7 @@ def test_T12_in_float64_to_ten_digits(arch):  # Eq. 2
     lm = make_lm(arch, tied=True, dtype=torch.float64)
     wanted = twin(lm, 0.7)
     for batch in packings().values():
-        torch.testing.assert_close(Policy(lm)(batch, 0.7), wanted, rtol=0, atol=1e-10)
+        torch.testing.assert_close(Policy(lm)(batch, temperature=0.7).logprobs, wanted, rtol=0, atol=1e-10)
 
 
 @EVERY_ARCH
@@ -136,11 +136,11 @@ def test_P1_a_loaded_model_called_in_the_plain_way_is_causal_or_refuses(tmp_path
 def test_T12_P1_the_prompt_alone_shows_no_leak_between_responses_or_groups():
     """What stands beside a sequence, and in which order, is of no account."""
     policy = Policy(make_lm("llama", dtype=torch.float64))
-    alone = policy(collate([Group([1, 7, 8], [[9, 10, EOS]])], [0], "cpu"))
+    alone = policy(collate([Group([1, 7, 8], [[9, 10, EOS]])], [0], "cpu")).logprobs
     beside = policy(collate([Group([1, 7, 8], [[9, 10, EOS], [11, 12, 13, 14]]), Group([4], [[5, 6]])], [0, 1], "cpu",
-                            one_row=True))
+                            one_row=True)).logprobs
     after = policy(collate([Group([4], [[5, 6]]), Group([1, 7, 8], [[11, 12, 13], [9, 10, EOS]])], [0, 1], "cpu",
-                           one_row=True))
+                           one_row=True)).logprobs
     torch.testing.assert_close(beside[:3], alone, rtol=0, atol=1e-12)
     torch.testing.assert_close(after[-3:], alone, rtol=0, atol=1e-12)
 
@@ -158,8 +158,8 @@ def test_T12_P2_the_forward_makes_no_cache(tmp_path, checkpointing):
 
 def test_P15_prompts_of_unequal_lengths_in_one_batch_equal_each_alone():
     policy = Policy(make_lm("qwen3", dtype=torch.float64))
-    together = policy(collate(GROUPS, [2, 1, 0], "cpu"))
-    alone = torch.cat([policy(collate(GROUPS, [i], "cpu")) for i in (2, 1, 0)])
+    together = policy(collate(GROUPS, [2, 1, 0], "cpu")).logprobs
+    alone = torch.cat([policy(collate(GROUPS, [i], "cpu")).logprobs for i in (2, 1, 0)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
 
 
@@ -169,7 +169,7 @@ def test_P16_attention_dropout_of_a_config_reaches_neither_old_nor_new_log_probs
     lm.config.attention_dropout = 0.1
     policy = load_policy(make_folder(tmp_path, lm)).train()
     batch = collate(GROUPS, [0, 1, 2], "cpu")
-    first, second = policy(batch), policy(batch)
+    first, second = policy(batch).logprobs, policy(batch).logprobs
     assert torch.equal(first, second), "the ratio of the first update is exactly 1"
     torch.testing.assert_close(first, plain, rtol=0, atol=1e-5)
 
@@ -184,7 +184,7 @@ def test_T8_temperature_divides_the_logits_in_forward_backward_and_entropy(tempe
     weighed(wanted).backward()
     wanted_gradients = gradients(lm)
     lm.zero_grad()
-    found, entropy = Policy(lm)(collate(GROUPS, [0, 1, 2], "cpu"), temperature, entropy=True)
+    found, entropy = Policy(lm)(collate(GROUPS, [0, 1, 2], "cpu"), temperature=temperature, entropy=True)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     weighed(found).backward()
     assert_same(gradients(lm), wanted_gradients, 1e-5)
@@ -196,7 +196,7 @@ def test_T8_temperature_divides_the_logits_in_forward_backward_and_entropy(tempe
             exact.append(-(logp.exp() * logp).sum(-1))
     torch.testing.assert_close(entropy, torch.cat(exact).detach(), rtol=0, atol=1e-5)
     assert not entropy.requires_grad and entropy.dtype == torch.float32
-    assert torch.equal(Policy(lm)(collate(GROUPS, [0, 1, 2], "cpu"), temperature), found)
+    assert torch.equal(Policy(lm)(collate(GROUPS, [0, 1, 2], "cpu"), temperature=temperature).logprobs, found)
 
 
 def head_inputs(tokens: int, vocab: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,7 +212,7 @@ def test_head_gradient_by_finite_differences(temperature, chunk):
     hidden, weight, targets = head_inputs(5, 7, 3, torch.float64)
 
     def logprobs(h: Tensor, w: Tensor) -> Tensor:
-        return head._HeadLogprobs.apply(h, w, targets, temperature, chunk, True, None)[0]
+        return head._HeadLogprobs.apply(h, w, targets, temperature, chunk, True)[0]
 
     assert torch.autograd.gradcheck(logprobs, (hidden.requires_grad_(), weight.requires_grad_()), atol=1e-7)
 
@@ -220,7 +220,7 @@ def test_head_gradient_by_finite_differences(temperature, chunk):
 def test_P3_log_probs_of_a_bf16_model_are_float32_and_exact_for_its_hidden_states():
     hidden, weight, targets = head_inputs(64, 2048, 64, torch.bfloat16)
     wanted = (hidden.double() @ weight.double().T).log_softmax(-1)
-    logprobs, entropy = head._HeadLogprobs.apply(hidden, weight, targets, 1.0, 32, True, None)
+    logprobs, entropy = head._HeadLogprobs.apply(hidden, weight, targets, 1.0, 32, True)
     assert logprobs.dtype == entropy.dtype == torch.float32
     exact = wanted.gather(1, targets[:, None])[:, 0]
     assert (logprobs.double() - exact).abs().max() < 1e-4
@@ -232,7 +232,7 @@ def test_P3_through_the_whole_policy():
     seen: list[Tensor] = []
     policy.lm.model.register_forward_hook(lambda module, args, out: seen.append(out.last_hidden_state.detach()))
     batch = collate(GROUPS, [0, 1, 2], "cpu")
-    logprobs = policy(batch, 0.7)
+    logprobs = policy(batch, temperature=0.7).logprobs
     assert seen[0].dtype == torch.bfloat16 and logprobs.dtype == torch.float32
     hidden = seen[0].flatten(0, 1)[batch.source].double()
     wanted = (hidden @ policy.lm.lm_head.weight.detach().double().T / 0.7).log_softmax(-1)
@@ -248,7 +248,7 @@ def test_P4_head_gradient_in_chunks_is_the_float32_sum():
     found = {}
     for chunk in (32, 4096):
         w = weight.clone().requires_grad_()
-        head._HeadLogprobs.apply(hidden, w, targets, 1.0, chunk, False, None)[0].sum().backward()
+        head._HeadLogprobs.apply(hidden, w, targets, 1.0, chunk, False)[0].sum().backward()
         assert w.grad.dtype == torch.bfloat16
         found[chunk] = w.grad.double()
         assert torch.cosine_similarity(found[chunk].flatten(), exact.grad.flatten(), dim=0) > 0.9999
@@ -265,7 +265,7 @@ def test_chunks_change_nothing(monkeypatch, temperature):
     for chunk in (0, 48 * 40, 2**22):
         monkeypatch.setitem(head.CHUNK, "cpu", chunk)
         lm.zero_grad()
-        logprobs, entropy = Policy(lm)(batch, temperature, entropy=True)
+        logprobs, entropy = Policy(lm)(batch, temperature=temperature, entropy=True)
         weighed(logprobs).backward()
         results.append(gradients(lm) | {"logprobs": logprobs.detach(), "entropy": entropy})
     assert len(batch.targets) > 96
@@ -298,8 +298,8 @@ def test_no_logits_of_all_tokens_are_ever_alive(monkeypatch, entropy):
     policy = Policy(make_lm("llama", vocab_size=vocab))
     batch = collate([Group([1, 2, 3], responses)], [0], "cpu")
     with LargestLogits(vocab) as largest:
-        out = policy(batch, 0.7, entropy)
-        (out[0] if entropy else out).sum().backward()
+        out = policy(batch, temperature=0.7, entropy=entropy)
+        out.logprobs.sum().backward()
     assert 0 < largest.rows <= 32
     assert asked == [32] * 6 + [8] + [32] * 6 + [8], "once forward, once backward"
 
@@ -332,7 +332,7 @@ def test_T17_scaled_rotary_frequencies(tmp_path):
     wanted = AutoModelForCausalLM.from_pretrained(folder)
     policy = load_policy(folder)
     assert_bit_equal(bits(policy.lm), bits(wanted))
-    torch.testing.assert_close(policy(collate(GROUPS, [0, 1, 2], "cpu")), twin(wanted), rtol=0, atol=1e-5)
+    torch.testing.assert_close(policy(collate(GROUPS, [0, 1, 2], "cpu")).logprobs, twin(wanted), rtol=0, atol=1e-5)
 
 
 def test_P12_weights_are_stored_in_float32_even_from_a_bf16_file(tmp_path):
@@ -430,7 +430,7 @@ def test_a_window_that_is_switched_off_is_full_attention(tmp_path):
     """Qwen2.5's own config.json names a window and does not use it."""
     lm = make_lm("qwen2", use_sliding_window=False, sliding_window=4, max_window_layers=1)
     policy = load_policy(make_folder(tmp_path, lm))
-    torch.testing.assert_close(policy(collate(GROUPS, [0, 1, 2], "cpu")), twin(lm), rtol=0, atol=1e-5)
+    torch.testing.assert_close(policy(collate(GROUPS, [0, 1, 2], "cpu")).logprobs, twin(lm), rtol=0, atol=1e-5)
 
 
 # ---- tokenizers ----------------------------------------------------------------------------------------
@@ -641,7 +641,7 @@ def test_P12_float32_weights_move_at_a_learning_rate_of_5e_7(tmp_path):
     policy = load_policy(folder)
     optimizer = torch.optim.AdamW(policy.parameters(), weight_decay=0.01)
     before = bits(policy)
-    weighed(policy(collate(GROUPS, [0, 1, 2], "cpu"))).backward()
+    weighed(policy(collate(GROUPS, [0, 1, 2], "cpu")).logprobs).backward()
     optimizer_step(policy, optimizer, 5e-7, 1.0)
     moved = sum((p != before[n]).sum().item() for n, p in policy.named_parameters())
     assert moved > 0.99 * sum(p.numel() for p in policy.parameters())
@@ -675,7 +675,7 @@ def test_P12_T14_bf16_compute_keeps_float32_weights_and_moments(tmp_path, bf16_m
     assert (policy.lm.lm_head.weight is policy.lm.model.embed_tokens.weight) == tied
     assert_bit_equal(dict(gathered_weights(policy, torch.float32)), dict(gathered_weights(plain, torch.float32)))
 
-    wanted, found = plain(batch), policy(batch)
+    wanted, found = plain(batch).logprobs, policy(batch).logprobs
     assert found.dtype == torch.float32
     difference = (found - wanted).abs()
     assert 1e-5 < difference.max() < 0.2 and difference.mean() < 0.05, "computed in bf16, close to float32"
@@ -722,7 +722,7 @@ def test_gathered_weights_under_a_mesh_are_plain_and_fresh(tmp_path, bf16_mesh):
 
 def train_steps(policy: Policy, optimizer: torch.optim.Optimizer, steps: range) -> None:
     for step in steps:
-        weighed(policy(collate(GROUPS, [step % 3], "cpu"))).backward()
+        weighed(policy(collate(GROUPS, [step % 3], "cpu")).logprobs).backward()
         optimizer_step(policy, optimizer, 1e-2, 1.0)
 
 
@@ -897,6 +897,6 @@ def test_T1_scoring_leaves_the_model_as_it_was():
     policy = Policy(make_lm("llama"))
     before = copy.deepcopy(policy.state_dict())
     for entropy in (False, True):
-        policy(collate(GROUPS, [0, 1, 2], "cpu"), 0.7, entropy)
+        policy(collate(GROUPS, [0, 1, 2], "cpu"), temperature=0.7, entropy=entropy)
     assert_bit_equal(dict(policy.state_dict()), before)
     assert all(p.grad is None for p in policy.parameters())

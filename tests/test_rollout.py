@@ -92,7 +92,7 @@ def test_T8_P5_sampler_log_probs_equal_the_policys(tmp_path, arch, temperature, 
         for p in range(len(PROMPTS))
     ]
     batch = collate(groups, list(range(len(groups))), "cpu")
-    scored = Policy(sampler.lm)(batch, temperature or 1.0)  # greedy log-probs are those at temperature 1
+    scored = Policy(sampler.lm)(batch, temperature=temperature or 1.0).logprobs  # greedy log-probs are those at temperature 1
     torch.testing.assert_close(batch.sampler_logprobs, scored.detach(), rtol=0, atol=1e-5)
     assert len(scored) > 50 and scored.std() > 0.2
 
@@ -415,7 +415,7 @@ def test_sampling_needs_no_gradient_and_leaves_weights_trainable(sampler):
     before = [p.clone() for p in sampler.lm.parameters()]
     sampler.generate(PROMPTS, 2, 1.0, 5, SEEDS)
     assert all(torch.equal(a, b) for a, b in zip(before, sampler.lm.parameters(), strict=True))
-    loss = Policy(sampler.lm)(collate([Group(PROMPTS[0], [[5, EOS]])], [0], "cpu")).sum()
+    loss = Policy(sampler.lm)(collate([Group(PROMPTS[0], [[5, EOS]])], [0], "cpu")).logprobs.sum()
     loss.backward()
     assert sampler.lm.lm_head.weight.grad.abs().sum() > 0
     sampler.lm.zero_grad()
@@ -451,7 +451,7 @@ def test_T6_sync_copies_everything(tmp_path, tied):
     for name, parameter in loaded.lm.named_parameters():
         assert torch.equal(parameter, stale.lm.get_parameter(name)), name
     group = Group(PROMPTS[0], [after[0].response_ids])
-    scored = policy(collate([group], [0], "cpu"))
+    scored = policy(collate([group], [0], "cpu")).logprobs
     np.testing.assert_allclose(after[0].sampler_logprobs, scored.tolist(), rtol=0, atol=1e-10)
 
 

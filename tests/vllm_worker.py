@@ -56,7 +56,7 @@ def engine(folder: str, arch: str, tied: bool) -> dict:
     for _ in range(3):
         groups = [Group(r.prompt_ids, [r.response_ids]) for r in ask()]
         for batch in micro_batches(groups, 4096, "cpu"):
-            (-policy(batch).mean()).backward()
+            (-policy(batch).logprobs.mean()).backward()
         model.optimizer_step(policy, optimizer, 1e-2, 1.0)
         found["before"].append(gap(policy, ask()))  # the engine has not heard of the update
         sampler.sync(model.gathered_weights(policy, torch.float32))
@@ -97,7 +97,7 @@ def train(out: str, folder: str, data: str, tp: str = "1") -> dict:
 
     stopped = False
     try:
-        grpo.train(cfg, score=score)
+        grpo.train(cfg, grpo.Method(score=score))
     except KeyboardInterrupt:
         stopped = True
     ranks.leave_ranks()

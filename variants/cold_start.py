@@ -41,11 +41,11 @@ def cold_start_reward(text: str, winner: str, style: Style) -> float:
 
 def cold_start_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, tokenizer: Any,
                      cfg: grpo.Config) -> torch.Tensor:
-    """`score` for `grpo.train`: (P, G) rewards."""
+    """`Method.score`: (P, G) rewards."""
     size = len(rollouts) // len(pairs)
     rewards = [cold_start_reward(r.text, pairs[i // size].winner, cfg.style) for i, r in enumerate(rollouts)]
     return torch.tensor(rewards).view(len(pairs), size)
 
 
 if __name__ == "__main__":
-    cli.start(lambda: grpo.train(cli.parse(grpo.Config, grpo.PRESETS), score=cold_start_score))
+    cli.start(lambda: grpo.train(cli.parse(grpo.Config, grpo.PRESETS), grpo.Method(score=cold_start_score)))

@@ -27,9 +27,9 @@ PRESETS = {
 
 
 def differ(rewards: Tensor) -> Tensor:
-    """`keep` for `grpo.train`: (P, G) rewards -> (P,) bool. Where nothing differs any more, grpo.py gives up."""
+    """`Method.keep`: (P, G) rewards -> (P,) bool. Where nothing differs any more, grpo.py gives up."""
     return (rewards != rewards[:, :1]).any(dim=1)
 
 
 if __name__ == "__main__":
-    cli.start(lambda: grpo.train(cli.parse(grpo.Config, PRESETS), keep=differ))
+    cli.start(lambda: grpo.train(cli.parse(grpo.Config, PRESETS), grpo.Method(keep=differ)))

@@ -56,7 +56,7 @@ def label(pair: Pair) -> int:
 
 
 def prompt(pair: Pair, style: Style, system: str | None = None) -> list[Message]:
-    """`prompt` for `grpo.train`; the style has no say, --prompt-file replaces the wording."""
+    """`Method.prompt`; the style has no say, --prompt-file replaces the wording."""
     shown = responses(pair)
     usual, data = pointwise.render_scoring(pair.context, shown)
     wording = usual["content"] if len(shown) > 1 else ALONE
@@ -95,7 +95,7 @@ def verdict(text: str, rule: Rule = "train") -> Letter | None:
 
 def grm_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, tokenizer: Any,
               cfg: grpo.Config) -> torch.Tensor:
-    """`score` for `grpo.train`: (P, G) rewards."""
+    """`Method.score`: (P, G) rewards."""
     size = len(rollouts) // len(pairs)
     asked = [pairs[i // size] for i in range(len(rollouts))]
     rewards = [grm_reward(read_scores(r.text, len(responses(pair))), label(pair))
@@ -104,10 +104,10 @@ def grm_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, t
 
 
 def not_too_easy(rewards: torch.Tensor) -> torch.Tensor:
-    """`keep` for `grpo.train`: (P, G) rewards -> (P,), False where all samples are right."""
+    """`Method.keep`: (P, G) rewards -> (P,), False where all samples are right."""
     return (rewards < 0).any(dim=1)
 
 
 if __name__ == "__main__":
-    cli.start(lambda: grpo.train(cli.parse(grpo.Config, grpo.PRESETS), prompt, grm_score, not_too_easy,
-                                 verdict=verdict))
+    method = grpo.Method(prompt=prompt, score=grm_score, keep=not_too_easy, verdict=verdict)
+    cli.start(lambda: grpo.train(cli.parse(grpo.Config, grpo.PRESETS), method))

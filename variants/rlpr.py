@@ -82,7 +82,7 @@ def verdict_probabilities(policy: Any, groups: Sequence[Group], cfg: Config) -> 
     with torch.no_grad():
         for batch in micro_batches(numbered, cfg.micro_batch_tokens, next(policy.parameters()).device):
             assert batch.advantages is not None and batch.sampler_logprobs is not None
-            logprobs = policy(batch, cfg.temperature)
+            logprobs = policy(batch, temperature=cfg.temperature).logprobs
             values = logprobs.exp() if cfg.probability == "mean" else logprobs
             place, chosen = batch.advantages.long().cpu(), batch.sampler_logprobs.double().cpu()
             total.index_add_(0, place, values.double().cpu() * chosen)
@@ -93,7 +93,7 @@ def verdict_probabilities(policy: Any, groups: Sequence[Group], cfg: Config) -> 
 
 
 def rlpr_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, tokenizer: Any, cfg: Config) -> Tensor:
-    """`score` for `grpo.train`: (P, G) rewards in [0, 1]. A pair's last response is the verdict after its prompt."""
+    """`Method.score`: (P, G) rewards in [0, 1]. A pair's last response is the verdict after its prompt."""
     size, groups = len(rollouts) // len(pairs), []
     for p, pair in enumerate(pairs):
         made = [with_verdict(r, pair.winner, tokenizer) for r in rollouts[p * size : (p + 1) * size]]
@@ -107,7 +107,7 @@ def rlpr_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, 
 def main() -> None:
     cfg = cli.parse(Config, PRESETS)
     groups = StdFilter(cfg.out, cfg.std_beta)
-    grpo.train(cfg, score=rlpr_score, keep=groups.keep, advantage=groups.advantage)
+    grpo.train(cfg, grpo.Method(score=rlpr_score, keep=groups.keep, advantage=groups.advantage))
 
 
 if __name__ == "__main__":

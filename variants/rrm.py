@@ -43,7 +43,7 @@ BOXES: dict[Letter, str] = {"A": "\\boxed{Assistant 1}", "B": "\\boxed{Assistant
 
 
 def prompt(pair: Pair, style: Style, system: str | None = None) -> list[Message]:
-    """`prompt` for `grpo.train`; the style has no say, --prompt-file replaces the wording."""
+    """`Method.prompt`; the style has no say, --prompt-file replaces the wording."""
     if pair.messages is not None:
         raise UserError(f"pair {pair.pair_id}: a ready-made prompt asks for another verdict; give the responses")
     _, data = render_scoring(pair.context, (pair.response_a, pair.response_b))
@@ -63,11 +63,12 @@ def verdict(text: str, rule: Rule = "train") -> Letter | None:
 
 def rrm_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, tokenizer: Any,
               cfg: grpo.Config) -> torch.Tensor:
-    """`score` for `grpo.train`: (P, G) rewards."""
+    """`Method.score`: (P, G) rewards."""
     size = len(rollouts) // len(pairs)
     rewards = [1.0 if verdict(r.text) == pairs[i // size].winner else -1.0 for i, r in enumerate(rollouts)]
     return torch.tensor(rewards).view(len(pairs), size)
 
 
 if __name__ == "__main__":
-    cli.start(lambda: grpo.train(cli.parse(grpo.Config, grpo.PRESETS), prompt, rrm_score, verdict=verdict))
+    method = grpo.Method(prompt=prompt, score=rrm_score, verdict=verdict)
+    cli.start(lambda: grpo.train(cli.parse(grpo.Config, grpo.PRESETS), method))

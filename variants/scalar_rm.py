@@ -5,15 +5,14 @@
 
     python -m variants.scalar_rm --preset tiny --data PAIRS --held-out PAIRS --out runs/scalar
 
-All but encoding, head and loss is as in sft.py; of a pair its winner is used, not its trace. OUT/model is what
+The loop is sft.py's; encoding, head and loss are here. Of a pair its winner is used, not its trace. OUT/model is what
 transformers calls an AutoModelForSequenceClassification; `eval.py run --scalar` judges with it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,14 +23,11 @@ import model
 import sft
 from batch import Group, group_tokens, micro_batches
 from cor_prompt import Style
-from data import Pair, load_pairs, shard, stream
+from data import Pair, load_pairs
 from judging.scalar import Scorer, load_scorer, pack
 from loading.tokenizer import load_tokenizer
-from runtime import cli, ranks, states, steps
+from runtime import cli, ranks
 from runtime.errors import UserError
-from runtime.metrics import Metrics
-from runtime.run_folder import RunFolder
-from runtime.steps import BAD_STEPS, StopSignal
 
 
 @dataclass(frozen=True)
@@ -77,44 +73,14 @@ def bt_loss(policy: Scorer, groups: Sequence[Group], cfg: Config, backward: bool
 
 
 def train(cfg: Config) -> None:
-    """sft.train's loop around another model, encoding and loss."""
-    cli.check_positive(cfg, "epochs", "batch_size", "micro_batch_tokens", "max_grad_norm", "eval_every", "save_every")
-    cli.check_hardware(cfg.preset)
-    ranks.join_ranks()
-    if cfg.batch_size % ranks.world_size():
-        raise UserError(f"--batch-size {cfg.batch_size} does not divide over {ranks.world_size()} ranks")
+    """sft.py's loop with another model, encoding and loss."""
+    cli.check_positive(cfg, *sft.POSITIVE)
+    sft.check_ranks(cfg)
     tokenizer, compute = load_tokenizer(cfg.model), getattr(torch, cfg.compute_dtype)
     pairs, held_out = (encode_pairs(load_pairs(p), tokenizer, cfg) if p else [] for p in (cfg.data, cfg.held_out))
-    cfg = replace(cfg, steps=cfg.steps or max(1, int(cfg.epochs * len(pairs) / cfg.batch_size)))
     mesh, stored = model.make_mesh(compute, cfg.shard_ranks), torch.promote_types(compute, torch.float32)
     policy = load_scorer(cfg.model, stored, mesh, compute, cfg.checkpointing)
-    optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
-    folder = RunFolder(cfg.out, cfg)
-    progress = states.resume(folder, policy, optimizer) or {"step": 0, "best": math.inf}
-    start, best, bad = progress["step"], progress["best"], 0
-    folder.rewind(start)
-    with StopSignal() as stop, steps.progress(cfg.steps, start, "scalar") as bar:
-        for step in range(start, cfg.steps):
-            batch = stream(pairs, step * cfg.batch_size, cfg.batch_size, cfg.seed)
-            metrics, lr, last = Metrics(), steps.learning_rate(step, cfg), step + 1 == cfg.steps
-            policy.train()
-            metrics.add("train/loss", *bt_loss(policy, shard(batch, ranks.rank(), ranks.world_size()), cfg, True))
-            metrics.add_norm(model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))
-            if held_out and (last or (step + 1) % cfg.eval_every == 0):
-                policy.eval()
-                metrics.add("eval/loss", *bt_loss(policy, held_out[ranks.rank() :: ranks.world_size()], cfg, False))
-            record = metrics.reduce() | {"optim/lr": lr}
-            if record.get("eval/loss", math.inf) < best or (last and not held_out):
-                best = record.get("eval/loss", best)
-                model.save_hf(policy, tokenizer, folder.path / "model")
-            folder.log({"step": step} | record)
-            bar.update()
-            bad = steps.count_bad(record, bad)
-            stopping = stop.requested() or bad == BAD_STEPS
-            if last or stopping or (step + 1) % cfg.save_every == 0:
-                states.keep_state(folder, policy, optimizer, {"step": step + 1, "best": best})
-            if stopping and not last:
-                steps.stop_early(bad)
+    sft.fit(cfg, policy, tokenizer, pairs, held_out, bt_loss)
 
 
 if __name__ == "__main__":

@@ -49,16 +49,18 @@ def filtered_advantages(rewards: Tensor, scale_by_std: bool = True) -> Tensor:
 
 
 def stable_loss(logprobs: Tensor, batch: Batch, cfg: grpo.Config,
-                denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """`loss` for `grpo.train`: grpo's surrogate of the pre-clipped log-ratio; KL sees the log-probs as they are."""
-    assert batch.old_logprobs is not None and batch.ref_logprobs is not None
-    log_ratio = logprobs - batch.old_logprobs
-    near = batch.old_logprobs + log_ratio.clamp(-PRE_CLIP, PRE_CLIP)
-    surrogate, stats = grpo.grpo_loss(near, batch, replace(cfg, kl_coef=0.0), denominator)
+                divisor: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """`Method.loss`: grpo's surrogate of the pre-clipped log-ratio; KL sees the log-probs as they are."""
+    assert batch.ref_logprobs is not None
+    old = grpo.old_logprobs(logprobs, batch)
+    log_ratio = logprobs - old
+    near = old + log_ratio.clamp(-PRE_CLIP, PRE_CLIP)
+    surrogate, stats = grpo.grpo_loss(near, batch, replace(cfg, kl_coef=0.0), divisor)
     kl = grpo.kl_k3(logprobs, batch.ref_logprobs)
     stats |= {"policy/ref_kl": kl.detach(), "policy/pre_clip_fraction": (log_ratio.abs() > PRE_CLIP).float()}
-    return surrogate + aggregate(cfg.kl_coef * kl, batch, cfg.agg, denominator), stats
+    return surrogate + aggregate(cfg.kl_coef * kl, batch, cfg.agg, divisor), stats
 
 
 if __name__ == "__main__":
-    cli.start(lambda: grpo.train(cli.parse(grpo.Config, PRESETS), advantage=filtered_advantages, loss=stable_loss))
+    method = grpo.Method(advantage=filtered_advantages, loss=stable_loss)
+    cli.start(lambda: grpo.train(cli.parse(grpo.Config, PRESETS), method))

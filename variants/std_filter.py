@@ -34,7 +34,7 @@ def running_std(history: Sequence[float]) -> float:
 
 
 class StdFilter:
-    """`keep` and `advantage` for `grpo.train`. The history is in the run folder, for a run that is continued."""
+    """`Method.keep` and `Method.advantage`. The history is in the run folder, for a run that is continued."""
 
     def __init__(self, out: str, beta: float):
         self.path, self.beta = Path(out) / "std.json", beta

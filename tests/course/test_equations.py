@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ def test_the_papers_eleven_equations_and_what_computes_them():
         9: {"clipped_surrogate", "kl_k3", "grpo_loss", "aggregate"}, 10: {"group_advantages"},
         11: {"format_reward", "cold_start_reward"},
     }
+
+
+def test_every_named_test_exists_under_its_link():
+    text = (ROOT / "course" / "equations.md").read_text(encoding="utf-8")
+    links = re.findall(r"\[`([\w.]+)`\]\(\.\./([\w/]+\.py)\)", text)
+    assert len(links) > 30 and links.count(("test_T2_clip_in_all_four_quadrants", "tests/test_grpo.py")) == 1
+    for name, file in links:
+        last = name.rpartition(".")[2]
+        assert re.search(rf"^ *(def|class) {last}\b", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), name
 
 
 CODE = '''
@@ -73,6 +83,14 @@ def elsewhere(tmp_path, monkeypatch):
         return equations.problems()
 
     return write
+
+
+def test_what_is_cited_and_where(elsewhere):
+    elsewhere(WRONG)
+    assert equations.read_code() == {1: [("one.py", "Kept")], 2: [("one.py", "outer")], 3: [("one.py", "outer.inner")]}
+    cited = equations.read_tests()
+    assert set(cited) == {(1, ("tests/test_one.py", "test_a")), (2, ("tests/test_one.py", "test_b"))}
+    assert "Kept" in cited[1, ("tests/test_one.py", "test_a")]  # through its helper
 
 
 def test_each_misfit_is_named(elsewhere):

@@ -138,12 +138,12 @@ def test_T12_policy_with_flex_attention_equals_policy_with_grouped_attention(tmp
     batch = collate(GROUPS, range(4), "cpu", one_row=True)
     assert batch.inputs.shape == (1, 2 * BLOCK) and policy.lm.config._attn_implementation == "grouped"
     with torch.no_grad():
-        wanted = policy(batch, 0.7, entropy=True)
+        wanted = policy(batch, temperature=0.7, entropy=True)
         policy.lm.config._attn_implementation = "flex"
         calls: list[int] = []
         policy.lm.model.layers[1].self_attn.register_forward_hook(lambda *_: calls.append(1))
         for train in (False, True):
-            found = policy.train(train)(batch, 0.7, entropy=True)
+            found = policy.train(train)(batch, temperature=0.7, entropy=True)
             for mine, theirs in zip(found, wanted, strict=True):
                 torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
     assert calls == [1, 1] and wanted[0].std() > 0.5

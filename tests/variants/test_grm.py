@@ -236,7 +236,7 @@ def test_the_loop_runs_in_the_tiny_world_and_writes_its_evaluations(worlds, tmp_
                   held_out=f"{world}/held_out.jsonl", prompt_file=f"{world}/prompt.txt", prompts_per_step=4,
                   mini_batch=2, group_size=2, max_response_tokens=8)
     score, keep = (grm.grm_score, grm.not_too_easy) if variant is grm else (rrm.rrm_score, None)
-    grpo.train(cfg, variant.prompt, score, keep, verdict=variant.verdict)
+    grpo.train(cfg, grpo.Method(variant.prompt, score, keep, verdict=variant.verdict))
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rewards = [row["reward/mean"] for row in metrics[:2]]
     assert rewards == [-1.0, -1.0] if variant is grm else all(-1.0 <= reward < 0 for reward in rewards)

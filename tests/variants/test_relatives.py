@@ -26,10 +26,16 @@ pytestmark = pytest.mark.numeric
 TINY = grpo.PRESETS["tiny"]
 
 
+def changed(method: grpo.Method | None = None) -> dict:
+    """The functions in which a method differs from RM-R1's."""
+    usual = grpo.Method()
+    return {name: own for name, own in vars(method or usual).items() if own is not getattr(usual, name)}
+
+
 def given_to_train(monkeypatch, name: str, *words: str) -> dict:
     """What `python -m variants.NAME` hands to `grpo.train`."""
     given: dict = {}
-    monkeypatch.setattr(grpo, "train", lambda cfg, **functions: given.update(functions, cfg=cfg))
+    monkeypatch.setattr(grpo, "train", lambda cfg, *method: given.update(changed(*method), cfg=cfg))
     monkeypatch.setattr(sys, "argv", [name, "--preset", "tiny", *words])
     monkeypatch.delitem(sys.modules, f"variants.{name}", raising=False)
     runpy.run_module(f"variants.{name}", run_name="__main__")
@@ -76,7 +82,7 @@ def test_a_whole_run_has_no_constant_group_left(tmp_path):
 
     constant = {}
     for name, keep in (("all", None), ("kept", differ)):
-        grpo.train(replace(cfg, out=str(tmp_path / name)), score=parity, keep=keep)
+        grpo.train(replace(cfg, out=str(tmp_path / name)), grpo.Method(score=parity, keep=keep))
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         constant[name] = [row["reward/frac_constant_groups"] for row in rows if "reward/mean" in row]
     assert constant["kept"] == [0.0] * 3 and max(constant["all"]) > 0

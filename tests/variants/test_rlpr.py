@@ -22,6 +22,7 @@ from batch import Group
 from cor_prompt import plain_tokenizer
 from data import Pair
 from loading.tokenizer import load_tokenizer
+from ops.head import Scores
 from rollout import Rollout
 from runtime.errors import UserError
 from runtime.steps import StopSignal
@@ -142,7 +143,7 @@ class Known(torch.nn.Module):
             assert self.after is not None
             before = batch.position_ids.flatten()[batch.source] + 1 - self.prompt
             probs = [self.after[min(b, len(self.after) - 1)] for b in before.tolist()]
-        return torch.tensor(probs).log()
+        return Scores(torch.tensor(probs).log(), torch.zeros(len(probs)))
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def test_T10_a_run_that_is_stopped_and_continued_keeps_its_running_deviation(wor
             refused.append(int((~kept).sum()))
             return kept
 
-        grpo.train(cfg, score=by_ids, keep=keep, advantage=groups.advantage)
+        grpo.train(cfg, grpo.Method(score=by_ids, keep=keep, advantage=groups.advantage))
 
     go(tmp_path / "whole")
     assert refused[:10] == [0] * 10 and sum(refused) > 0
@@ -329,7 +330,7 @@ def test_presets_are_grpos_but_for_the_authors_settings():
 
 def test_what_train_is_given(monkeypatch, tmp_path):
     given = {}
-    monkeypatch.setattr(grpo, "train", lambda cfg, **functions: given.update(functions, cfg=cfg))
+    monkeypatch.setattr(grpo, "train", lambda cfg, method: given.update(vars(method), cfg=cfg))
     monkeypatch.setattr(sys, "argv", ["rlpr", "--preset", "tiny", "--std-beta", "0.9", "--out", str(tmp_path)])
     rlpr.main()
     assert given["cfg"] == replace(TINY, std_beta=0.9, out=str(tmp_path)) and given["score"] is rlpr_score
