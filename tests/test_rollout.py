@@ -92,7 +92,8 @@ def test_T8_P5_sampler_log_probs_equal_the_policys(tmp_path, arch, temperature, 
         for p in range(len(PROMPTS))
     ]
     batch = collate(groups, list(range(len(groups))), "cpu")
-    scored = Policy(sampler.lm)(batch, temperature=temperature or 1.0).logprobs  # greedy log-probs are those at temperature 1
+    # greedy log-probs are those at temperature 1
+    scored = Policy(sampler.lm)(batch, temperature=temperature or 1.0).logprobs
     torch.testing.assert_close(batch.sampler_logprobs, scored.detach(), rtol=0, atol=1e-5)
     assert len(scored) > 50 and scored.std() > 0.2
 
