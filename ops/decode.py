@@ -39,7 +39,8 @@ class KVCache:
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows, in this order; a row may be named several times (a prompt for its group)."""
-        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
+        for i, (keys, values) in enumerate(self.layers):  # layer by layer: the old and the new cache never stand whole
+            self.layers[i] = (keys[rows], values[rows])
 
 
 def _widen(buffer: Tensor, slots: int) -> Tensor:
@@ -48,6 +49,21 @@ def _widen(buffer: Tensor, slots: int) -> Tensor:
     wide = buffer.new_zeros(rows, heads, max(slots, old + old // 2 + 16), dim)
     wide[:, :, :old] = buffer
     return wide
+
+
+def head_size(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def group_bytes(config: Any, itemsize: int, prompt: int, n: int, max_tokens: int) -> float:
+    """Memory that `decode` takes for one prompt of `prompt` tokens and its n responses, in bytes, from shapes alone.
+
+    Counted: the cache, which grows by half; float32 logits with float64 probabilities and their sums; a layer's
+    activations while the prompt goes through it.
+    """
+    slot = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * itemsize
+    row = 1.5 * slot * (prompt + max_tokens) + 24 * config.vocab_size
+    return n * row + prompt * (8 * config.hidden_size + 3 * config.intermediate_size) * itemsize
 
 
 def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,6 @@ from runtime.errors import UserError
 
 BYTES = {"bfloat16": 2, "float32": 4}
 CHUNK = 2**27  # logits in memory at once, head.CHUNK["cuda"]
-ROWS = 256  # sequences that TorchSampler samples at once
 EXPORT_FILE = 4 * 2**30  # bytes of one file of the exported model, model.save_hf
 STATE_FILE = 2**30  # bytes of one file of a resume state, states.FILE_BYTES
 PER_NODE = 8  # GPUs that share a host's memory
@@ -145,14 +144,12 @@ def sampling_memory(cfg: Any, shape: Shape, ranks: int, gpu_gb: float) -> dict[s
 
     weights 4n/s, reference as in training, optimiser 8n/s or 0 with --offload-optimizer, sync: the largest tensor
     whole and this rank's cast of it. engine: its share of the card (vLLM's weights, KV cache and graphs), or for
-    TorchSampler a whole copy, the KV cache of ROWS mean sequences and their logits (32 bytes each: `draw` is exact).
+    TorchSampler a whole copy and --decode-gb.
     """
     b, shard = BYTES[cfg.sampler_dtype], cfg.shard_ranks or ranks
     training = training_memory(cfg, shape, ranks)
     if _torch_sampler(cfg):
-        rows = max(cfg.group_size, ROWS // cfg.group_size * cfg.group_size)
-        cache = rows * sum(mean_lengths(cfg)) * kv_bytes(shape, b)
-        engine = (b * shape.total + cache + 32 * rows * shape.vocab) / 1e9
+        engine = b * shape.total / 1e9 + cfg.decode_gb
     else:
         engine = cfg.engine_memory * gpu_gb
     return {"weights": training["weights"], "optimiser": 0.0 if cfg.offload_optimizer else training["optimiser"],

@@ -136,12 +136,25 @@ def test_greedy_equals_generate_of_transformers(sampler):
 # ---- the same rollouts for any layout ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 3, 6, 7, 256])
+@pytest.mark.parametrize("rows", [1, 3, 6, 7, 256])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_rollouts_do_not_depend_on_the_batch_size(sampler, monkeypatch, rows_at_once, temperature):
+def test_rollouts_do_not_depend_on_the_batch_size(sampler, monkeypatch, rows, temperature):
     wanted = sampler.generate(PROMPTS, 3, temperature, 15, SEEDS)
-    monkeypatch.setattr(sampler, "rows_at_once", rows_at_once)
+    monkeypatch.setattr(rollout, "MOST_ROWS", rows)
     assert_same_rollouts(sampler.generate(PROMPTS, 3, temperature, 15, SEEDS), wanted)
+
+
+def test_a_wave_follows_from_shapes_and_the_budget(sampler):
+    """Each wave's longest group, times its groups, stays within the budget; a group over it stands alone."""
+    from ops.decode import group_bytes
+
+    def size(length: int) -> float:
+        return group_bytes(sampler.lm.config, sampler.lm.dtype.itemsize, length, 3, min(10, sampler.context - length))
+
+    tight = TorchSampler(sampler.lm, sampler.tokenizer, decode_gb=2.5 * size(20) / 1e9)
+    assert list(tight.waves([20, 5, 20, 100, 20], 3, 10)) == [[1, 0], [2, 4], [3]]
+    assert list(sampler.waves([20, 5, 20, 100, 20], 3, 10)) == [[1, 0, 2, 4, 3]]
+    assert list(sampler.waves([5] * 90, 3, 10)) == [list(range(85)), [85, 86, 87, 88, 89]]  # 256 rows at most
 
 
 def test_groups_stand_together_in_the_order_of_the_prompts(sampler):
@@ -158,10 +171,10 @@ def test_P15_each_prompt_alone_equals_the_left_padded_batch(sampler, temperature
 
 
 @repeatable
-@given(order=st.permutations(range(len(PROMPTS))), rows=st.integers(1, 12))
-def test_rollouts_do_not_depend_on_the_order_of_the_prompts(sampler, order, rows):
+@given(order=st.permutations(range(len(PROMPTS))), megabytes=st.floats(0.01, 2.0))
+def test_rollouts_do_not_depend_on_the_order_of_the_prompts(sampler, order, megabytes):
     wanted = sampler.generate(PROMPTS, 2, 1.0, 6, SEEDS)
-    shuffled = TorchSampler(sampler.lm, sampler.tokenizer, rows_at_once=rows)
+    shuffled = TorchSampler(sampler.lm, sampler.tokenizer, decode_gb=megabytes / 1e3)
     made = shuffled.generate([PROMPTS[i] for i in order], 2, 1.0, 6, [SEEDS[i] for i in order])
     assert [r.prompt_index for r in made] == [k for k in range(len(PROMPTS)) for _ in range(2)]
     for k, i in enumerate(order):

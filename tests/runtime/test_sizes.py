@@ -21,7 +21,6 @@ from transformers import AttentionInterface, AutoConfig
 import batch
 import grpo
 import model
-import rollout
 import sft
 from ops import head
 from runtime import cli, ranks, sizes, states
@@ -191,7 +190,6 @@ def test_constants_are_those_of_the_files_they_describe():
     assert head.CHUNK["cuda"] == sizes.CHUNK
     assert states.FILE_BYTES == sizes.STATE_FILE
     assert inspect.signature(model.save_hf).parameters["shard_bytes"].default == sizes.EXPORT_FILE
-    assert inspect.signature(rollout.TorchSampler).parameters["rows_at_once"].default == sizes.ROWS
 
 
 # ---- steps ---------------------------------------------------------------------------------------------
