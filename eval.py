@@ -59,8 +59,9 @@ class Run(Server):
     """Verdicts per pair and order (samples); several, with --temperature, also give the majority's accuracy."""
     both_orders: bool = False
     """Show every pair in both orders: twice the verdicts, and the consistency between them."""
-    max_tokens: tuple[int, ...] = (2048,)
-    """Longest chain (tokens); what is cut off has no verdict, mostly. Several: each in turn, and their curve."""
+    max_tokens: tuple[int, ...] = ()
+    """Longest chain (tokens); what is cut off has no verdict, mostly. Several: each in turn, and their curve. None: as
+    the model was trained, else 2048."""
     limit: int = 0
     """Judge only the first pairs of the file (pairs); 0 is all."""
     scalar: bool = False
@@ -88,7 +89,9 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
     """Judge what the logs do not hold yet, write and return the summary; of several budgets their curve, with a
     folder for each. Every rank calls it. `sampler` (a Chat; with --scalar a ScalarModel) replaces --model."""
     check(cfg)
-    system = cli.read_prompt(cfg.prompt_file)
+    asked = cfg.asked(loads=sampler is None and not cfg.scalar)
+    system = asked.wording
+    cfg = replace(cfg, style=asked.style, max_tokens=cfg.max_tokens or (asked.max_tokens,))
     pairs = distinct(load_benchmark(cfg.benchmark, cfg.data))[: cfg.limit or None]
     shown = [*pairs, *map(swap, pairs)] if cfg.both_orders else pairs
     prompts = [render(pair, cfg.style, system) for pair in shown]  # refuses what cannot be shown, before any loading
@@ -125,7 +128,7 @@ def check(cfg: Run) -> None:
     check_sampling(cfg.votes, cfg.sampling_temperature())
     if cfg.at_once < 0 or cfg.limit < 0:
         raise UserError("--at-once and --limit must be at least 0")
-    if not cfg.max_tokens or min(cfg.max_tokens) < 1 or len(set(cfg.max_tokens)) < len(cfg.max_tokens):
+    if min(cfg.max_tokens, default=1) < 1 or len(set(cfg.max_tokens)) < len(cfg.max_tokens):
         raise UserError("--max-tokens: one number of at least 1, or several different ones")
     if cfg.tp < 1 or not 0 < cfg.engine_memory <= 1:
         raise UserError("--tp must be at least 1, --engine-memory above 0 and at most 1")

@@ -9,7 +9,7 @@ states in runtime/states.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -156,7 +156,7 @@ def gathered_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, 
 
 
 def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype = torch.float32,
-            shard_bytes: int = 4 * 2**30) -> None:
+            shard_bytes: int = 4 * 2**30, judge: Mapping[str, Any] | None = None) -> None:
     """Export a `from_pretrained` folder (safetensors, a tied head once), whole or not at all.
 
     Every rank takes part in the gathering; rank 0 holds the whole model in host memory and writes it.
@@ -166,7 +166,8 @@ def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype = tor
         if rank() == 0 and not (tied and name == "lm_head.weight"):
             held[name] = tensor.to("cpu", copy=True)  # gathered uneven rows are a view of padded ones
     if rank() == 0:
-        save_folder(policy.lm, held, tokenizer, path, str(dtype).removeprefix("torch."), shard_bytes)
+        save_folder(policy.lm, held, tokenizer, path, str(dtype).removeprefix("torch."), shard_bytes,
+                    judge)
 
 
 # ---- one optimiser step --------------------------------------------------------------------------------

@@ -22,7 +22,10 @@ from typing import Any, Literal, cast
 
 from cor_prompt import Style
 from data import Message
+from loading.judge_file import Asked, how_to_ask
+from loading.templates import server_arguments
 from rollout import Reply
+from runtime.cli import read_prompt
 from runtime.disk import drop_torn_end, read_jsonl, write_whole
 from runtime.errors import UserError, visible
 from runtime.seeds import derive_seed
@@ -49,6 +52,7 @@ class EndpointSampler:
             raise UserError("--concurrency and --timeout must be more than 0, --retries at least 0")
         self.base_url, self.model, self.api_key_env = base_url, model, api_key_env
         self.concurrency, self.retries, self.backoff = concurrency, retries, backoff
+        self._template_args = server_arguments(template_args or {})
         self._key = read_key(api_key_env)
         self._client = make_client(base_url, self._key, timeout)
         self._lock, self._halt, self._resume_at = threading.Lock(), threading.Event(), 0.0
@@ -237,17 +241,26 @@ class Server:
     """How often a failed request is repeated, waiting 1, 2, 4 ... 60 seconds in between (times)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number type of the judge's weights (not for a server)."""
-    style: Style = "instruct"
-    """Which prompt the judge sees (cor_prompt.py)."""
+    style: Style | None = None
+    """Which prompt the judge sees (cor_prompt.py); None: as the model was trained (judge.json), else instruct."""
     prompt_file: str = ""
-    """Text file that replaces the style's fixed wording; empty: the built-in wording."""
+    """Text file that replaces the style's fixed wording; empty: as the model was trained, else the built-in wording."""
+    template_args: tuple[str, ...] = ()
+    """Arguments of the chat template (name=value), such as enable_thinking=false; others: as the model was trained."""
 
     temperature: float | Literal["none"] = 0.0
     """Sampling temperature; 0 takes the likeliest token; none leaves it, top_p and penalties to the server."""
     extra_body: str = ""
     """More fields for every request to the server (a JSON object), such as '{"top_k": -1}'."""
 
-    def connect(self, kept: Path | None, also: Sequence[Path] = ()) -> EndpointSampler:
+    def asked(self, max_tokens: int = 0, loads: bool = True) -> Asked:
+        """How --model is asked: by its judge.json, except for what the flags say; without `loads` by the flags."""
+        if not loads:
+            return Asked(self.style or "instruct", read_prompt(self.prompt_file), max_tokens or Asked.max_tokens)
+        return how_to_ask(self.model, style=self.style, wording=read_prompt(self.prompt_file), max_tokens=max_tokens,
+                          template_args=self.template_args, served=bool(self.base_url))
+
+    def connect(self, asked: Asked, kept: Path | None, also: Sequence[Path] = ()) -> EndpointSampler:
         """The server's sampler; `kept` is the file of its replies."""
         try:
             extra = json.loads(self.extra_body or "{}")
@@ -255,6 +268,8 @@ class Server:
             extra = None
         if not isinstance(extra, dict):
             raise UserError(f"--extra-body {self.extra_body[:60]}: not a JSON object, such as '{{\"top_k\": -1}}'")
+        if asked.template_args:
+            extra = {"chat_template_kwargs": server_arguments(asked.template_args)} | extra
         return EndpointSampler(self.base_url, self.model, self.api_key_env, kept, self.concurrency, self.retries,
                                self.timeout, also=also, extra=extra, sampling=self.temperature != "none")
 

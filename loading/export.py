@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from loading.judge_file import NAME, card
 from loading.tokenizer import stop_ids
 from runtime.disk import read_json, replace_folder, write_whole
 
 
 def save_folder(lm: Any, weights: dict[str, Tensor], tokenizer: Any, path: Path, dtype: str,
-                shard_bytes: int = 4 * 2**30) -> None:
-    """Write config, weights (on the CPU, a tied head left out), end-of-turn ids and tokenizer.
+                shard_bytes: int = 4 * 2**30, judge: Mapping[str, Any] | None = None) -> None:
+    """Write config, weights (on the CPU, a tied head left out), end-of-turn ids and tokenizer; judge.json and a model
+    card if `judge` says how it is asked.
 
     Only the rank that holds the weights calls it. `lm` is the transformers model they belong to.
     """
@@ -36,6 +39,10 @@ def save_folder(lm: Any, weights: dict[str, Tensor], tokenizer: Any, path: Path,
                      pad_token_id=pad if pad is not None and pad >= 0 else None).save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     _write(aside / "tokenizer_config.json", _of_both_versions(read_json(aside / "tokenizer_config.json")))
+    if judge:
+        judge = {**judge, "template_args": dict(getattr(tokenizer, "template_args", {}))}
+        _write(aside / NAME, judge)
+        write_whole(aside / "README.md", card(judge))
     replace_folder(aside, path)
 
 
@@ -55,5 +62,5 @@ def _of_both_versions(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
-def _write(file: Path, content: dict[str, Any]) -> None:
+def _write(file: Path, content: Mapping[str, Any]) -> None:
     write_whole(file, json.dumps(content, indent=2) + "\n")

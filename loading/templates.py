@@ -46,15 +46,25 @@ def parse_arguments(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def server_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a server's template is given: it reads the date as Llama's do, and cannot be told to fix another clock."""
+    dated = {"date_string": _date(arguments).strftime("%d %b %Y")} if "date" in arguments else {}
+    return dated | dict(arguments)
+
+
+def _date(arguments: Mapping[str, Any]) -> date:
+    try:
+        return date.fromisoformat(arguments["date"])
+    except (TypeError, ValueError):
+        raise UserError(f"--template-args date={arguments['date']}: expected a date such as {DATE}") from None
+
+
 def render_template(messages: Messages, tokenizer: Any, add_generation_prompt: bool) -> str:
     from jinja2 import TemplateError
 
     arguments = dict(getattr(tokenizer, "template_args", {}))
     if "date" in arguments:
-        try:
-            arguments["strftime_now"] = date.fromisoformat(arguments["date"]).strftime
-        except (TypeError, ValueError):
-            raise UserError(f"--template-args date={arguments['date']}: expected a date such as {DATE}") from None
+        arguments["strftime_now"] = _date(arguments).strftime
     try:
         text: str = tokenizer.apply_chat_template(list(messages), tokenize=False,
                                                   add_generation_prompt=add_generation_prompt, **arguments)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from loading.folder import model_folder
-from loading.templates import set_arguments
+from loading.judge_file import read_judge
+from loading.templates import parse_arguments, set_arguments
 from runtime.disk import read_json
 from runtime.errors import UserError
 
 
-def load_tokenizer(path: str, template_args: Mapping[str, Any] | None = None) -> Any:
+def load_tokenizer(path: str, template_args: Sequence[str] = ()) -> Any:
     """The folder's fast tokenizer; UserError without a chat template or an end-of-turn token.
 
-    `template_args` go to the chat template whenever it is rendered.
+    The template arguments of the folder's judge.json, and `template_args` (name=value) in their place, go to the chat
+    template whenever it is rendered.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -35,7 +37,7 @@ def load_tokenizer(path: str, template_args: Mapping[str, Any] | None = None) ->
     if isinstance(rows, int) and last >= rows:
         raise UserError(f"{folder}: its tokenizer has ids up to {last} ({tokenizer.convert_ids_to_tokens(last)!r}), "
                         f"but the model has {rows} embedding rows; use the tokenizer that belongs to it")
-    set_arguments(tokenizer, template_args or {})
+    set_arguments(tokenizer, read_judge(str(folder)).get("template_args", {}) | parse_arguments(template_args))
     return tokenizer
 
 

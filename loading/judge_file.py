@@ -1,0 +1,137 @@
+"""judge.json: how a model is asked and where it came from, written beside its weights and read wherever it is used."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loading.folder import model_folder
+from loading.templates import parse_arguments
+from runtime.disk import read_json
+from runtime.errors import UserError
+from runtime.ranks import rank
+
+NAME = "judge.json"
+KINDS = {"style": str, "wording": (str, type(None)), "max_tokens": int, "template_args": dict}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a judge is asked; the defaults are for a model without judge.json."""
+
+    style: Any = "instruct"  # a Style of cor_prompt.py
+    wording: str | None = None  # None: the style's built-in wording
+    max_tokens: int = 2048  # longest response
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+def how_to_ask(model: str, *, style: Any = None, wording: str | None = None, max_tokens: int = 0,
+               template_args: Sequence[str] = (), served: bool = False, default_style: str = "instruct") -> Asked:
+    """What the model's judge.json says, except for what is given; says what differs from it, or that there is none."""
+    if not served:
+        say_unfinished(model)
+    known = read_judge(model, served)
+    given = {"style": style or (None if known else default_style), "wording": wording, "max_tokens": max_tokens}
+    given = {name: value for name, value in given.items() if value}
+    arguments = parse_arguments(template_args)
+    if not known:
+        asked = Asked(**given, template_args=arguments)
+        _say(f"{model} has no {NAME}: style {asked.style}, {'given' if wording else 'built-in'} wording{_hint(model)}")
+        return asked
+    for name, flag in (("style", "--style"), ("wording", "--prompt-file")):
+        if name in given and given[name] != known[name]:
+            was = f"style {known[name]}" if name == "style" else "another wording"
+            _say(f"{flag}: {model} was trained with {was}")
+    if given.get("style", known["style"]) != known["style"]:
+        given.setdefault("wording", None)  # the model's wording is of its own style
+    changed = {name: value for name, value in arguments.items() if known["template_args"].get(name, value) != value}
+    for name in changed:
+        _say(f"--template-args {name}: {model} was trained with {known['template_args'][name]}")
+    known = {name: known[name] for name in KINDS}
+    return Asked(**known | given | {"template_args": known["template_args"] | arguments})
+
+
+def read_judge(model: str, served: bool = False) -> dict[str, Any]:
+    """What judge.json says, {} without one; says if the run that wrote it has not finished.
+
+    A served model has one if the name that it is served under is a folder here.
+    """
+    if served and not Path(model).is_dir():
+        return {}
+    file = model_folder(model, weights=False) / NAME
+    if not file.is_file():
+        return {}
+    known = read_json(file)
+    for name, kind in KINDS.items():
+        if not isinstance(known, dict) or not isinstance(known.get(name), kind):
+            raise UserError(f"{file}: {name!r} is missing or of another kind; remove the file, and choose by flags")
+    return known
+
+
+def say_unfinished(run: str) -> None:
+    """One line if a run folder's exported model is not its last one."""
+    try:
+        steps = read_json(Path(run, "config.json"))["steps"]
+        lines = Path(run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        done = json.loads(lines[-1])["step"] + 1
+    except (UserError, OSError, ValueError, LookupError, TypeError):
+        return
+    if done < steps:
+        _say(f"{run}: its run is not finished ({done} of {steps} steps); this is the model that it has exported so far")
+
+
+def _say(line: str) -> None:
+    if rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _hint(model: str) -> str:
+    """For the authors' checkpoints: they were trained with the authors' wording."""
+    if "rm-r1" not in model.lower():
+        return ""
+    style = "reasoning" if "deepseek" in model.lower() else "instruct"
+    rows = f"gaotang/RM-R1-{'Reasoning' if style == 'reasoning' else 'after-Distill'}-RLVR"
+    data = r"(?s)\[(Client Question|The Start of).*\[The End of[^]]*\]"
+    command = ("import re; from data import load_pairs; "
+               f"print(re.sub(r'{data}', '{{data}}', load_pairs('{rows}')[0].messages[0]['content']))")
+    return (f". It was trained with its authors' wording; take it from a published row: python -c \"{command}\" "
+            f"> rm-r1.txt, then add --prompt-file rm-r1.txt --style {style}")
+
+
+def about(cfg: Any, asked: Asked, max_tokens: int, read: Mapping[str, str],
+          prompt: str = "cor_prompt") -> dict[str, Any]:
+    """What judge.json says of a model that `cfg` trains; its template arguments are added from the tokenizer."""
+    command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    return {"style": asked.style, "wording": asked.wording, "max_tokens": max_tokens, "prompt": prompt,
+            "trained_by": type(cfg).__name__.removesuffix("Config"), "base": cfg.model, "data": cfg.data,
+            "digests": dict(read), "command": command}
+
+
+def card(judge: Mapping[str, Any]) -> str:
+    """README.md of an export: what a reader of its page wants to know."""
+    base, wording = judge["base"], judge["wording"]
+    on_hub = f"base_model: {base}\n" if base.count("/") == 1 and not Path(base).exists() else ""
+    shown = f"The wording:\n\n```\n{wording}\n```" if wording else "The wording is the style's built-in one."
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [reward-model, llm-as-a-judge]
+{on_hub}---
+
+# A generative judge of two responses
+
+Trained by {judge["trained_by"]} from `{base}` on `{judge["data"]}`.
+
+    {judge["command"]}
+
+## How to ask it
+
+`python judge.py pairs --model FOLDER --question ... --a ... --b ...` reads all of this from `{NAME}`: style
+`{judge["style"]}`, at most {judge["max_tokens"]} tokens, template arguments `{json.dumps(judge["template_args"])}`.
+The verdict is `<answer>[[A]]</answer>` or `<answer>[[B]]</answer>` at the end. {shown}
+"""

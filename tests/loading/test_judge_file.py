@@ -1,0 +1,108 @@
+"""A model carries how it is asked: what is written, what is taken from it, what a flag changes, what is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tiny_models import make_folder, make_lm, make_tokenizer
+
+from loading.judge_file import Asked, about, how_to_ask
+from loading.templates import set_arguments
+from loading.tokenizer import load_tokenizer
+from model import Policy, save_hf
+from runtime.errors import UserError
+
+CFG = SimpleNamespace(model="org/base", data="pairs.jsonl")
+
+
+def judge(path: Path, **changes) -> str:
+    """An exported judge of style plain."""
+    asked = Asked(**{"style": "plain", "wording": "Judge. {data}", "max_tokens": 60} | changes)
+    save_hf(Policy(make_lm()), make_tokenizer(), path / "model",
+            judge=about(CFG, asked, asked.max_tokens, {"data": "d", "model": "m"}))
+    return str(path)
+
+
+def test_an_export_says_how_it_is_asked_and_where_it_came_from(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template += "{# strftime_now enable_thinking #}"
+    set_arguments(tokenizer, {"enable_thinking": False})
+    save_hf(Policy(make_lm()), tokenizer, tmp_path / "model", judge=about(CFG, Asked("plain"), 60, {"data": "d"}))
+    found = json.loads((tmp_path / "model/judge.json").read_text())
+    assert found["template_args"] == {"date": "2024-07-26", "enable_thinking": False}
+    assert (found["style"], found["wording"], found["max_tokens"]) == ("plain", None, 60)
+    assert found["base"] == "org/base" and found["data"] == "pairs.jsonl" and found["digests"] == {"data": "d"}
+    assert load_tokenizer(str(tmp_path)).template_args == found["template_args"]
+    card = (tmp_path / "model/README.md").read_text()
+    assert card.startswith("---\n") and "base_model: org/base" in card and "pairs.jsonl" in card
+
+
+def test_a_judge_is_asked_as_it_was_trained(tmp_path, capsys):
+    run = judge(tmp_path)
+    for path in (run, f"{run}/model"):
+        assert how_to_ask(path) == Asked("plain", "Judge. {data}", 60, {})
+    assert how_to_ask(f"{run}/model", served=True) == Asked("plain", "Judge. {data}", 60, {})
+    assert capsys.readouterr().err == "", "nothing to say"
+
+
+@pytest.mark.parametrize("given, wanted, said", [
+    ({"style": "plain"}, Asked("plain", "Judge. {data}", 60), ""),
+    ({"wording": "Judge. {data}"}, Asked("plain", "Judge. {data}", 60), ""),
+    ({"max_tokens": 9}, Asked("plain", "Judge. {data}", 9), ""),
+    ({"wording": "Other {data}"}, Asked("plain", "Other {data}", 60), "--prompt-file"),
+    ({"style": "instruct"}, Asked("instruct", None, 60), "--style"),
+    ({"style": "rubrics", "wording": "Mine"}, Asked("rubrics", "Mine", 60), "--style"),
+    ({"template_args": ("a=1",)}, Asked("plain", "Judge. {data}", 60, {"a": 1}), "")])
+def test_a_flag_that_differs_wins_and_is_said(tmp_path, capsys, given, wanted, said):
+    assert how_to_ask(judge(tmp_path), **given) == wanted
+    lines = capsys.readouterr().err.splitlines()
+    assert (said in lines[0]) if said else not lines
+
+
+def test_a_folder_without_the_file_gets_the_defaults_and_that_is_said(tmp_path, capsys):
+    folder = make_folder(tmp_path, make_lm())
+    assert how_to_ask(folder) == Asked("instruct", None, 2048, {})
+    assert "no judge.json" in capsys.readouterr().err
+    assert how_to_ask(folder, style="plain", default_style="reasoning").style == "plain"
+    assert how_to_ask(folder, default_style="reasoning").style == "reasoning"
+    assert how_to_ask("a-served-name", served=True) == Asked()
+
+
+def test_a_published_checkpoint_gets_a_command_that_works(tmp_path, capsys):
+    folder = make_folder(tmp_path / "RM-R1-DeepSeek-Distilled-Qwen-7B", make_lm())
+    how_to_ask(folder)
+    said = capsys.readouterr().err
+    assert "--style reasoning" in said
+    command = said[said.index("python -c "):said.index(" > rm-r1.txt")]
+    row = {"context_messages": [{"role": "user", "content": "Judge. \n\n[Client Question]\nwhy [1]?\n\n[The Start of "
+                                 "Chatbot A's Response]\na\n[The End of Chatbot A's Response]\n\n[The Start of Chatbot "
+                                 "B's Response]\nb\n[The End of Chatbot B's Response]\n\nVerdict."}], "winner": "model_a"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    command = command.replace("gaotang/RM-R1-Reasoning-RLVR", str(tmp_path / "rows.jsonl"))
+    command = command.replace("python -c", f"{sys.executable} -c")
+    found = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert found.stdout == "Judge. \n\n{data}\n\nVerdict.\n"
+
+
+def test_an_unfinished_runs_model_is_said(tmp_path, capsys):
+    run = judge(tmp_path)
+    (tmp_path / "config.json").write_text('{"steps": 10}')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 3}\n')
+    how_to_ask(run)
+    assert "4 of 10 steps" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").write_text('{"step": 9}\n')
+    how_to_ask(run)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"style": 3}', '{"style": "plain", "wording": 1, "max_tokens": 3}'])
+def test_a_file_that_says_nothing_usable_is_refused(tmp_path, content):
+    run = judge(tmp_path)
+    (tmp_path / "model/judge.json").write_text(content)
+    with pytest.raises(UserError, match=r"judge\.json"):
+        how_to_ask(run)
