@@ -34,6 +34,7 @@ from evaluation.benchmarks import Benchmark, Compat, load_benchmark
 from evaluation.outcomes import budget_curve, read_judgement, read_log, score_rows, summarise
 from judging.endpoint import Server, drop_failures
 from judging.verdicts import Judgement, NothingJudged, check_sampling, judge_pairs, likely_cause
+from loading.judge_file import Asked
 from reward import Rule
 from rollout import load_sampler, which_sampler
 from runtime import cli, disk, errors, ranks, seeds, steps
@@ -90,12 +91,12 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
     folder for each. Every rank calls it. `sampler` (a Chat; with --scalar a ScalarModel) replaces --model."""
     check(cfg)
     asked = cfg.asked(loads=sampler is None and not cfg.scalar)
-    system = asked.wording
-    cfg = replace(cfg, style=asked.style, max_tokens=cfg.max_tokens or (asked.max_tokens,))
+    cfg = replace(cfg, style=asked.style, max_tokens=cfg.max_tokens or (asked.max_tokens,),
+                  template_args=asked.flags())
     pairs = distinct(load_benchmark(cfg.benchmark, cfg.data))[: cfg.limit or None]
     shown = [*pairs, *map(swap, pairs)] if cfg.both_orders else pairs
-    prompts = [render(pair, cfg.style, system) for pair in shown]  # refuses what cannot be shown, before any loading
-    cfg = resolve(cfg, pairs, system, sampler is None)
+    prompts = [render(pair, asked.style, asked.wording) for pair in shown]  # refuses what cannot be shown at once
+    cfg = resolve(cfg, pairs, asked.wording, sampler is None)
     names, judged = names_of(cfg, pairs), {}
     for budget in cfg.max_tokens:
         out = cfg.out if len(cfg.max_tokens) == 1 else f"{cfg.out}/tokens-{budget}"
@@ -103,10 +104,10 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
         folder = RunFolder(out, one).path
         found = verdicts_so_far(folder, names)
         if len(found) < len(names):
-            sampler = sampler or make_sampler(cfg, prompts)
+            sampler = sampler or make_sampler(cfg, prompts, asked)
             ranks.gather(None)  # a server's kept replies have been read by all before any rank adds to them
             try:
-                collect(one, sampler, pairs, system, found)
+                collect(one, sampler, pairs, asked, found)
             except UserError as error:
                 if ranks.rank():  # cli.start prints what rank 0 meets
                     print(f"error: rank {ranks.rank()}: {error}", file=sys.stderr)
@@ -171,7 +172,7 @@ def resolve(cfg: Run, pairs: Sequence[Pair], system: str | None, has_model: bool
     return replace(cfg, data_digest=seeds.digest(save_pairs(pairs)), prompt_digest=seeds.digest(system))
 
 
-def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]]) -> Any:
+def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]], asked: Asked) -> Any:
     """The server, the scalar model, or the model in this process with room for the longest prompt and chain."""
     if cfg.scalar:
         from judging.scalar import load_scalar
@@ -179,17 +180,19 @@ def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]]) -> Any:
         return load_scalar(cfg.model, cfg.dtype)
     if cfg.base_url:
         out, own = Path(cfg.out), "" if ranks.world_size() == 1 else f"_{ranks.rank()}"
-        return cfg.connect(out / f"replies{own}.jsonl", also=sorted(out.glob("replies*.jsonl")))
+        return cfg.connect(out / f"replies{own}.jsonl", asked, also=sorted(out.glob("replies*.jsonl")))
     from loading.folder import context_tokens
     from loading.tokenizer import load_tokenizer
 
-    tokenizer, context, most = load_tokenizer(cfg.model), context_tokens(cfg.model), max(cfg.max_tokens)
+    tokenizer = load_tokenizer(cfg.model, cfg.template_args)
+    context, most = context_tokens(cfg.model), max(cfg.max_tokens)
     mine = prompts[ranks.rank() :: ranks.world_size()]
     longest = max(ranks.gather(max((len(encode_prompt(prompt, tokenizer)) for prompt in mine), default=0)))
     if longest + most > context:
         say(f"--max-tokens {most}: the context of {context} tokens leaves {max(0, context - longest)} beside the "
             f"longest prompt ({longest} tokens); a chain ends where its context does")
-    return load_sampler(cfg.model, cfg.dtype, cfg.sampler, min(context, longest + most), cfg.tp, cfg.engine_memory)
+    return load_sampler(cfg.model, cfg.dtype, cfg.sampler, min(context, longest + most), cfg.tp, cfg.engine_memory,
+                        template_args=cfg.template_args)
 
 
 def say(line: str) -> None:
@@ -218,7 +221,7 @@ def key_of(judgement: Judgement) -> Key:
     return judgement.source, judgement.pair_id, judgement.order, judgement.sample
 
 
-def collect(cfg: Run, sampler: Any, pairs: Sequence[Pair], system: str | None, found: dict[Key, Judgement]) -> None:
+def collect(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, found: dict[Key, Judgement]) -> None:
     """Ask for this rank's share of the missing verdicts; each goes to its log and into `found`. Ctrl-C and SIGTERM
     wait for the running call."""
     missing = names_of(cfg, pairs) - found.keys()
@@ -239,7 +242,7 @@ def collect(cfg: Run, sampler: Any, pairs: Sequence[Pair], system: str | None, f
         for start in range(0, len(mine), step):
             if stop.asked:  # this rank alone: ranks make different numbers of calls, and torchrun tells them all
                 raise KeyboardInterrupt
-            for judgement in judge(cfg, sampler, mine[start : start + step], system, at_once, done):
+            for judgement in judge(cfg, sampler, mine[start : start + step], asked, at_once, done):
                 if key_of(judgement) in found:  # a sibling of the sample that was missing
                     continue
                 file.write(dumps(asdict(judgement)) + "\n")
@@ -250,16 +253,16 @@ def collect(cfg: Run, sampler: Any, pairs: Sequence[Pair], system: str | None, f
                 bar.update()
 
 
-def judge(cfg: Run, sampler: Any, pairs: Sequence[Pair], system: str | None, at_once: int,
+def judge(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, at_once: int,
           done: Container[tuple[str, str, str]]) -> Iterator[Judgement]:
     if cfg.scalar:
         from judging.scalar import judge_scalar
 
         return judge_scalar(sampler, pairs, cfg.both_orders, done)
     return judge_pairs(
-        sampler, pairs, cfg.style, n=cfg.votes, temperature=cfg.sampling_temperature(),
+        sampler, pairs, asked.style, n=cfg.votes, temperature=cfg.sampling_temperature(),
         max_tokens=cfg.max_tokens[0], seed=cfg.seed, both_orders=cfg.both_orders, rule=cfg.rule,
-        system=system, at_once=at_once, done=done)
+        system=asked.wording, at_once=at_once, done=done)
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

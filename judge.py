@@ -24,7 +24,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +45,7 @@ from judging.verdicts import (
     named,
     why_silent,
 )
+from loading.judge_file import how_to_ask
 from reward import Letter
 from rollout import Chat, load_sampler
 from runtime import cli, disk
@@ -106,9 +107,13 @@ class Judge:
         self.outputs: Counter[str] = Counter()  # of all calls: "verdict", or why an output has none
 
     @classmethod
-    def load(cls, path: str, dtype: str = "float32", **settings: Any) -> Judge:
-        """A judge from a `from_pretrained` folder, a run folder or a hub id; `settings` as above."""
-        return cls(load_sampler(path, dtype), **settings)
+    def load(cls, path: str, dtype: str = "float32", template_args: Sequence[str] = (), **settings: Any) -> Judge:
+        """A judge from a `from_pretrained` folder, a run folder or a hub id; `settings` as above, those that are left
+        out as the model was trained (its judge.json)."""
+        asked = how_to_ask(path, style=settings.pop("style", None), wording=settings.pop("system", None),
+                           max_tokens=settings.pop("max_tokens", 0), template_args=template_args)
+        sampler = load_sampler(path, dtype, template_args=template_args)
+        return cls(sampler, asked.style, asked.wording, asked.max_tokens, **settings)
 
     @classmethod
     def connect(cls, base_url: str, model: str, api_key_env: str = "", kept: str | None = None, concurrency: int = 8,
@@ -264,8 +269,8 @@ class Source(Server):
     """Print one JSON line per row."""
     votes: int = 1
     """Verdicts per pair and order, whose majority counts; in a ranking their shares count (samples)."""
-    max_tokens: int = 2048
-    """Longest chain (tokens)."""
+    max_tokens: int = 0
+    """Longest chain (tokens); 0: as the model was trained, else 2048."""
     seed: int = 0
     """Seed of samples, brackets and shown orders (an integer)."""
 
@@ -352,22 +357,24 @@ def run(cfg: Source, sampler: Chat | None = None) -> None:
         Pairs: (parsed, judge_pairs_of), Rank: (candidates, rank_lists), Score: (candidates, score_lists)}
     parse, answer = commands[type(cfg)]
     at_once = (cfg.at_once or (32 if cfg.data else 1)) if isinstance(cfg, Pairs) else 1
-    if at_once < 1 or cfg.max_tokens < 1:
-        raise UserError("--at-once and --max-tokens must be at least 1")
+    if at_once < 1 or cfg.max_tokens < 0:
+        raise UserError("--at-once must be at least 1, --max-tokens at least 0")
     cfg.sampling_temperature()
-    system = cli.read_prompt(cfg.prompt_file)
-    render(Pair("", "", ({"role": "user", "content": ""},), "", "", "A"), cfg.style, system)  # a usable prompt file
-    found, folder = rows(cfg, given(cfg)), open_out(cfg, system, sampler is None) if cfg.out else None
+    asked = cfg.asked(cfg.max_tokens, loads=sampler is None)
+    cfg = replace(cfg, style=asked.style, max_tokens=asked.max_tokens, template_args=asked.flags())
+    render(Pair("", "", ({"role": "user", "content": ""},), "", "", "A"), asked.style, asked.wording)  # it is usable
+    found, folder = rows(cfg, given(cfg)), open_out(cfg, asked.wording, sampler is None) if cfg.out else None
     if folder:
         skip_done(found, folder.path / "results.jsonl")
     if sampler is None and cfg.base_url:
-        sampler = cfg.connect(folder.path / "replies.jsonl" if folder else None)
-    judge = Judge(sampler or load_sampler(cfg.model, cfg.dtype), cfg.style, system, cfg.max_tokens, cfg.seed)
+        sampler = cfg.connect(folder.path / "replies.jsonl" if folder else None, asked)
+    sampler = sampler or load_sampler(cfg.model, cfg.dtype, template_args=cfg.template_args)
+    judge = Judge(sampler, asked.style, asked.wording, asked.max_tokens, cfg.seed)
     bad: list[UserError] = []
     while part := list(islice(found, at_once)):
-        asked = [attempt(parse, *row) for row in part]
-        answers = iter(answer(cfg, judge, [each for each in asked if not isinstance(each, UserError)]))
-        for (_, number, row), each in zip(part, asked, strict=True):
+        read = [attempt(parse, *row) for row in part]
+        answers = iter(answer(cfg, judge, [each for each in read if not isinstance(each, UserError)]))
+        for (_, number, row), each in zip(part, read, strict=True):
             if isinstance(each, UserError):
                 bad.append(each)
             record, text = show_error(number, each) if isinstance(each, UserError) else next(answers)

@@ -328,7 +328,8 @@ def _why_not_vllm(path: str) -> str:
 
 
 def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch", context: int | None = None,
-                 tp: int = 1, memory: float = 0.9, decode_gb: float = DECODE_GB) -> TorchSampler | VLLMSampler:
+                 tp: int = 1, memory: float = 0.9, decode_gb: float = DECODE_GB,
+                 template_args: Sequence[str] = ()) -> TorchSampler | VLLMSampler:
     """A judge from a `from_pretrained` folder, a run folder or a hub id, on the GPU where there is one.
 
     vLLM holds its real weights and never sleeps; it may take `memory` of a GPU and makes room for `context` tokens
@@ -340,7 +341,7 @@ def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch",
     from loading.tokenizer import load_tokenizer
     from model import load_policy
 
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, template_args)
     if which_sampler(kind, path, tp)[0] == "vllm":
         room = context_tokens(path) if context is None else context
         return VLLMSampler(path, tokenizer, dtype, room, tp=tp, memory=memory, dummy=False)

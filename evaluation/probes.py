@@ -35,6 +35,7 @@ from evaluation.outcomes import read_judgement, standard_error
 from evaluation.tables import as_text, cell
 from judging.endpoint import Server
 from judging.verdicts import Judgement, judge_pairs, named, why_silent
+from loading.judge_file import Asked
 from reward import Letter, Rule
 from rollout import load_sampler
 from runtime import cli, disk, seeds
@@ -226,8 +227,8 @@ class Probes(Server):
     """Which layout --data has."""
     scalar: bool = False
     """--model is a scalar reward model (one label)."""
-    max_tokens: int = 2048
-    """Longest chain (tokens)."""
+    max_tokens: int = 0
+    """Longest chain (tokens); 0: as the model was trained, else 2048."""
     rule: Rule = "eval"
     """Where a verdict counts: eval after the thoughts, train in the last 80 characters, official anywhere."""
     limit: int = 0
@@ -237,16 +238,17 @@ class Probes(Server):
     digests: tyro.conf.Suppress[str] = ""  # of model, data and prompt file, filled in by the script
 
 
-def load_judge(cfg: Probes, system: str | None) -> Judge:
+def load_judge(cfg: Probes, asked: Asked) -> Judge:
     if cfg.scalar:
         from judging.scalar import judge_scalar, load_scalar
 
         model = load_scalar(cfg.model, cfg.dtype)
         return lambda pairs: judge_scalar(model, pairs, both_orders=True)
     kept = Path(cfg.out, "replies.jsonl")
-    sampler: Any = cfg.connect(kept) if cfg.base_url else load_sampler(cfg.model, cfg.dtype, cfg.sampler)
-    return lambda pairs: judge_pairs(sampler, pairs, cfg.style, max_tokens=cfg.max_tokens, both_orders=True,
-                                     temperature=cfg.sampling_temperature(), rule=cfg.rule, system=system)
+    sampler: Any = (cfg.connect(kept, asked) if cfg.base_url else
+                    load_sampler(cfg.model, cfg.dtype, cfg.sampler, template_args=cfg.template_args))
+    return lambda pairs: judge_pairs(sampler, pairs, asked.style, max_tokens=asked.max_tokens, both_orders=True,
+                                     temperature=cfg.sampling_temperature(), rule=cfg.rule, system=asked.wording)
 
 
 def probe(cfg: Probes) -> dict[str, Any]:
@@ -255,17 +257,18 @@ def probe(cfg: Probes) -> dict[str, Any]:
     if ready := next((pair for pair in pairs if pair.messages is not None), None):
         raise UserError(f"pair {ready.pair_id}: a ready-made prompt cannot be changed; give pairs with responses")
     pairs = [replace(pair, pair_id=f"{pair.pair_id}#{i}", trace=None) for i, pair in enumerate(pairs)]
-    system, weights = cli.read_prompt(cfg.prompt_file), ""
+    asked, weights = cfg.asked(cfg.max_tokens, loads=not cfg.scalar), ""
     if not cfg.base_url:
         from loading.folder import weights_digest
 
         weights = weights_digest(cfg.model)
-    cfg = replace(cfg, digests=seeds.digest([weights, save_pairs(pairs), system]))
+    cfg = replace(cfg, style=asked.style, max_tokens=asked.max_tokens, template_args=asked.flags(),
+                  digests=seeds.digest([weights, save_pairs(pairs), asked.wording]))
     folder, judge, judged = RunFolder(cfg.out, cfg).path, None, {}
     for name, changed in probed(pairs).items():
         log = folder / f"{name.replace(' ', '_')}.jsonl"
         if not log.exists():
-            judge = judge or load_judge(cfg, system)
+            judge = judge or load_judge(cfg, asked)
             disk.write_whole(log, "".join(dumps(asdict(j)) + "\n" for j in judge(changed)))
         judged[name] = [read_judgement(row, f"{log}:{number}") for number, row in disk.read_jsonl(log)]
     result = measure(pairs, judged)

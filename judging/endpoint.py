@@ -52,7 +52,6 @@ class EndpointSampler:
             raise UserError("--concurrency and --timeout must be more than 0, --retries at least 0")
         self.base_url, self.model, self.api_key_env = base_url, model, api_key_env
         self.concurrency, self.retries, self.backoff = concurrency, retries, backoff
-        self._template_args = server_arguments(template_args or {})
         self._key = read_key(api_key_env)
         self._client = make_client(base_url, self._key, timeout)
         self._lock, self._halt, self._resume_at = threading.Lock(), threading.Event(), 0.0
@@ -260,15 +259,15 @@ class Server:
         return how_to_ask(self.model, style=self.style, wording=read_prompt(self.prompt_file), max_tokens=max_tokens,
                           template_args=self.template_args, served=bool(self.base_url))
 
-    def connect(self, asked: Asked, kept: Path | None, also: Sequence[Path] = ()) -> EndpointSampler:
-        """The server's sampler; `kept` is the file of its replies."""
+    def connect(self, kept: Path | None, asked: Asked | None = None, also: Sequence[Path] = ()) -> EndpointSampler:
+        """The server's sampler; `kept` is the file of its replies, `asked` has the template arguments to send."""
         try:
             extra = json.loads(self.extra_body or "{}")
         except (ValueError, RecursionError):
             extra = None
         if not isinstance(extra, dict):
             raise UserError(f"--extra-body {self.extra_body[:60]}: not a JSON object, such as '{{\"top_k\": -1}}'")
-        if asked.template_args:
+        if asked and asked.template_args:
             extra = {"chat_template_kwargs": server_arguments(asked.template_args)} | extra
         return EndpointSampler(self.base_url, self.model, self.api_key_env, kept, self.concurrency, self.retries,
                                self.timeout, also=also, extra=extra, sampling=self.temperature != "none")

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from runtime.errors import UserError
 from runtime.ranks import rank
 
 NAME = "judge.json"
-KINDS = {"style": str, "wording": (str, type(None)), "max_tokens": int, "template_args": dict}
+KINDS: dict[str, Any] = {"style": str, "wording": (str, type(None)), "max_tokens": int, "template_args": dict}
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,25 @@ class Asked:
     max_tokens: int = 2048  # longest response
     template_args: Mapping[str, Any] = field(default_factory=dict)
 
+    def flags(self) -> tuple[str, ...]:
+        """The template arguments as --template-args gives them."""
+        return tuple(f"{name}={json.dumps(value)}" for name, value in self.template_args.items())
+
 
 def how_to_ask(model: str, *, style: Any = None, wording: str | None = None, max_tokens: int = 0,
-               template_args: Sequence[str] = (), served: bool = False, default_style: str = "instruct") -> Asked:
-    """What the model's judge.json says, except for what is given; says what differs from it, or that there is none."""
+               template_args: Sequence[str] = (), served: bool = False, default: Asked | None = None) -> Asked:
+    """What the model's judge.json says, or without it `default`, except for what is given.
+
+    Says what differs from the file, or that there is none.
+    """
     if not served:
         say_unfinished(model)
     known = read_judge(model, served)
-    given = {"style": style or (None if known else default_style), "wording": wording, "max_tokens": max_tokens}
+    given = {"style": style, "wording": wording, "max_tokens": max_tokens}
     given = {name: value for name, value in given.items() if value}
     arguments = parse_arguments(template_args)
     if not known:
-        asked = Asked(**given, template_args=arguments)
+        asked = replace(default or Asked(), **given, template_args=arguments)
         _say(f"{model} has no {NAME}: style {asked.style}, {'given' if wording else 'built-in'} wording{_hint(model)}")
         return asked
     for name, flag in (("style", "--style"), ("wording", "--prompt-file")):
@@ -57,13 +64,13 @@ def how_to_ask(model: str, *, style: Any = None, wording: str | None = None, max
 
 
 def read_judge(model: str, served: bool = False) -> dict[str, Any]:
-    """What judge.json says, {} without one; says if the run that wrote it has not finished.
-
-    A served model has one if the name that it is served under is a folder here.
-    """
+    """What judge.json says, {} without one. A served model has one if its name is a folder here."""
     if served and not Path(model).is_dir():
         return {}
-    file = model_folder(model, weights=False) / NAME
+    try:
+        file = model_folder(model, weights=False) / NAME
+    except UserError:  # loading it will say so
+        return {}
     if not file.is_file():
         return {}
     known = read_json(file)

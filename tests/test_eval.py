@@ -155,7 +155,7 @@ def test_foreign_lines_in_the_log_are_refused(tmp_path):
 
 @pytest.mark.parametrize("settings", [
     {"votes": 3}, {"votes": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"limit": -1}, {"at_once": -1},
-    {"max_tokens": (0,)}, {"max_tokens": ()}, {"max_tokens": (8, 8)}, {"tp": 0}, {"engine_memory": 0.0}])
+    {"max_tokens": (0,)}, {"max_tokens": (8, 8)}, {"tp": 0}, {"engine_memory": 0.0}])
 def test_settings_that_cannot_work(tmp_path, settings):
     with pytest.raises(UserError):
         ev.evaluate(make_run(tmp_path, **settings), Sampler())
@@ -379,7 +379,7 @@ def test_two_processes_judge_as_one(tmp_path, folder):
 def test_the_engine_is_given_all_its_memory(tmp_path, folder, monkeypatch):
     asked = []
     monkeypatch.setattr(ev, "which_sampler", lambda kind, *_: ("vllm", "in this test"))
-    monkeypatch.setattr(ev, "load_sampler", lambda *arguments: asked.append(arguments) or Sampler())
+    monkeypatch.setattr(ev, "load_sampler", lambda *arguments, **_: asked.append(arguments) or Sampler())
     cfg = replace(model_run(tmp_path, folder, limit=2), sampler="vllm", engine_memory=0.8)
     ev.evaluate(cfg)
     [(model, dtype, kind, context, tp, memory)] = asked

@@ -68,8 +68,8 @@ def test_a_folder_without_the_file_gets_the_defaults_and_that_is_said(tmp_path, 
     folder = make_folder(tmp_path, make_lm())
     assert how_to_ask(folder) == Asked("instruct", None, 2048, {})
     assert "no judge.json" in capsys.readouterr().err
-    assert how_to_ask(folder, style="plain", default_style="reasoning").style == "plain"
-    assert how_to_ask(folder, default_style="reasoning").style == "reasoning"
+    assert how_to_ask(folder, style="plain", default=Asked("reasoning")).style == "plain"
+    assert how_to_ask(folder, default=Asked("reasoning", max_tokens=9)) == Asked("reasoning", max_tokens=9)
     assert how_to_ask("a-served-name", served=True) == Asked()
 
 
@@ -79,9 +79,9 @@ def test_a_published_checkpoint_gets_a_command_that_works(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "--style reasoning" in said
     command = said[said.index("python -c "):said.index(" > rm-r1.txt")]
-    row = {"context_messages": [{"role": "user", "content": "Judge. \n\n[Client Question]\nwhy [1]?\n\n[The Start of "
-                                 "Chatbot A's Response]\na\n[The End of Chatbot A's Response]\n\n[The Start of Chatbot "
-                                 "B's Response]\nb\n[The End of Chatbot B's Response]\n\nVerdict."}], "winner": "model_a"}
+    shown = "\n\n".join(f"[The Start of {x}]\n{x}\n[The End of {x}]" for x in ("A's Response", "B's Response"))
+    text = f"Judge. \n\n[Client Question]\nwhy [1]?\n\n{shown}\n\nVerdict."
+    row = {"context_messages": [{"role": "user", "content": text}], "winner": "model_a"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     command = command.replace("gaotang/RM-R1-Reasoning-RLVR", str(tmp_path / "rows.jsonl"))
     command = command.replace("python -c", f"{sys.executable} -c")
