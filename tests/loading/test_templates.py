@@ -81,12 +81,12 @@ def test_template_arguments_reach_the_template(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}" + TURN + "{% endfor %}" + THINKING.replace("<think>", "w1")
     tokenizer.save_pretrained(make_folder(tmp_path, make_lm()))
-    plain, without = (load_tokenizer(str(tmp_path), args) for args in (None, {"enable_thinking": False}))
+    plain, without = (load_tokenizer(str(tmp_path), args) for args in ((), ["enable_thinking=false"]))
     prompt = encode_prompt([{"role": "user", "content": "w2"}], plain)
     assert encode_prompt([{"role": "user", "content": "w2"}], without)[: len(prompt)] == prompt
     assert len(encode_prompt([{"role": "user", "content": "w2"}], without)) > len(prompt)
     with pytest.raises(UserError, match="enable_thinkin: "):
-        load_tokenizer(str(tmp_path), {"enable_thinkin": False})
+        load_tokenizer(str(tmp_path), ["enable_thinkin=false"])
 
 
 def test_arguments_are_read_as_json_or_text():
