@@ -9,9 +9,9 @@
     source       3  4  5    3  6  7  8    3  9                         the hidden state that predicts each target
     sequence     0  0  0    1  1  1  1    2  2
 
-A prompt goes through the model once for its whole group, which is exact. After this file only response
-tokens carry values: per-token tensors are flat, shape (N,), without padding, label shift or mask. SFT is the
-same with groups of one.
+A prompt goes through the model once for its whole group, and the result is exact. After this file only response
+tokens carry values: per-token tensors are flat, shape (N,), without padding, label shift or mask. SFT uses the
+same with one response per prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from settings import Agg
 
 @dataclass
 class Group:
-    """One prompt and its responses (ids), with what the sampler and the reward said of them."""
+    """One prompt and its responses, as ids, with their advantages and the sampler's log-probs."""
 
     prompt_ids: list[int]
     responses: list[list[int]]

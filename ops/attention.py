@@ -1,7 +1,7 @@
 """Who sees whom, on each device: SDPA with a dense mask on CPUs, FlexAttention with a block mask on GPUs.
 
-Both follow one rule, `sees`, and both keep grouped key and value heads as few as they are. A config's dropout
-is left out: sampling, old and new log-probs must come from one distribution.
+Both follow one rule, `sees`. Neither repeats grouped key and value heads. Dropout is left out: sampling, old and
+new log-probs must come from one distribution.
 """
 
 from __future__ import annotations
@@ -121,8 +121,7 @@ def flex_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
 
     28 query heads on 4 key heads (Qwen2.5-7B) are no power of two apart: the kernel groups them itself.
     """
-    from torch.nn.attention.flex_attention import BlockMask
-    from torch.nn.attention.flex_attention import flex_attention as kernel
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention as kernel
 
     if not isinstance(attention_mask, BlockMask):
         raise ValueError("FlexAttention without a block mask; call Policy")

@@ -1,8 +1,7 @@
 """Prompt ids -> sampled ids and their log-probs, with a KV cache: what `TorchSampler` runs on.
 
-One prefill per prompt shared by its group, a preallocated cache, finished rows leave the batch, and one
-uniform per token from a generator of its own per sequence, so that the same tokens come out for any batch
-size or number of ranks.
+A prompt is prefilled once for its group, and finished rows leave the batch. Each sequence has its own generator and
+draws one number per token, so that any batch size and any number of ranks give the same tokens.
 """
 
 from __future__ import annotations

@@ -39,6 +39,12 @@ def progress(total: int, initial: int, label: str):
                 mininterval=20.0 if quiet else 0.2, ascii=quiet, dynamic_ncols=True)
 
 
+def show(bar: Any, record: Mapping[str, float], **names: str) -> None:
+    """One step further, with the metrics that the record has: label=metric."""
+    bar.set_postfix({label: f"{record[name]:.3g}" for label, name in names.items() if name in record}, refresh=False)
+    bar.update()
+
+
 class StopSignal:
     """Ctrl-C and SIGTERM ask for a stop at the end of the step; a second Ctrl-C stops at once."""
 

@@ -36,8 +36,7 @@ from data import load_pairs
 from judging.scalar import load_scorer
 from loading.tokenizer import load_tokenizer
 from rollout import Rollout, TorchSampler
-from runtime import cli, disk, states
-from runtime import ranks as runtime_ranks
+from runtime import cli, disk, ranks as runtime_ranks, states
 from runtime.steps import StopSignal
 from variants import rlpr, scalar_rm
 from variants.std_filter import StdFilter

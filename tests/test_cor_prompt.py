@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 
 from cor_prompt import Trace, control_tokens, encode_prompt, encode_target, parse_trace, plain_tokenizer, render
 from data import Pair, swap

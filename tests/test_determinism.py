@@ -15,8 +15,7 @@ from survival_worker import tree
 from test_survival import Server
 from tiny_models import make_world
 
-from toy import files
-from toy import oracle as toy_oracle
+from toy import files, oracle as toy_oracle
 from toy.files import Build
 
 

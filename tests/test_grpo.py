@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 from tiny_models import exact_norms, gradients, plain_logprobs
 
@@ -23,8 +22,7 @@ from batch import collate, loss_divisor
 from grpo import clipped_surrogate, group_advantages, kl_k3
 from ops import head
 from rollout import Rollout
-from runtime import metrics as metrics_module
-from runtime import ranks, run_folder, seeds, steps
+from runtime import metrics as metrics_module, ranks, run_folder, seeds, steps
 from runtime.errors import UserError
 from runtime.metrics import Metrics
 from runtime.steps import StopSignal

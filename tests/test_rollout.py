@@ -10,8 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tiny_models import ARCHITECTURES, EOS, exact_norms, make_folder, make_lm, make_tokenizer, plain_logits
 from torch import Tensor
 

@@ -5,9 +5,9 @@
     python -m variants.dr_grpo --preset tiny
     python grpo.py --preset tiny --agg const --no-scale-by-std                   the same
 
-Both divisions are biases: 1 / std makes much of prompts on which nearly all samples agree, 1 / |o_i| makes each token
-of a long wrong response cheap, so that wrong responses grow. Nothing here is new code: both are settings of grpo.py.
-That the constant is larger than any length matters little: AdamW takes no notice of a factor on all gradients.
+Both divisions are biases. 1 / std gives large weights to prompts on which nearly all samples agree. 1 / |o_i| gives
+each token of a long wrong response a small penalty, so that wrong responses grow. Both are settings of grpo.py, so
+this file has no new code. The size of the constant hardly matters, because AdamW ignores a factor on all gradients.
 """
 
 from __future__ import annotations

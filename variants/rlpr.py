@@ -5,14 +5,14 @@
     python -m variants.rlpr --preset tiny
     python -m variants.rlpr --preset tiny --probability product --std-beta 0 ...
 
-The sampled verdict gives way to the reference verdict v and one forward scores it, so a guess and a conviction no
-longer earn the same. Subtracted is what v gets straight after the prompt: what the reasoning did not bring. A
-rollout without a verdict earns 0 (format gate). Groups that hardly differ are replaced by the next of the stream
-(std_filter.py). The presets have clip-higher (0.2, 0.27), the mean per token and no KL, as the authors do.
+The right verdict v replaces the sampled one, and one forward pass scores it. A sure judge then earns more than a
+lucky one. The probability of v straight after the prompt is subtracted, because the reasoning did not earn it. A
+rollout without a verdict earns 0. Groups with small differences are replaced by the next of the stream
+(std_filter.py). The presets use clip-higher (0.2, 0.27), the mean per token and no KL, as the authors do.
 
-Here p(v | prompt) is the current policy's; the authors score it once, before training. It shifts a group as a
-whole, so it matters through the clip at 0 alone. Left out: their 0.1 for format beside 0.9 r, and their penalty on
-repetition.
+Here the current policy gives p(v | prompt); the authors compute it once, before training. It shifts all rewards of a
+group alike, so it matters only where the clip at 0 acts. Left out: the authors' 0.1 for format beside 0.9 r, and
+their penalty on repetition.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def encode_verdict(before: str, letter: str, tokenizer: Any) -> tuple[list[int],
 def with_verdict(rollout: Rollout, letter: str, tokenizer: Any) -> tuple[list[int], list[float]]:
     """The sampled ids up to the verdict, then `letter`'s verdict, and which ids to score; ([], []) without a verdict.
 
-    Only a token that reaches over the start of the tag is encoded anew, for its part before the tag.
+    If a token crosses the start of the tag, the part of its text before the tag is encoded again.
     """
     if (said := parse_verdict(rollout.text)) is None:
         return [], []

@@ -51,7 +51,7 @@ def prompt(pair: Pair, style: Style, system: str | None = None) -> list[Message]
 
 
 def verdict(text: str, rule: Rule = "train") -> Letter | None:
-    """The letter whose box, literally, stands in the last 80 characters after the thoughts, without the other's.
+    """The letter if exactly one of the two boxes stands, literally, in the last 80 characters after the thoughts.
 
     >>> verdict("so \\\\boxed{Assistant 2}"), verdict("\\\\boxed{Assistant 1} or \\\\boxed{Assistant 2}")
     ('B', None)

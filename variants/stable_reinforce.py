@@ -5,14 +5,14 @@
 
     python -m variants.stable_reinforce --preset tiny
 
-PPO's clip does not hold a token whose probability rose although A < 0: its loss grows with the ratio, without bound.
-And where the exponential overflows, even a clipped token gets the gradient 0 * inf. The filter is for rounds in which
-nearly all rewards are equal: with rewards of +1 and -1, a wrong verdict is beyond 3 deviations once more than 90 % of
-a round are right, and is then left out.
+PPO's clip does not bound the loss of a token that became likelier although A < 0: it grows with the ratio. Where the
+exponential overflows, even a clipped token gets the gradient 0 * inf. The filter is for rounds in which nearly all
+rewards are equal: with rewards of +1 and -1, once more than 90 % of a round are right, a wrong verdict lies more than
+3 deviations away and is left out.
 
-Mean and std are those of the round, as in REINFORCE++ from which the method starts, not of the group. The loss follows
-the authors' code. So does the filter but for its bounds, which are 3 around the mean of the rewards there, 3 around
-0 here. Left out: the consistency reward (a second model reads whether reasoning and verdict agree) and the images.
+Mean and std are taken over the round, not over the group, as in REINFORCE++, from which the method starts. The loss
+follows the authors' code. The filter does too, except that its bounds are 3 around 0 here and 3 around the mean
+there. Left out: the consistency reward (a second model checks whether reasoning and verdict agree) and the images.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     keep a group if  std(r_1 .. r_G) >= beta * s        s = 0.99 s + 0.01 (mean std of the last round), from round 11
 
-A probability is never quite the same twice, and dividing by the group's deviation makes much of little: a group of
-0.998 and 0.999 would weigh as much as one of 0 and 1. "Usual" is a running mean over rounds; it starts as the mean of
-rounds 6 to 10, counts the groups that were refused too, and nothing is refused before it has started.
+Rewards that are probabilities are never quite equal, and division by a small deviation makes small differences
+large: a group of 0.998 and 0.999 would count as much as a group of 0 and 1. "Usual" is a running mean over rounds. It
+starts as the mean of rounds 6 to 10 and includes refused groups. Before it has started nothing is refused.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from browser import CHROMIUM, Browser
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import cor_prompt
 from bench import hostile

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import eval as ev
 from cor_prompt import render
 from data import Pair, swap
-from evaluation import benchmarks as bm
-from evaluation import tables
+from evaluation import benchmarks as bm, tables
 from evaluation.benchmarks import Outcome
 from evaluation.outcomes import read_log, read_outcomes
 from judging.verdicts import Judgement

@@ -13,14 +13,12 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tiny_models import make_folder, make_lm
 
 from cor_prompt import render
 from data import Pair, load_pairs, save_pairs
-from prepare import build_data
-from prepare import card as cards
+from prepare import build_data, card as cards
 from prepare.augment import augmented
 from prepare.build_data import PRESETS, Config, alternate, main, split, unique
 from prepare.sources import read_source

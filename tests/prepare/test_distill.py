@@ -25,8 +25,7 @@ from prepare.hint import HINT, leaks
 from reward import parse_verdict
 from runtime import cli
 from runtime.errors import UserError
-from toy import files, oracle
-from toy import world as toy_world
+from toy import files, oracle, world as toy_world
 from toy.files import Build
 from toy.world import Flaws
 

@@ -20,8 +20,7 @@ from typing import Literal
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from runtime import cli, errors, metrics, run_folder, steps
 from runtime.disk import read_jsonl, write_whole
