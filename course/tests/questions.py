@@ -96,21 +96,18 @@ def seen(group: list[int], response: list[int]) -> list[list[bool]]:
 
 def append(rows: list[list[Any]], width: int, values: bool) -> dict[str, Any]:
     """Rows of (prompt, responses) groups appended one by one; with `values` advantages and log-probs too."""
-    from batch import Group, _append
+    from batch import Group, Row, Targets, _append
 
-    flat: dict[str, list] = {name: [] for name in ("source", "targets", "sequence", "advantages", "logprobs")}
-    lines, number = [], 0
+    flat, lines, number = Targets(), [Row() for _ in rows], 0
     for r, row in enumerate(rows):
-        line: dict[str, list[int]] = {name: [] for name in ("inputs", "positions", "group", "response")}
         for prompt, responses in row:
             more: tuple[Any, ...] = ()
             if values:
                 logprobs = [[-0.5 * k - 0.25 * t for t in range(len(ids))] for k, ids in enumerate(responses)]
                 more = [10.0 * number + k for k in range(len(responses))], logprobs
-            _append(line, flat, Group(prompt, responses, *more), number, r * width)
+            _append(lines[r], flat, Group(prompt, responses, *more), number, r * width)
             number += 1
-        lines.append(line)
-    return {"lines": lines, "flat": flat}
+    return {"lines": [vars(line) for line in lines], "flat": vars(flat)}
 
 
 def nll(values: list[list[float]], weight: float, others: int, ranks: int, backward: bool) -> dict[str, Any]:
@@ -125,7 +122,7 @@ def nll(values: list[list[float]], weight: float, others: int, ranks: int, backw
             self.weight = torch.nn.Parameter(torch.tensor(weight))
 
         def forward(self, batch: Any, **_: Any) -> Any:
-            return self.weight * batch.values
+            return SimpleNamespace(logprobs=self.weight * batch.values, entropies=None)
 
     policy, told = Linear(), []
 
@@ -133,17 +130,17 @@ def nll(values: list[list[float]], weight: float, others: int, ranks: int, backw
         told.append(["max_tokens", max_tokens])
         yield from (SimpleNamespace(values=torch.tensor(part), weight=1.0) for part in values)
 
-    def aggregate(per_token: Any, batch: Any, agg: str, denominator: float) -> Any:
-        told.append(["aggregate", agg, denominator])
-        return 3.0 * per_token.sum() / denominator  # the 3 shows whose sum is returned
+    def aggregate(per_token: Any, batch: Any, agg: str, divisor: float) -> Any:
+        told.append(["aggregate", agg, divisor])
+        return 3.0 * per_token.sum() / divisor  # the 3 shows whose sum is returned
 
-    def denominator(groups: Any, agg: str, max_tokens: int) -> int:
-        told.append(["denominator", agg])
+    def loss_divisor(groups: Any, agg: str, max_tokens: int) -> int:
+        told.append(["loss_divisor", agg])
         return sum(map(len, values))
 
     ranked = SimpleNamespace(gather=lambda value: [value, others], world_size=lambda: ranks, rank=lambda: 0)
     cfg = SimpleNamespace(micro_batch_tokens=77)
-    with stand_ins(sft, micro_batches=micro_batches, aggregate=aggregate, denominator=denominator, ranks=ranked):
+    with stand_ins(sft, micro_batches=micro_batches, aggregate=aggregate, loss_divisor=loss_divisor, ranks=ranked):
         total, tokens = sft.nll_loss(policy, [], cfg, backward)  # type: ignore[arg-type]
     grad = None if policy.weight.grad is None else policy.weight.grad.item()
     return {"total": float(total), "tokens": float(tokens), "grad": grad, "told": told}
@@ -190,7 +187,7 @@ def kl(logprobs: list[float], reference: list[float]) -> Any:
     return {"value": value.tolist(), "slope": new.grad.tolist()}
 
 
-def one_number(values: list[float], sequence: list[int], weight: float, agg: str, denominator: float) -> Any:
+def one_number(values: list[float], sequence: list[int], weight: float, agg: str, divisor: float) -> Any:
     import torch
 
     from batch import Batch, aggregate
@@ -198,16 +195,16 @@ def one_number(values: list[float], sequence: list[int], weight: float, agg: str
     none = torch.zeros(0, dtype=torch.int64)
     batch = Batch(none, none, none, none, none, none, torch.tensor(sequence), weight)
     given = torch.tensor(values, requires_grad=True)
-    found = aggregate(given, batch, agg, denominator)  # type: ignore[arg-type]
+    found = aggregate(given, batch, agg, divisor)  # type: ignore[arg-type]
     if a_tensor("aggregate", found).shape:
         raise Wrong(f"aggregate must return a scalar, got shape {tuple(found.shape)}")
     backward("aggregate", found)
     return {"value": found.item(), "slope": given.grad.tolist()}
 
 
-def whole_loss(tokens: dict[str, list[float]], settings: dict[str, Any], denominator: float) -> Any:
+def whole_loss(tokens: dict[str, list[float]], settings: dict[str, Any], divisor: float) -> Any:
     """grpo_loss on stand-ins: surrogate = 2 * logprob + advantage, "clipped" where old > -1, kl = 5 * (ref - logprob),
-    aggregate = sum / denominator + 1. `told`: what each of them was called with, tensors by their names."""
+    aggregate = sum / divisor + 1. `told`: what each of them was called with, tensors by their names."""
     import torch
 
     import grpo
@@ -220,7 +217,8 @@ def whole_loss(tokens: dict[str, list[float]], settings: dict[str, Any], denomin
         known = {name: torch.tensor(numbers).tolist() for name, numbers in tokens.items()}
         return [next((name for name in known if known[name] == one), "something else") for one in lists]
 
-    batch = SimpleNamespace(weight=1.0, sampler_logprobs=None, sequence=torch.zeros(len(new), dtype=torch.int64))
+    batch = SimpleNamespace(weight=1.0, sampler_logprobs=None, old_logprobs=None,
+                            sequence=torch.zeros(len(new), dtype=torch.int64))
     for name in ("old_logprobs", "ref_logprobs", "advantages", "sampler_logprobs"):
         if name in tokens:
             setattr(batch, name, torch.tensor(tokens[name]))
@@ -233,12 +231,12 @@ def whole_loss(tokens: dict[str, list[float]], settings: dict[str, Any], denomin
         told["kl_k3"].append(named(logprobs, ref_logprobs))
         return 5.0 * (ref_logprobs - logprobs)
 
-    def aggregate(per_token: Any, batch: Any, agg: str, denominator: float) -> Any:
-        told["aggregate"].append([agg, denominator])
-        return per_token.sum() / denominator + 1.0
+    def aggregate(per_token: Any, batch: Any, agg: str, divisor: float) -> Any:
+        told["aggregate"].append([agg, divisor])
+        return per_token.sum() / divisor + 1.0
 
     with stand_ins(grpo, clipped_surrogate=clipped_surrogate, kl_k3=kl_k3, aggregate=aggregate):
-        found = grpo.grpo_loss(new, batch, SimpleNamespace(**settings), denominator)  # type: ignore[arg-type]
+        found = grpo.grpo_loss(new, batch, SimpleNamespace(**settings), divisor)  # type: ignore[arg-type]
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
         raise Wrong(f"grpo_loss must return (loss, statistics), a scalar tensor and a dict, got {type(found).__name__}")
     loss, stats = found
@@ -288,9 +286,9 @@ def prefill(prompts: list[list[int]]) -> Any:
 
 
 def share(groups: list[list[Any]], agg: str, max_tokens: int) -> float:
-    from batch import Group, denominator
+    from batch import Group, loss_divisor
 
-    return denominator([Group(prompt, responses) for prompt, responses in groups], agg, max_tokens)  # type: ignore[arg-type]
+    return loss_divisor([Group(prompt, responses) for prompt, responses in groups], agg, max_tokens)  # type: ignore[arg-type]
 
 
 def metrics(added: list[list[Any]]) -> list[dict[str, float]]:

@@ -36,7 +36,7 @@ def test_sees_groups_and_padding_do_not_see_each_other(ask):
 def test_append_the_example_of_the_first_page(ask):
     answer = ask("append", [[GROUP]], 10, False)
     equal("inputs", whole(answer, "inputs"), [[1, 2, 3, 4, 10, 11, 20, 21, 22, 30]])
-    equal("positions", whole(answer, "positions"), [[0, 1, 2, 3, 4, 5, 4, 5, 6, 4]])
+    equal("position_ids", whole(answer, "position_ids"), [[0, 1, 2, 3, 4, 5, 4, 5, 6, 4]])
     equal("response", whole(answer, "response"), [[0, 0, 0, 0, 1, 1, 2, 2, 2, 3]])
     equal("group", whole(answer, "group"), [[0] * 10])
     equal("targets", answer["flat"]["targets"], [10, 11, 99, 20, 21, 22, 99, 30, 99])
@@ -49,7 +49,7 @@ def test_append_two_groups_in_a_row_and_a_second_row(ask):
     """source counts in the flattened rows of width 8: the second row begins at 8."""
     answer = ask("append", [[[[1, 2], [[5, 6], [7, 8, 9]]], [[3], [[4, 5]]]], [[[6, 7, 8], [[9, 1]]]]], 8, False)
     equal("inputs", whole(answer, "inputs"), [[1, 2, 5, 7, 8, 3, 4], [6, 7, 8, 9]])
-    equal("positions", whole(answer, "positions"), [[0, 1, 2, 2, 3, 0, 1], [0, 1, 2, 3]])
+    equal("position_ids", whole(answer, "position_ids"), [[0, 1, 2, 2, 3, 0, 1], [0, 1, 2, 3]])
     equal("response", whole(answer, "response"), [[0, 0, 1, 2, 2, 0, 1], [0, 0, 0, 1]])
     equal("group", whole(answer, "group"), [[0] * 5 + [1] * 2, [2] * 4])
     equal("targets", answer["flat"]["targets"], [5, 6, 7, 8, 9, 4, 5, 9, 1])
@@ -71,15 +71,15 @@ def test_append_empty_responses_and_responses_of_one_token(ask):
 def test_append_advantages_and_log_probs_go_with_the_tokens(ask):
     answer = ask("append", [[[[1], [[5, 6], [7]]]], [[[2], [[8, 9]]]]], 3, True)
     close("advantages", answer["flat"]["advantages"], [0.0, 0.0, 1.0, 10.0, 10.0])
-    close("log-probs", answer["flat"]["logprobs"], [0.0, -0.25, -0.5, 0.0, -0.25])
+    close("log-probs", answer["flat"]["sampler_logprobs"], [0.0, -0.25, -0.5, 0.0, -0.25])
     without = ask("append", [[[[1], [[5, 6]]]]], 3, False)["flat"]
-    equal("advantages and log-probs of a group without", without["advantages"] + without["logprobs"], [])
+    equal("advantages and log-probs of a group without", without["advantages"] + without["sampler_logprobs"], [])
 
 
 @pytest.mark.visible
 @pytest.mark.points("nll_loss", 2)
 def test_nll_loss_the_sum_and_the_number_of_tokens(ask):
-    """Log-probs are 0.5 * values; the stand-in for `aggregate` returns 3 * sum / denominator."""
+    """Log-probs are 0.5 * values; the stand-in for `aggregate` returns 3 * sum / divisor."""
     answer = ask("nll", [[-1.0, -2.0], [-4.0]], 0.5, 0, 1, False)
     close("nll_loss(...)[0], 3 x the sum of -log p", answer["total"], 3 * 3.5)
     equal("nll_loss(...)[1], this rank's trace tokens", answer["tokens"], 3.0)
@@ -91,7 +91,7 @@ def test_nll_loss_the_loss_is_divided_by_the_tokens_of_all_ranks(ask):
     answer = ask("nll", [[-1.0, -2.0], [-4.0]], 0.5, 9, 2, True)
     told = answer["told"]
     equal("micro_batches' budget", [call for call in told if call[0] == "max_tokens"], [["max_tokens", 77]])
-    equal("aggregate(..., agg, denominator): 3 tokens here and 9 on the other rank",
+    equal("aggregate(..., agg, divisor): 3 tokens here and 9 on the other rank",
           [call for call in told if call[0] == "aggregate"], [["aggregate", "token", 12]] * 2)
     close("nll_loss(...)[0], 3 x this rank's sum of -log p", answer["total"], 3 * 3.5)
     equal("nll_loss(...)[1], the tokens of this rank alone", answer["tokens"], 3.0)

@@ -20,10 +20,10 @@ def test_group_advantages_of_six_right_and_one_wrong(ask):
 
 
 @pytest.mark.points("group_advantages", 1)
-def test_group_advantages_of_groups_without_a_difference_is_zero(ask):
-    for rewards in ([[1.0] * 4, [-1.0] * 4], [[1.0], [-1.0]]):
+def test_group_advantages_of_groups_without_a_difference_is_exactly_zero(ask):
+    for rewards in ([[1.0] * 4, [-1.0] * 4], [[1.0], [-1.0]], [[0.7] * 3, [0.1] * 3]):
         for settings in ({}, {"scale_by_std": False}):
-            close(f"group_advantages of {rewards}, {settings}", ask("advantages", rewards, settings)["value"],
+            equal(f"group_advantages of {rewards}, {settings}", ask("advantages", rewards, settings)["value"],
                   [[0.0] * len(group) for group in rewards])
 
 
@@ -121,9 +121,9 @@ def test_kl_k3_far_away_stays_finite(ask):
 def test_aggregate_three_ways_to_average(ask):
     """A response of two tokens and one of one."""
     values, sequence = [1.0, 2.0, 6.0], [0, 0, 1]
-    for agg, denominator, wanted in [("seq", 2, 3.75), ("token", 3, 3.0), ("const", 20, 0.45)]:
-        got = ask("one_number", values, sequence, 1.0, agg, denominator)
-        close(f"aggregate({values}, sequence {sequence}, agg={agg!r}, denominator={denominator})", got["value"], wanted)
+    for agg, divisor, wanted in [("seq", 2, 3.75), ("token", 3, 3.0), ("const", 20, 0.45)]:
+        got = ask("one_number", values, sequence, 1.0, agg, divisor)
+        close(f"aggregate({values}, sequence {sequence}, agg={agg!r}, divisor={divisor})", got["value"], wanted)
 
 
 @pytest.mark.visible
@@ -133,7 +133,7 @@ def test_aggregate_slopes_a_gap_and_weight_0(ask):
     values, sequence = [1.0, 2.0, 3.0, 6.0], [0, 0, 0, 2]
     for weight in (1.0, 0.0):
         got = ask("one_number", values, sequence, weight, "seq", 3)
-        about = f"aggregate({values}, sequence {sequence}, agg='seq', denominator=3), batch.weight {weight:g}"
+        about = f"aggregate({values}, sequence {sequence}, agg='seq', divisor=3), batch.weight {weight:g}"
         close(about, got["value"], weight * 8 / 3)
         close(f"{about}: slopes", got["slope"], [weight / 9] * 3 + [weight / 3])
 
@@ -161,7 +161,7 @@ SETTINGS = {"clip_low": 0.1, "clip_high": 0.3, "kl_coef": 0.5, "tis_cap": 0.0, "
 
 
 STAND_INS = (
-    "on stand-ins: surrogate = 2 * logprob + advantage, kl = 5 * (ref - logprob), aggregate = sum / denominator + 1"
+    "on stand-ins: surrogate = 2 * logprob + advantage, kl = 5 * (ref - logprob), aggregate = sum / divisor + 1"
 )
 
 
@@ -174,12 +174,12 @@ def test_grpo_loss_is_surrogate_plus_kl_averaged(ask):
           [["logprobs", "old_logprobs", "advantages", 0.1, 0.3]])
     holds(f"grpo_loss calls kl_k3(logprobs, ref_logprobs); it called kl_k3 with {got['told']['kl_k3'] or 'nothing'}",
           ["logprobs", "ref_logprobs"] in got["told"]["kl_k3"])
-    equal("grpo_loss calls aggregate(surrogate + kl_coef * kl, batch, agg, denominator) once, agg and denominator",
+    equal("grpo_loss calls aggregate(surrogate + kl_coef * kl, batch, agg, divisor) once, agg and divisor",
           got["told"]["aggregate"], [["seq", 4.0]])
     per_token = [2 * p + a + 0.5 * 5 * (r - p) for p, a, r in
                  zip(TOKENS["logprobs"], TOKENS["advantages"], TOKENS["ref_logprobs"], strict=True)]
-    close(f"grpo_loss(...)[0] with kl_coef 0.5, denominator 4, {STAND_INS}", got["loss"], sum(per_token) / 4 + 1)
-    close(f"grpo_loss: slope in log p with kl_coef 0.5, denominator 4, {STAND_INS}", got["slope"], [(2 - 2.5) / 4] * 3)
+    close(f"grpo_loss(...)[0] with kl_coef 0.5, divisor 4, {STAND_INS}", got["loss"], sum(per_token) / 4 + 1)
+    close(f"grpo_loss: slope in log p with kl_coef 0.5, divisor 4, {STAND_INS}", got["slope"], [(2 - 2.5) / 4] * 3)
 
 
 @pytest.mark.visible
@@ -205,8 +205,11 @@ def test_grpo_loss_of_other_tokens_and_settings(ask):
     got = ask("whole_loss", tokens, settings, 16.0)
     equal("grpo_loss calls clipped_surrogate once, with", got["told"]["clipped_surrogate"],
           [["logprobs", "old_logprobs", "advantages", 0.25, 0.4]])
-    equal("grpo_loss calls aggregate once, agg and denominator", got["told"]["aggregate"], [["token", 16.0]])
-    close(f"grpo_loss(...)[0] with kl_coef 0.01, denominator 16, {STAND_INS}", got["loss"],
+    equal("grpo_loss calls aggregate once, agg and divisor", got["told"]["aggregate"], [["token", 16.0]])
+    first = ask("whole_loss", {name: tokens[name] for name in tokens if name != "old_logprobs"}, settings, 16.0)
+    equal("grpo_loss of a round's first mini-batch (old_logprobs None) calls clipped_surrogate once, with",
+          first["told"]["clipped_surrogate"], [["logprobs", "logprobs", "advantages", 0.25, 0.4]])
+    close(f"grpo_loss(...)[0] with kl_coef 0.01, divisor 16, {STAND_INS}", got["loss"],
           (-8.5 + 2.5 + 0.05 * (3.0 - 0.5)) / 16 + 1)
     stats = {"policy/approx_kl": [5.0, -1.25], "policy/clip_fraction": [0.0, 1.0], "policy/ref_kl": [15.0, -2.5]}
     equal("names of the statistics, tis_cap 2 and no sampler_logprobs", sorted(got["stats"]), sorted(stats))
@@ -225,3 +228,4 @@ def test_grpo_loss_with_truncated_importance_sampling(ask):
     )
     close("slopes", got["slope"], [2 * w / 4 for w in weights])
     close("sync/tis_clip_fraction", got["stats"].get("sync/tis_clip_fraction"), [0.0, 1.0, 0.0])
+    close("sync/logprob_diff_mean", got["stats"].get("sync/logprob_diff_mean"), [math.log(g) for g in (1.5, 4.0, 4.0)])

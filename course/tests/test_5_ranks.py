@@ -9,20 +9,20 @@ GROUPS = [[[1, 2, 3], [[4, 5], [6]]], [[1], [[7, 8, 9], [], [4]]]]
 
 
 @pytest.mark.visible
-@pytest.mark.points("denominator", 2)
-def test_denominator_of_each_average(ask):
+@pytest.mark.points("loss_divisor", 2)
+def test_loss_divisor_of_each_average(ask):
     groups = [[[1, 2], [[3, 4], [5, 6, 7]]]]
     for agg, expected in (("seq", 2), ("token", 5), ("const", 20)):
-        equal(f"denominator, agg={agg!r}, responses of 2 and 3 tokens of at most 10", ask("share", groups, agg, 10),
+        equal(f"loss_divisor, agg={agg!r}, responses of 2 and 3 tokens of at most 10", ask("share", groups, agg, 10),
               expected)
 
 
-@pytest.mark.points("denominator", 2)
-def test_denominator_empty_responses_were_sampled_too(ask):
+@pytest.mark.points("loss_divisor", 2)
+def test_loss_divisor_empty_responses_were_sampled_too(ask):
     for agg, expected in (("seq", 5), ("token", 7), ("const", 40)):
-        equal(f"denominator, agg={agg!r}, of {GROUPS}, at most 8", ask("share", GROUPS, agg, 8), expected)
+        equal(f"loss_divisor, agg={agg!r}, of {GROUPS}, at most 8", ask("share", GROUPS, agg, 8), expected)
     for agg in ("seq", "token", "const"):
-        equal(f"denominator, agg={agg!r}, of no group", ask("share", [], agg, 8), 0)
+        equal(f"loss_divisor, agg={agg!r}, of no group", ask("share", [], agg, 8), 0)
 
 
 @pytest.mark.visible
