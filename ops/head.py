@@ -24,7 +24,7 @@ class Scores(NamedTuple):
 
 def target_scores(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
                   entropy: bool = False) -> Scores:
-    """(N, H) hidden states, (V, H) head -> log-probs of the (N,) targets, and entropies if asked for. Eq. 2"""
+    """(N, H) hidden states, (V, H) head -> log-probs of the (N,) targets, and entropies if asked for."""
     chunk = max(32, CHUNK[hidden.device.type] // weight.shape[0])
     return Scores(*_HeadLogprobs.apply(hidden, weight, targets, temperature, chunk, entropy))
 
