@@ -26,7 +26,7 @@ from survival_worker import tree
 from test_survival import SIZES, Server
 from tiny_models import make_world
 
-from runtime import errors, metrics, run_folder, states
+from runtime import errors, run_folder, states
 
 SCRIPTS = ("sft", "grpo", "eval")
 PAGE = 4096
@@ -119,7 +119,7 @@ def test_a_state_that_cannot_be_written_says_why(tmp_path, monkeypatch):
 
 
 @mounts
-@pytest.mark.parametrize("script, share", [("sft", 0.5), ("grpo", 0.5), ("eval", 0.5), ("grpo", 0.9)])
+@pytest.mark.parametrize("script, share", [("sft", 0.5), ("eval", 0.5), ("grpo", 0.9)])
 def test_a_full_disk_ends_in_one_line_and_with_space_the_same_command_continues(command, script, share):
     job = command(script)
     with disk(job.out.parent, f"size={max(1, int(share * job.pages)) * PAGE}") as change:
@@ -180,11 +180,14 @@ def damage(state: Path, how: str) -> None:
         content = bytearray(tensors.read_bytes())
         content[-5] ^= 1
         tensors.write_bytes(content)
+    elif how == "gone":
+        tensors.unlink()
     else:
         (state / "progress.json").write_text('{"step": 3, "be')
 
 
-@pytest.mark.parametrize("script, how", [("sft", "flipped"), ("grpo", "cut"), ("grpo", "half a line")])
+@pytest.mark.parametrize("script, how", [
+    ("sft", "flipped"), ("sft", "gone"), ("grpo", "cut"), ("grpo", "half a line")])
 def test_T10_a_damaged_state_costs_a_step_and_no_bit(command, script, how):
     job = command(script)
     shutil.copytree(job.out.with_name(script), job.out)
@@ -259,14 +262,3 @@ def test_clocks_that_stand_still_or_jump_by_years_change_nothing_but_times(comma
         rows = [json.loads(line) for line in (job.out / "metrics.jsonl").read_text().splitlines()]
         times = [value for row in rows for name, value in row.items() if name.startswith(("time/", "tokens/s"))]
         assert len(times) >= 6 and all(math.isfinite(value) and value >= 0 for value in times), rows
-
-
-def test_a_rate_is_never_negative_nor_infinite(monkeypatch):
-    for readings in ([5.0, 5.0, 5.0], [5.0, 3.0, 1.0], [5.0, 4.0, 9.0], [5.0, 9.0, 4.0]):
-        now: Any = iter(readings)
-        monkeypatch.setattr(metrics.time, "perf_counter", lambda now=now: next(now))
-        clock = metrics.Clock()
-        clock.lap("generate")
-        clock.lap("update")
-        assert all(0 <= value < math.inf for value in clock.times([]).values())
-    assert metrics.per_second(6, 2.0) == 3.0 and metrics.per_second(6, 0.0) == metrics.per_second(6, -1.0) == 0.0

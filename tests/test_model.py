@@ -19,10 +19,9 @@ from batch import Batch, Group, collate
 from loading.tokenizer import load_tokenizer
 from model import Policy, gathered_weights, load_policy, optimizer_step, save_hf
 from ops import head
-from runtime import run_folder, states
+from runtime import states
 from runtime.errors import UserError
-from runtime.run_folder import RunFolder
-from runtime.states import load_state, resume, save_state
+from runtime.states import load_state, save_state
 
 pytestmark = pytest.mark.numeric
 
@@ -757,19 +756,6 @@ def test_T10_a_resumed_run_ends_with_the_same_bits(tmp_path, tied):
     assert not list((tmp_path / "state").glob("*.pt")) and not list((tmp_path / "state").glob("*.distcp"))
 
 
-def test_T10_a_state_saved_before_the_first_step_changes_nothing(tmp_path):
-    folder = make_folder(tmp_path / "start", make_lm("llama"))
-    policy, optimizer = fresh(folder)
-    never, never_optimizer = fresh(folder)
-    save_state(tmp_path / "state", policy, optimizer, {"step": 0})
-    other, other_optimizer = fresh(folder)
-    load_state(tmp_path / "state", other, other_optimizer)
-    for p, o in ((policy, optimizer), (never, never_optimizer), (other, other_optimizer)):
-        train_steps(p, o, range(2))
-    assert_bit_equal(full_state(policy, optimizer), full_state(never, never_optimizer))
-    assert_bit_equal(full_state(other, other_optimizer), full_state(never, never_optimizer))
-
-
 def test_T10_a_state_of_a_mesh_resumes_without_one(tmp_path, bf16_mesh):
     folder = make_folder(tmp_path / "start", make_lm("llama", tied=True))
     policy = load_policy(folder, torch.float32, bf16_mesh, torch.bfloat16)
@@ -783,85 +769,6 @@ def test_T10_a_state_of_a_mesh_resumes_without_one(tmp_path, bf16_mesh):
         for kind in ("exp_avg", "exp_avg_sq"):
             assert torch.equal(other_optimizer.state[mine][kind], optimizer.state[theirs][kind].full_tensor())
         assert other_optimizer.state[mine]["step"] == 2
-
-
-@pytest.mark.parametrize("where", ["the tensors", "the progress", "the rename"])
-def test_T10_an_interrupted_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch, where):
-    import torch.distributed.checkpoint as dcp
-
-    folder = make_folder(tmp_path / "start", make_lm("llama"))
-    policy, optimizer = fresh(folder)
-    out = object.__new__(RunFolder)
-    out.path = tmp_path / "run"
-    train_steps(policy, optimizer, range(2))
-    save_state(out.checkpoint(2), policy, optimizer, {"step": 2})
-    good = full_state(policy, optimizer)
-    train_steps(policy, optimizer, range(2, 4))
-    real_save = dcp.save
-
-    def dies_after_writing(*args, **kwargs):
-        real_save(*args, **kwargs)
-        raise KeyboardInterrupt
-
-    def dies(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    owner, name, fault = {
-        "the tensors": (dcp, "save", dies_after_writing),
-        "the progress": (states, "write_whole", dies),
-        "the rename": (states, "replace_folder", dies),
-    }[where]
-    monkeypatch.setattr(owner, name, fault)
-    with pytest.raises(KeyboardInterrupt):
-        save_state(out.checkpoint(4), policy, optimizer, {"step": 4})
-    monkeypatch.undo()
-    assert run_folder.latest_checkpoint(out.path) == out.checkpoint(2)
-    other, other_optimizer = fresh(folder)
-    assert load_state(run_folder.latest_checkpoint(out.path), other, other_optimizer) == {"step": 2}
-    assert_bit_equal(full_state(other, other_optimizer), good)
-    save_state(out.checkpoint(4), policy, optimizer, {"step": 4})  # what was left behind is no obstacle
-    assert load_state(run_folder.latest_checkpoint(out.path), other, other_optimizer) == {"step": 4}
-    assert_bit_equal(full_state(other, other_optimizer), full_state(policy, optimizer))
-    assert sorted(p.name for p in (out.path / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
-
-
-def damage(path, how):
-    """Cut a file short, flip one bit, remove it, or put another in its place."""
-    content = bytearray(path.read_bytes())
-    if how == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    elif how == "flipped":
-        content[-5] ^= 1
-        path.write_bytes(content)
-    elif how == "emptied":
-        path.write_bytes(b"")
-    else:
-        path.unlink()
-
-
-@pytest.mark.parametrize("how", ["cut", "flipped", "emptied", "gone"])
-@pytest.mark.parametrize("what", ["*.safetensors", "progress.json"])
-def test_T10_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, capsys, how, what):
-    start = make_folder(tmp_path / "start", make_lm("llama"))
-    out = object.__new__(RunFolder)
-    out.path, out.stamp = tmp_path / "run", {"config": 7}
-    policy, optimizer = fresh(start)
-    assert resume(out, policy, optimizer) is None
-    states = []
-    for step in range(2):
-        train_steps(policy, optimizer, range(step, step + 1))
-        save_state(out.checkpoint(step + 1), policy, optimizer, {"step": step + 1} | out.stamp)
-        states.append(full_state(policy, optimizer))
-    assert resume(out, policy, optimizer) == {"step": 2, "config": 7}
-    damage(next(out.checkpoint(2).glob(what)), how)
-    other, other_optimizer = fresh(start)
-    capsys.readouterr()
-    assert resume(out, other, other_optimizer) == {"step": 1, "config": 7}
-    assert_bit_equal(full_state(other, other_optimizer), states[0])
-    assert str(out.checkpoint(2)) in (said := capsys.readouterr().out) and "continuing from" in said
-    damage(next(out.checkpoint(1).glob("*.safetensors")), "cut")
-    with pytest.raises(UserError, match="no earlier state"):
-        resume(out, other, other_optimizer)
 
 
 def test_a_large_state_is_written_in_several_files_from_pageable_memory(tmp_path, monkeypatch):
@@ -879,18 +786,6 @@ def test_a_large_state_is_written_in_several_files_from_pageable_memory(tmp_path
     other, other_optimizer = fresh(tmp_path / "start")
     assert load_state(tmp_path / "state", other, other_optimizer) == {"step": 1}
     assert_bit_equal(full_state(other, other_optimizer), wanted)
-
-
-def test_T10_a_state_written_again_replaces_the_old_one(tmp_path):
-    policy, optimizer = fresh(make_folder(tmp_path / "start", make_lm("llama")))
-    for step in range(2):
-        train_steps(policy, optimizer, range(step, step + 1))
-        save_state(tmp_path / "state", policy, optimizer, {"step": step})
-    wanted = full_state(policy, optimizer)
-    train_steps(policy, optimizer, range(2))
-    assert load_state(tmp_path / "state", policy, optimizer) == {"step": 1}
-    assert_bit_equal(full_state(policy, optimizer), wanted)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["start", "state"]
 
 
 def test_T1_scoring_leaves_the_model_as_it_was():
