@@ -1,4 +1,4 @@
-"""What all tests share: no network, repeatable hypothesis runs, three small tokenizers."""
+"""What all tests share: no network, repeatable hypothesis runs, three small tokenizers, a small toy world."""
 
 from __future__ import annotations
 
@@ -32,3 +32,13 @@ def tiny_tokenizers():
 def any_tokenizer(request, tiny_tokenizers):
     """Each of the three in turn."""
     return tiny_tokenizers[request.param]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """The folder of a small toy world. Nobody writes into it."""
+    from toy import files
+
+    folder = tmp_path_factory.mktemp("toy") / "world"
+    files.build(files.Build(str(folder), sft_pairs=24, rl_pairs=24, held_out_pairs=6, sft_held_out_pairs=6))
+    return folder

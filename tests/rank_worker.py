@@ -395,13 +395,9 @@ def engine_order(stage: Stage, name: str) -> None:
         ):
             stage.train(name, cfg, stop_after)
         made.clear()
-    for row in metrics_of(Path(cfg.out)):
+    for row in tiny_models.logged(Path(cfg.out)):
         diffs.append(row.get("sync/logprob_diff_max"))
     stage.save(name, {"events": runtime_ranks.gather(events), "diffs": diffs})
-
-
-def metrics_of(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def mixed(stage: Stage, name: str, tie: str) -> None:
@@ -497,7 +493,7 @@ def sigterm(stage: Stage, name: str, ranks: Sequence[int]) -> None:
     stage.train(f"{name}-straight", straight)
     stage.train(f"{name}-stopped", cfg, score=killing(ranks, 1))
     kept = sorted(p.name for p in (Path(cfg.out) / "checkpoints").iterdir())
-    stage.save(f"{name}-files", {"checkpoints": kept, "logged": len(metrics_of(Path(cfg.out)))})
+    stage.save(f"{name}-files", {"checkpoints": kept, "logged": len(tiny_models.logged(Path(cfg.out)))})
     stage.train(name, cfg)
 
 

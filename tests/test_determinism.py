@@ -15,8 +15,7 @@ from survival_worker import tree
 from test_survival import Server
 from tiny_models import make_world
 
-from toy import files, oracle as toy_oracle
-from toy.files import Build
+from toy import oracle as toy_oracle
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +28,9 @@ def servers() -> Iterator[list[Server]]:
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory) -> Iterator[dict[str, list[str]]]:
+def commands(world, tmp_path_factory) -> Iterator[dict[str, list[str]]]:
     """Command lines but for --out and --seed. The oracle is toy/'s, in this process."""
-    verdicts, world = make_world(tmp_path_factory.mktemp("verdicts")), tmp_path_factory.mktemp("toy") / "world"
-    files.build(Build(str(world), sft_pairs=24, rl_pairs=24, held_out_pairs=6, sft_held_out_pairs=6))
+    verdicts = make_world(tmp_path_factory.mktemp("verdicts"))
     model, prompt = ["--model", str(world / "start")], ["--prompt-file", str(world / "prompt.txt")]
     start = ["--model", str(verdicts / "start"), "--data", str(verdicts / "pairs.jsonl")]
     with toy_oracle.make_server(toy_oracle.Serve(port=0)) as oracle:

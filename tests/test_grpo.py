@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
-from tiny_models import exact_norms, gradients, plain_logprobs
+from tiny_models import exact_norms, exported, gradients, logged, plain_logprobs
 
 import batch as batch_module
 import grpo
@@ -26,19 +25,10 @@ from runtime import metrics as metrics_module, ranks, run_folder, seeds, steps
 from runtime.errors import UserError
 from runtime.metrics import Metrics
 from runtime.steps import StopSignal
-from toy import files
-from toy.files import Build
 
 pytestmark = pytest.mark.numeric
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy") / "world"
-    files.build(Build(str(folder), sft_pairs=32, rl_pairs=24, held_out_pairs=6, sft_held_out_pairs=8))
-    return folder
 
 
 def small(world: Path, out: Path, **changes) -> grpo.Config:
@@ -52,15 +42,6 @@ def small(world: Path, out: Path, **changes) -> grpo.Config:
 def parity(rollouts, pairs, policy, tokenizer, cfg) -> torch.Tensor:
     """A reward that random weights earn now and then, so that the policy really moves."""
     return torch.tensor([1.0 if r.response_ids[0] % 2 else -1.0 for r in rollouts]).view(len(pairs), -1)
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "model" / "model.safetensors")
-
-
-def metrics(out: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens/s"} for row in rows]
 
 
 # ---- advantages ----------------------------------------------------------------------------------------
@@ -228,7 +209,7 @@ def test_a_group_of_equal_rewards_gets_exactly_nothing():
 # ---- the update against a plain twin -------------------------------------------------------------------
 
 
-def fixed_rollouts(world: Path, seed: int = 0, groups: int = 4, size: int = 3) -> tuple[list[Rollout], torch.Tensor]:
+def fixed_rollouts(seed: int = 0, groups: int = 4, size: int = 3) -> tuple[list[Rollout], torch.Tensor]:
     """Random ids of uneven lengths, one response empty, one cut."""
     g = torch.Generator().manual_seed(seed)
 
@@ -284,7 +265,7 @@ def plain_update(cfg: grpo.Config, rollouts, advantages) -> tuple[list[dict], di
     return gradients_of_steps, policy.state_dict()
 
 
-def packed_update(world: Path, cfg: grpo.Config, rollouts, advantages, dtype=torch.float32, gradients_of_steps=None,
+def packed_update(cfg: grpo.Config, rollouts, advantages, dtype=torch.float32, gradients_of_steps=None,
                   **more) -> tuple[dict[str, torch.Tensor], dict]:
     """`update` -> weights and metrics; the gradients of each optimiser step go to `gradients_of_steps`."""
     policy, reference = model.load_policy(cfg.model, dtype), model.load_policy(cfg.model, dtype).requires_grad_(False)
@@ -302,13 +283,13 @@ def test_T3_P7_update_equals_the_plain_twin_for_any_micro_batch_plan(world, tmp_
     """Two mini-batches, so that ratio, clip and KL count in the second. In float64, because Adam's first step is
     nearly the sign of a gradient: in float32 the rounding of a tiny one would decide a whole step."""
     cfg = small(world, tmp_path, agg=agg, kl_coef=0.1, temperature=0.8, max_grad_norm=max_grad_norm)
-    rollouts, advantages = fixed_rollouts(world)
+    rollouts, advantages = fixed_rollouts()
     wanted_gradients, wanted_weights = plain_update(cfg, rollouts, advantages)
     for budget in (10, 45, 4096):
         plan, found = dataclasses.replace(cfg, micro_batch_tokens=budget), []
-        weights, stats = packed_update(world, plan, rollouts, advantages, torch.float64, found)
+        after, stats = packed_update(plan, rollouts, advantages, torch.float64, found)
         assert len(found) == len(wanted_gradients) == 2
-        for mine, wanted in zip([*found, weights], [*wanted_gradients, wanted_weights], strict=True):
+        for mine, wanted in zip([*found, after], [*wanted_gradients, wanted_weights], strict=True):
             for name, tensor in wanted.items():
                 torch.testing.assert_close(mine[name], tensor, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
         assert stats["policy/ref_kl"] > 0 and stats["policy/clip_fraction"] > 0 and stats["optim/grad_norm"] > 0.1
@@ -316,57 +297,45 @@ def test_T3_P7_update_equals_the_plain_twin_for_any_micro_batch_plan(world, tmp_
 
 def test_P17_on_policy_ratio_is_one_in_the_first_mini_batch(world, tmp_path):
     cfg = small(world, tmp_path, mini_batch=4)
-    _, stats = packed_update(world, cfg, *fixed_rollouts(world))
+    _, stats = packed_update(cfg, *fixed_rollouts())
     assert stats["policy/approx_kl"] == 0.0 and stats["policy/clip_fraction"] == 0.0 and stats["policy/ref_kl"] < 1e-12
 
 
 def test_P17_old_logprobs_of_later_mini_batches_have_ratio_one_while_the_policy_stands(world, tmp_path):
     cfg = small(world, tmp_path, mini_batch=2, lr=0.0)
-    _, stats = packed_update(world, cfg, *fixed_rollouts(world))
+    _, stats = packed_update(cfg, *fixed_rollouts())
     assert stats["policy/approx_kl"] < 1e-12 and stats["policy/ref_kl"] < 1e-12
-
-
-def test_P16_dropout_in_the_config_changes_nothing(world, tmp_path):
-    import shutil
-
-    noisy = tmp_path / "noisy"
-    shutil.copytree(world / "start", noisy)
-    config = json.loads((noisy / "config.json").read_text()) | {"attention_dropout": 0.5}
-    (noisy / "config.json").write_text(json.dumps(config))
-    _, stats = packed_update(world, small(world, tmp_path, model=str(noisy), mini_batch=2, lr=0.0),
-                             *fixed_rollouts(world))
-    assert stats["policy/approx_kl"] < 1e-12
 
 
 def test_P19_a_constant_group_pushes_nothing_but_its_kl_and_still_counts(world, tmp_path):  # Eq. 7
     """Without KL its gradient is exactly 0 and the others' is divided by all responses; with KL it is not 0."""
-    rollouts, advantages = fixed_rollouts(world)
+    rollouts, advantages = fixed_rollouts()
     advantages[2:] = 0.0
     cfg = small(world, tmp_path, mini_batch=4, kl_coef=0.0, max_grad_norm=1e9)
-    _, both = packed_update(world, cfg, rollouts, advantages)
+    _, both = packed_update(cfg, rollouts, advantages)
     half = dataclasses.replace(cfg, prompts_per_step=2, mini_batch=2)
-    _, alone = packed_update(world, half, rollouts[:6], advantages[:2])
+    _, alone = packed_update(half, rollouts[:6], advantages[:2])
     assert both["optim/grad_norm"] == pytest.approx(alone["optim/grad_norm"] / 2, rel=1e-5)
 
 
 def test_T5_a_round_of_empty_responses_is_survived(world, tmp_path):
     rollouts = [Rollout([5, 6, 7], [], [], "", "length", i // 3) for i in range(12)]
     for agg in ("seq", "token", "const"):
-        got, stats = packed_update(world, small(world, tmp_path, agg=agg), rollouts, torch.zeros(4, 3))
+        got, stats = packed_update(small(world, tmp_path, agg=agg), rollouts, torch.zeros(4, 3))
         assert all(torch.isfinite(t).all() for t in got.values()) and stats["optim/grad_norm"] == 0.0
 
 
 def test_T9_metrics_are_means_over_all_tokens_not_the_last_micro_batch(world, tmp_path):
     cfg = small(world, tmp_path, mini_batch=4, lr=0.0)
-    rollouts, advantages = fixed_rollouts(world)
-    _, coarse = packed_update(world, cfg, rollouts, advantages)
-    _, fine = packed_update(world, dataclasses.replace(cfg, micro_batch_tokens=10), rollouts, advantages)
+    rollouts, advantages = fixed_rollouts()
+    _, coarse = packed_update(cfg, rollouts, advantages)
+    _, fine = packed_update(dataclasses.replace(cfg, micro_batch_tokens=10), rollouts, advantages)
     for name in ("policy/entropy", "sync/logprob_diff_mean", "sync/logprob_diff_max", "optim/grad_norm"):
         assert fine[name] == pytest.approx(coarse[name], rel=1e-4) and coarse[name] > 0, name
 
 
-def test_T11_groups_carry_the_sampled_ids(world):
-    rollouts, advantages = fixed_rollouts(world)
+def test_T11_groups_carry_the_sampled_ids():
+    rollouts, advantages = fixed_rollouts()
     for group, start in zip(grpo.make_groups(rollouts, advantages), range(0, 12, 3), strict=True):
         assert group.prompt_ids is rollouts[start].prompt_ids
         members = rollouts[start : start + 3]
@@ -391,33 +360,33 @@ def test_statistics_of_tokens_by_hand():
 def test_the_first_mini_batch_takes_its_old_log_probs_from_its_own_forward(world, tmp_path, monkeypatch):
     passes, honest = [], head._logits
     monkeypatch.setattr(head, "_logits", lambda *args: passes.append(1) or honest(*args))
-    packed_update(world, small(world, tmp_path, mini_batch=4), *fixed_rollouts(world))
+    packed_update(small(world, tmp_path, mini_batch=4), *fixed_rollouts())
     assert len(passes) == 3  # one micro-batch: the reference, the policy forward and again in its backward
 
 
 def test_a_mini_batch_of_one_token_is_divided_by_one(world, tmp_path):
     rollout = Rollout([5, 6, 7], [8], [-1.0], "", "stop", 0)
     cfg = small(world, tmp_path, kl_coef=0.0, max_grad_norm=1e9, mini_batch=2)
-    _, both = packed_update(world, cfg, [rollout] * 2, torch.ones(2, 1))
-    _, alone = packed_update(world, dataclasses.replace(cfg, mini_batch=1), [rollout], torch.ones(1, 1))
-    assert alone["optim/grad_norm"] == pytest.approx(both["optim/grad_norm"]) and both["optim/grad_norm"] > 0
+    _, both = packed_update(cfg, [rollout] * 2, torch.ones(2, 1))
+    _, alone = packed_update(dataclasses.replace(cfg, mini_batch=1), [rollout], torch.ones(1, 1))
+    assert alone["optim/grad_norm"] == pytest.approx(both["optim/grad_norm"], rel=1e-5) and both["optim/grad_norm"] > 0
 
 
 def test_the_mean_over_ranks_is_made_a_sum(world, tmp_path, monkeypatch):
     """On one of two ranks with half a mini-batch the gradient is doubled, for FSDP halves it."""
-    rollouts, advantages = fixed_rollouts(world)
+    rollouts, advantages = fixed_rollouts()
     cfg = small(world, tmp_path, mini_batch=4, max_grad_norm=1e9)
-    _, alone = packed_update(world, cfg, rollouts, advantages)
+    _, alone = packed_update(cfg, rollouts, advantages)
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     for module in (ranks, batch_module, metrics_module):
         monkeypatch.setattr(module, "gather", lambda value: [value])
-    _, half = packed_update(world, dataclasses.replace(cfg, mini_batch=8), rollouts, advantages)
+    _, half = packed_update(dataclasses.replace(cfg, mini_batch=8), rollouts, advantages)
     assert half["optim/grad_norm"] == pytest.approx(2 * alone["optim/grad_norm"], rel=1e-5)
 
 
 def test_the_round_places_its_updates_in_the_schedule(world, tmp_path):
     cfg = small(world, tmp_path, steps=10, mini_batch=2)
-    stats = packed_update(world, cfg, *fixed_rollouts(world), step=3)[1]  # two updates a round: numbers 6 and 7
+    stats = packed_update(cfg, *fixed_rollouts(), step=3)[1]  # two updates a round: numbers 6 and 7
     assert stats["optim/lr"] == steps.learning_rate(7, cfg) != steps.learning_rate(6, cfg)
     assert "compile/graphs" not in stats  # nothing is compiled on a CPU
 
@@ -439,13 +408,13 @@ def test_T10_T6_a_stopped_run_continues_bit_for_bit(world, tmp_path, monkeypatch
         stop_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             grpo.train(small(world, broken, **changes), grpo.Method(score=parity))
-    assert len(metrics(broken)) == 3 and not (broken / "model").exists()
+    assert len(logged(broken)) == 3 and not (broken / "model").exists()
     grpo.train(small(world, broken, **changes), grpo.Method(score=parity))
-    assert metrics(broken) == metrics(straight) and len(metrics(straight)) == 9
+    assert logged(broken) == logged(straight) and len(logged(straight)) == 9
     start = load_file(world / "start" / "model.safetensors")
-    for name, tensor in weights(straight).items():
-        assert torch.equal(weights(broken)[name], tensor) and not torch.equal(start[name], tensor), name
-    assert all(row["sync/logprob_diff_max"] < 1e-5 for row in metrics(broken)[:-1])
+    for name, tensor in exported(straight).items():
+        assert torch.equal(exported(broken)[name], tensor) and not torch.equal(start[name], tensor), name
+    assert all(row["sync/logprob_diff_max"] < 1e-5 for row in logged(broken)[:-1])
     assert sorted(p.name for p in (broken / "checkpoints").iterdir()) == ["step_000007", "step_000008"]
     assert sorted(p.name for p in (broken / "rollouts").iterdir()) == [
         f"step_{s:06d}.jsonl" for s in (0, 3, 6, 8)]
@@ -454,19 +423,19 @@ def test_T10_T6_a_stopped_run_continues_bit_for_bit(world, tmp_path, monkeypatch
 def test_finished_run_repeated_changes_nothing(world, tmp_path):
     cfg = small(world, tmp_path / "run", steps=1)
     grpo.train(cfg)
-    before, logged = weights(tmp_path / "run"), metrics(tmp_path / "run")
+    before, rows = exported(tmp_path / "run"), logged(tmp_path / "run")
     grpo.train(cfg)
-    assert metrics(tmp_path / "run") == logged
-    assert all(torch.equal(before[n], t) for n, t in weights(tmp_path / "run").items())
+    assert logged(tmp_path / "run") == rows
+    assert all(torch.equal(before[n], t) for n, t in exported(tmp_path / "run").items())
 
 
 def test_compat_official_trains_the_first_round_with_learning_rate_zero(world, tmp_path):
     grpo.train(small(world, tmp_path / "a", steps=1, compat="official"), grpo.Method(score=parity))
     start = load_file(world / "start" / "model.safetensors")
-    assert all(torch.equal(start[name], t) for name, t in weights(tmp_path / "a").items())
-    assert metrics(tmp_path / "a")[0]["optim/lr"] == 0.0
+    assert all(torch.equal(start[name], t) for name, t in exported(tmp_path / "a").items())
+    assert logged(tmp_path / "a")[0]["optim/lr"] == 0.0
     grpo.train(small(world, tmp_path / "b", steps=1), grpo.Method(score=parity))
-    assert any(not torch.equal(start[name], t) for name, t in weights(tmp_path / "b").items())
+    assert any(not torch.equal(start[name], t) for name, t in exported(tmp_path / "b").items())
 
 
 def test_rewards_of_the_loop_are_verdicts_only(world):  # Eq. 8
@@ -537,14 +506,13 @@ def test_a_loss_that_is_not_finite_skips_steps_and_then_ends_the_run_with_its_st
     cfg = small(world, tmp_path / "run", steps=20, mini_batch=2, save_every=100)
     with pytest.raises(UserError, match="5 steps in a row"):
         grpo.train(cfg, grpo.Method(score=parity, loss=loss))
-    rows = metrics(tmp_path / "run")
+    rows = logged(tmp_path / "run")
     assert [row["optim/skipped"] for row in rows] == [0, 0, 0.5, 0.5, 0, 1, 1, 1, 1, 1]
     assert all("not_finite" in row for row in rows if row["optim/skipped"])
     assert run_folder.latest_checkpoint(tmp_path / "run").name == "step_000010"
-    grpo.train(cfg, grpo.Method(score=parity))  # the same command, its fault mended, goes on to the end
-    assert len(metrics(tmp_path / "run")) == 21 and all(
-        torch.isfinite(t).all() for t in weights(tmp_path / "run").values()
-    )
+    grpo.train(cfg, grpo.Method(score=parity))  # without the fault the same command goes on to the end
+    assert len(logged(tmp_path / "run")) == 21
+    assert all(torch.isfinite(t).all() for t in exported(tmp_path / "run").values())
 
 
 # ---- configuration and errors --------------------------------------------------------------------------

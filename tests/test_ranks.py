@@ -22,6 +22,7 @@ import pytest
 import rank_worker
 import torch
 from safetensors.torch import load_file
+from tiny_models import logged
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
@@ -61,12 +62,7 @@ class Launch:
         return load_file(self.folder / f"{name}.safetensors")
 
     def metrics(self, name: str) -> list[dict[str, float]]:
-        return metrics(self.folder / name)
-
-
-def metrics(out: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens/s"} for row in rows]
+        return logged(self.folder / name)
 
 
 def start_ranks(root: Path, stage: str, ranks: int) -> tuple[subprocess.Popen, Any]:

@@ -1,15 +1,15 @@
-"""Stage 1: the loss against a plain twin, what is trained, the best checkpoint, resume, errors."""
+"""Stage 1: the loss against a plain twin, what is trained, the best checkpoint, errors."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import exported, logged
 
 import model
 import sft
@@ -19,18 +19,8 @@ from loading.tokenizer import load_tokenizer
 from ops import head
 from runtime import run_folder
 from runtime.errors import UserError
-from runtime.steps import StopSignal
-from toy import files
-from toy.files import Build
 
 pytestmark = pytest.mark.numeric
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy") / "world"
-    files.build(Build(str(folder), sft_pairs=24, rl_pairs=4, held_out_pairs=4, sft_held_out_pairs=6))
-    return folder
 
 
 def small(world: Path, out: Path, **changes) -> sft.Config:
@@ -39,11 +29,6 @@ def small(world: Path, out: Path, **changes) -> sft.Config:
         held_out=str(world / "sft_held_out.jsonl"), prompt_file=str(world / "prompt.txt"), batch_size=5, steps=7,
         eval_every=2, save_every=1, lr=1e-2)
     return dataclasses.replace(base, **changes)
-
-
-def metrics(out: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens/s"} for row in rows]
 
 
 def examples(world: Path, cfg: sft.Config):
@@ -102,21 +87,6 @@ def test_a_pair_without_a_trace_is_refused(world, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_T10_a_stopped_run_continues_bit_for_bit(world, tmp_path, monkeypatch):
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    sft.train(small(world, straight))
-    for stop in (2, 3):  # two interruptions: after step 2, and 3 steps later
-        with monkeypatch.context() as patch:
-            calls = iter(range(100))
-            patch.setattr(StopSignal, "requested", lambda self, calls=calls, stop=stop: next(calls) + 1 == stop)
-            with pytest.raises(KeyboardInterrupt):
-                sft.train(small(world, broken))
-    sft.train(small(world, broken))
-    assert metrics(broken) == metrics(straight) and len(metrics(straight)) == 7
-    end = {p: load_file(p / "model" / "model.safetensors") for p in (straight, broken)}
-    assert all(torch.equal(end[broken][name], t) for name, t in end[straight].items())
-
-
 def test_the_checkpoint_with_the_best_held_out_loss_is_kept(world, tmp_path, monkeypatch):
     """Held-out losses 3, 1, 2, 1.5 after steps 1 to 4: what is exported are the weights after step 2."""
     honest, scripted, after = sft.nll_loss, iter([3.0, 1.0, 2.0, 1.5]), []
@@ -129,9 +99,9 @@ def test_the_checkpoint_with_the_best_held_out_loss_is_kept(world, tmp_path, mon
 
     monkeypatch.setattr(sft, "nll_loss", nll_loss)
     sft.train(small(world, tmp_path / "run", steps=4, eval_every=1))
-    exported = load_file(tmp_path / "run" / "model" / "model.safetensors")
-    assert all(torch.equal(exported[name], t) for name, t in after[1].items())
-    assert not all(torch.equal(exported[name], t) for name, t in after[3].items())
+    best = exported(tmp_path / "run")
+    assert all(torch.equal(best[name], t) for name, t in after[1].items())
+    assert not all(torch.equal(best[name], t) for name, t in after[3].items())
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_state(world, tmp_path, monkeypatch):
@@ -140,34 +110,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_state(world, tmp_path, 
         patch.setattr(head, "_logits", lambda *args: honest(*args) * math.nan)
         with pytest.raises(UserError, match="5 steps in a row"):
             sft.train(small(world, tmp_path / "run", steps=7))
-    assert [row["optim/skipped"] for row in metrics(tmp_path / "run")] == [1] * 5
+    assert [row["optim/skipped"] for row in logged(tmp_path / "run")] == [1] * 5
     assert run_folder.latest_checkpoint(tmp_path / "run").name == "step_000005"
     sft.train(small(world, tmp_path / "run", steps=7))
-    assert [row["optim/skipped"] for row in metrics(tmp_path / "run")] == [1] * 5 + [0] * 2
+    assert [row["optim/skipped"] for row in logged(tmp_path / "run")] == [1] * 5 + [0] * 2
 
 
 def test_without_held_out_the_last_weights_are_exported(world, tmp_path):
     sft.train(small(world, tmp_path / "run", held_out="", steps=2))
     start = load_file(world / "start" / "model.safetensors")
-    end = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    end = exported(tmp_path / "run")
     assert any(not torch.equal(start[name], t) for name, t in end.items())
-
-
-def test_another_configuration_in_the_same_folder_is_refused(world, tmp_path):
-    sft.train(small(world, tmp_path / "run", steps=1))
-    with pytest.raises(UserError, match=r"lr was 0.01, is 0.5"):
-        sft.train(small(world, tmp_path / "run", steps=1, lr=0.5))
-
-
-def test_gradient_checkpointing_changes_nothing(world, tmp_path):
-    cfg = small(world, tmp_path)
-    groups = examples(world, cfg)[:4]
-    plain = model.load_policy(cfg.model)
-    again = model.load_policy(cfg.model, checkpointing=True).train()
-    sft.nll_loss(plain, groups, cfg, backward=True)
-    sft.nll_loss(again, groups, cfg, backward=True)
-    for (name, a), b in zip(plain.named_parameters(), again.parameters(), strict=True):
-        assert a.grad is not None and b.grad is not None and torch.equal(a.grad, b.grad), name
 
 
 def test_paper_presets_are_the_papers_numbers():

@@ -134,3 +134,16 @@ def plain_logprobs(lm: Any, prompt: list[int], response: list[int], temperature:
 def gradients(module: Any) -> dict[str, Tensor]:
     """Gradient of each parameter, zeros where none came; a tied weight once."""
     return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in module.named_parameters()}
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, without times and rates."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "tokens/"))} for row in rows]
+
+
+def exported(out: Path) -> dict[str, Tensor]:
+    """The weights that a run exported."""
+    from safetensors.torch import load_file
+
+    return load_file(out / "model" / "model.safetensors")

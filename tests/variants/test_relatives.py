@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import json
 import math
 import runpy
 import sys
@@ -11,12 +10,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_models import logged
 
 import grpo
 from batch import Group, collate
 from runtime import cli, ranks
-from toy import files
-from toy.files import Build
 from variants import dapo, dr_grpo, stable_reinforce
 from variants.dapo import differ
 from variants.stable_reinforce import filtered_advantages, stable_loss
@@ -69,9 +67,7 @@ def test_dapo_is_four_settings_and_a_filter(monkeypatch):
     assert given.keys() == {"keep"} and given["keep"](torch.tensor([[1.0, 0.0], [1.0, 1.0]])).tolist() == [True, False]
 
 
-def test_a_whole_run_has_no_constant_group_left(tmp_path):
-    world = tmp_path / "world"
-    files.build(Build(str(world), sft_pairs=2, rl_pairs=24, held_out_pairs=2, sft_held_out_pairs=2))
+def test_a_whole_run_has_no_constant_group_left(world, tmp_path):
     cfg = replace(
         dapo.PRESETS["tiny"], model=str(world / "start"), data=str(world / "rl.jsonl"), held_out="", steps=3,
         prompt_file=str(world / "prompt.txt"), prompts_per_step=4, group_size=3, mini_batch=2, max_response_tokens=8,
@@ -83,8 +79,7 @@ def test_a_whole_run_has_no_constant_group_left(tmp_path):
     constant = {}
     for name, keep in (("all", None), ("kept", differ)):
         grpo.train(replace(cfg, out=str(tmp_path / name)), grpo.Method(score=parity, keep=keep))
-        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        constant[name] = [row["reward/frac_constant_groups"] for row in rows if "reward/mean" in row]
+        constant[name] = [row["reward/frac_constant_groups"] for row in logged(tmp_path / name) if "reward/mean" in row]
     assert constant["kept"] == [0.0] * 3 and max(constant["all"]) > 0
 
 

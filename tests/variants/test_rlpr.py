@@ -26,8 +26,6 @@ from ops.head import Scores
 from rollout import Rollout
 from runtime.errors import UserError
 from runtime.steps import StopSignal
-from toy import files
-from toy.files import Build
 from variants import rlpr, std_filter
 from variants.rlpr import PRESETS, encode_verdict, rlpr_score, verdict_probabilities, with_verdict
 from variants.std_filter import StdFilter, running_std
@@ -50,13 +48,6 @@ def rollout(prompt: list[int], ids: list[int], tokenizer, stop: bool = True) -> 
 
 def pair(winner: str) -> Pair:
     return Pair("p", "", (), "", "", winner)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy") / "world"
-    files.build(Build(str(folder), sft_pairs=8, rl_pairs=24, held_out_pairs=2, sft_held_out_pairs=2))
-    return folder
 
 
 @pytest.fixture(scope="module")

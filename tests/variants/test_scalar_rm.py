@@ -11,29 +11,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_models import exact_norms, make_config, make_lm, make_tokenizer
+from tiny_models import exact_norms, logged, make_config, make_lm, make_tokenizer
 
 import eval as evaluation
 from data import Pair, load_pairs, save_pairs, swap
 from evaluation.outcomes import read_log, score_rows
 from judging import scalar
 from judging.scalar import ScalarModel, encode_reply, judge_scalar, load_scalar, load_scorer, pack, read_scores
-from runtime import disk
 from runtime.errors import UserError
-from runtime.steps import StopSignal
-from toy import files
-from toy.files import Build
 from variants import scalar_rm
 
 pytestmark = pytest.mark.numeric
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy") / "world"
-    files.build(Build(str(folder), sft_pairs=4, rl_pairs=24, held_out_pairs=6, sft_held_out_pairs=4))
-    return folder
 
 
 def small(world: Path, out: Path, **changes) -> scalar_rm.Config:
@@ -145,46 +133,11 @@ def test_pairs_that_do_not_fit_a_micro_batch_are_left_out_and_counted(world, tmp
 # ---- training ------------------------------------------------------------------------------------------
 
 
-def metrics(out: Path) -> list[dict]:
-    rows = [row for _, row in disk.read_jsonl(out / "metrics.jsonl")]
-    return [{k: v for k, v in row.items() if k not in ("time/step", "tokens/s")} for row in rows]
-
-
 def test_the_first_loss_is_log_2_and_it_falls(world, tmp_path):
     scalar_rm.train(small(world, tmp_path / "run", steps=30, save_every=100, eval_every=100))
-    losses = [row["train/loss"] for row in metrics(tmp_path / "run")]
+    losses = [row["train/loss"] for row in logged(tmp_path / "run")]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
     assert sum(losses[-5:]) / 5 < 0.6
-
-
-def test_T10_a_stopped_run_continues_bit_for_bit(world, tmp_path, monkeypatch):
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    scalar_rm.train(small(world, straight))
-    with monkeypatch.context() as patch:
-        calls = iter(range(100))
-        patch.setattr(StopSignal, "requested", lambda self: next(calls) + 1 == 2)
-        with pytest.raises(KeyboardInterrupt):
-            scalar_rm.train(small(world, broken))
-    scalar_rm.train(small(world, broken))
-    assert metrics(broken) == metrics(straight) and len(metrics(straight)) == 5
-    end = {p: load_file(p / "model" / "model.safetensors") for p in (straight, broken)}
-    assert all(torch.equal(end[broken][name], t) for name, t in end[straight].items())
-
-
-def test_the_checkpoint_with_the_best_held_out_loss_is_kept(world, tmp_path, monkeypatch):
-    honest, scripted, after = scalar_rm.bt_loss, iter([3.0, 1.0, 2.0, 1.5]), []
-
-    def bt_loss(policy, groups, cfg, backward):
-        if backward:
-            return honest(policy, groups, cfg, backward)
-        after.append({n: p.detach().clone() for n, p in policy.lm.named_parameters()})
-        return next(scripted), 1
-
-    monkeypatch.setattr(scalar_rm, "bt_loss", bt_loss)
-    scalar_rm.train(small(world, tmp_path / "run", steps=4, eval_every=1))
-    exported = load_file(tmp_path / "run" / "model" / "model.safetensors")
-    assert all(torch.equal(exported[name], t) for name, t in after[1].items())
-    assert not all(torch.equal(exported[name], t) for name, t in after[3].items())
 
 
 # ---- the exported folder -------------------------------------------------------------------------------
