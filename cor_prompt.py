@@ -151,14 +151,16 @@ def section(name: str, text: str) -> str:
 
 
 def _conversation(context: Sequence[Message], letter: str, response: str) -> str:
-    speaker = {"user": "User", "assistant": f"Chatbot {letter}", "system": "System"}
+    speaker = SPEAKERS | {"assistant": f"Chatbot {letter}"}
     turns: list[Message] = [*context, {"role": "assistant", "content": response}]
     return "\n".join(f"{speaker[m['role']]}: {defuse(m['content'], labels=True)}" for m in turns)
 
 
+SPEAKERS = {"user": "User", "assistant": "Chatbot", "system": "System", "developer": "Developer", "tool": "Tool"}
 _MARKER = re.compile(r"\[(?=\s*(?:the\s+(?:start|end)\s+of|client\s+question))", re.IGNORECASE)
 _BREAK = "\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
-_LABEL = re.compile(rf"([{_BREAK}](?:(?![{_BREAK}])\s)*)(?=(?:user|system|chatbot\s+[ab])\s*:)", re.IGNORECASE)
+_LABEL = re.compile(
+    rf"([{_BREAK}](?:(?![{_BREAK}])\s)*)(?=(?:user|system|developer|tool|chatbot(?:\s+[ab])?)\s*:)", re.IGNORECASE)
 
 
 def defuse(text: str, labels: bool = False) -> str:

@@ -1,23 +1,22 @@
 """Preference pairs: one conversation, two candidate responses, and which of them is better.
 
-Three row layouts are read, from JSONL, JSON, parquet or a hub data set:
-  {context, response_a, response_b, winner, ...}  this project's own
-  {chosen, rejected, messages | prompt}           plain preferences; A/B by strict alternation
-  {context_messages, winner}                      the authors' published rows: a ready-made prompt; winner is
-                                                  model_a/model_b, or the whole target text in the SFT set
+`load_pairs` reads files and hub data sets in this project's own layout and in the published ones (formats/layouts.py,
+docs/data.md). Rows with a chosen and a rejected response become A and B by strict alternation.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
-from formats.layouts import own_row
-from formats.readers import read_rows
+from formats.layouts import LeftOut, Unusable, pair_fields, read_row
+from formats.readers import read_rows, stem
+from runtime import ranks
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
 
@@ -25,7 +24,7 @@ T = TypeVar("T")
 
 
 class Message(TypedDict):
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
 
 
@@ -53,14 +52,22 @@ def preferred(pair: Pair) -> str:
 
 
 def load_pairs(source: str) -> list[Pair]:
-    """Read pairs from a .jsonl, .json or .parquet file or a hub data set (its `train` split).
+    """Read pairs from a .jsonl, .json, .csv, .tsv or .parquet file (also .gz) or a hub data set.
 
-    Raises UserError naming the place and the remedy: missing file, malformed line, no winner, equal
-    responses, a conversation that does not end with the user, an empty data set.
+    Ties, equal responses and dialogues that part before the last turn are left out and counted. Raises UserError
+    naming the place and the remedy: missing file, malformed line, unknown columns, no winner, nothing left.
     """
-    pairs = [read_pair(row, where, index, Path(source).stem) for index, (where, row) in enumerate(read_rows(source))]
+    pairs, left_out = list[Pair](), Counter[str]()
+    for index, (where, row) in enumerate(read_rows(source)):
+        try:
+            pairs.append(read_pair(row, where, index, stem(source), len(pairs)))
+        except LeftOut as why:
+            left_out[why.reason] += 1
+    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
     if not pairs:
-        raise UserError(f"{source}: no pairs in it; expected one JSON object a line")
+        raise UserError(f"{source}: no pairs in it" + (f"; left out: {reasons}" if reasons else "; it has no rows"))
+    if left_out and ranks.rank() == 0:
+        print(f"{source}: {len(pairs)} pairs; left out: {reasons}", file=sys.stderr)
     return pairs
 
 
@@ -106,6 +113,10 @@ def stream(items: Sequence[T], start: int, count: int, seed: int) -> list[T]:
     return taken
 
 
-def read_pair(row: dict[str, Any], where: str, index: int, stem: str) -> Pair:
-    """One row of any layout -> Pair. `index` counts rows from 0 and drives the A/B alternation."""
-    return Pair(**own_row(row, where, index, stem))
+def read_pair(row: Mapping[str, Any], where: str, index: int, stem: str, turn: int,
+              default: str | None = None) -> Pair:
+    """One row of any layout -> Pair, as formats.layouts.pair_fields says; LeftOut or UserError with its place."""
+    try:
+        return Pair(**pair_fields(read_row(row), index, stem, turn, default))
+    except Unusable as why:
+        raise type(why)(why.reason, why.detail, where) from None

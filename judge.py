@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 from cor_prompt import Style, Trace, parse_trace, render
 from data import Message, Pair, read_pair
+from formats.layouts import read_row
 from formats.readers import read_rows
 from judging import pointwise, ranking
 from judging.endpoint import EndpointSampler, Server, drop_failures
@@ -466,11 +467,8 @@ def decode(line: bytes, where: str) -> dict[str, Any] | UserError:
 
 def parsed(where: str, index: int, row: dict[str, Any]) -> tuple[Pair, bool]:
     """(pair, does the row know its winner); a missing winner is filled in with any letter."""
-    labelled = row.get("winner") is not None or "chosen" in row
-    full = row if labelled else row | {"winner": "A"}
-    if isinstance(asked := row.get("question", row.get("context")), str):
-        full = full | {"context": [{"role": "user", "content": asked}]}
-    return read_pair(full, where, index, "pair"), labelled
+    pair = read_pair(row, where, index, "pair", index, default="A")
+    return pair, pair.messages is not None or read_row(row)["winner"] in ("A", "B")
 
 
 def candidates(where: str, number: int, row: dict[str, Any]) -> Candidates:

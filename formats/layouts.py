@@ -1,170 +1,321 @@
-"""Rows in the layouts in which preference data are published -> rows in this project's own, dict to dict.
+"""A row of any known layout -> the fields of a pair, dict to dict.
 
-{context, response_a, response_b, winner, ...}  this project's own
-{chosen, rejected, messages | prompt}           plain preferences; A/B by strict alternation
-{context_messages, winner}                      the authors' published rows: a ready-made prompt
-skywork   chosen, rejected: two conversations {role, content} with one prefix; source
-code      input, accepted, rejected: texts
-math      prompt, initial_reason_steps, full_chosen, full_rejected: texts; a response is the shared first
-          steps and what follows them
+A row says what was asked, gives two responses, and says which one is better. The tables below list the columns in
+which data sets publish each of the three; where two columns could be meant, the row is refused and nothing is guessed.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from os.path import commonprefix
+from typing import Any
 
 from runtime.errors import UserError
 
-Kind = Literal["math", "code", "skywork", "pairs"]
-# Skywork's sources, by the paper's Table 5
-CATEGORY = {"magpie_pro_llama3.1": "reasoning", "offset_bias": "chat", "helpsteer2": "chat", "magpie_pro": "chat",
-            "wildguard": "safety", "magpie_ultra": "reasoning"}
+LAYOUTS = {  # what a refused row is compared with
+    "this project's own": "context response_a response_b winner",
+    "TRL's explicit prompt": "prompt chosen rejected",
+    "TRL's implicit prompt, UltraFeedback, Skywork, hh-rlhf": "chosen rejected",
+    "HelpSteer3": "context response1 response2 overall_preference",
+    "HelpSteer2 preferences": "prompt response_1 response_2 preference_strength",
+    "MT-bench and Arena conversations": "conversation_a conversation_b winner",
+    "Arena 55k": "prompt response_a response_b winner_model_a winner_model_b winner_tie",
+    "PPE": "prompt response_1 response_2 winner",
+    "JudgeBench": "question response_A response_B label",
+    "LLMBar": "input output_1 output_2 label",
+    "RM-R1's published rows": "context_messages winner",
+}
+PROMPTS = ("context", "messages", "conversations", "conversation", "prompt", "question", "instruction", "input")
+ORDERED = (("chosen", "rejected"), ("accepted", "rejected"))  # the first one is better
+ENDS = {("_a", "_b"): 0, ("_A", "_B"): 0, ("_0", "_1"): 0, ("_1", "_2"): 1, ("1", "2"): 1}  # the number of the first
+COMPARED = {(name + first, name + second): number for name in ("response", "answer", "output", "completion",
+            "conversation") for (first, second), number in ENDS.items()} | {("a", "b"): 0, ("A", "B"): 0}
+WINNERS = ("winner", "label", "preference", "preferred", "better", "choice", "better_response_id")
+STRENGTHS = ("overall_preference", "preference_strength")  # below 0: the first, above 0: the second, 0: a tie
+ONE_HOT = ("winner_model_a", "winner_model_b", "winner_tie")
+ROLES = {"system": "system", "developer": "developer", "user": "user", "human": "user", "assistant": "assistant",
+         "gpt": "assistant", "model": "assistant", "bot": "assistant", "function_call": "assistant", "tool": "tool",
+         "function": "tool", "observation": "tool", "ipython": "tool"}
+_TIE = re.compile(r"ties?|tie \(.*\)|both[ _]?bad|both|equal|same|draw|a=b")
+_WINNER = re.compile(r"(model|response|answer|output|completion|assistant)?[ _]?([ab]|[0-9])")
+
+Row = Mapping[str, Any]
+Turns = list[dict[str, str]]
 
 
-def own_row(row: dict[str, Any], where: str, index: int, stem: str) -> dict[str, Any]:
-    """One row of any layout -> the fields of a `data.Pair`; UserError names the place of a row that cannot be one."""
+class Unusable(UserError):
+    """A row that cannot be a pair: the reason, which is counted, and what is particular to this row."""
+
+    def __init__(self, reason: str, detail: str = "", where: str = ""):
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{where}: " * bool(where) + reason + f" ({detail})" * bool(detail))
+
+
+class LeftOut(Unusable):
+    """A sound row that is no pair: neither response is better, or the dialogues part before the last turn."""
+
+
+class Ambiguous(Unusable):
+    """A winner that can be read in two ways. It stops a whole file: the other rows would be read in the wrong way."""
+
+
+# ---- a row of any layout -------------------------------------------------------------------------------
+
+
+def pair_fields(found: dict[str, Any], index: int, stem: str, turn: int, default: str | None = None) -> dict[str, Any]:
+    """What `read_row` found -> the fields of a `data.Pair`; raises Unusable.
+
+    `index` names a row without an id. `turn` counts pairs from 0: of rows with a chosen response the even ones have
+    it as A. `default` is the winner of a row that names none, or a tie; then equal responses are no reason either.
+    """
+    names = {"pair_id": found.get("pair_id", f"{stem}-{index}"), "source": found.get("source", stem),
+             **{name: found[name] for name in ("category", "meta", "trace")}}
+    if "messages" in found:
+        return names | {"context": (), "response_a": "", "response_b": "", "winner": found["winner"],
+                        "messages": tuple(found["messages"])}
+    context, first, second = split_sides(*found["sides"])
+    if first == second and default is None:
+        raise LeftOut("equal responses")
+    winner = found["winner"] if found["winner"] in ("A", "B") else default or found["winner"]
+    if winner not in ("A", "B"):
+        raise LeftOut("a tie") if winner else refused(found["row"], "no winner")
+    if found["ordered"] and turn % 2:
+        first, second, winner = second, first, "B"
+    return names | {"context": tuple(context), "response_a": first, "response_b": second, "winner": winner}
+
+
+def read_row(row: Row) -> dict[str, Any]:
+    """{sides: two whole conversations, winner: A, B, tie or None, ordered: is the first always better?} or, of a
+    ready-made prompt, {messages, winner}; and the row's names. Raises Unusable."""
     row = {name: value for name, value in row.items() if value is not None}  # tables fill gaps with nulls
     try:
         json.dumps(row, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: holds half a surrogate pair, which is no character; repair the text") from None
-    except RecursionError:
-        raise UserError(f"{where}: nested too deeply for a row of texts") from None
-    meta = row.get("meta", {})
-    if not isinstance(meta, Mapping):
-        raise UserError(f"{where}: 'meta' must be an object of texts")
-    common: dict[str, Any] = {
-        "pair_id": str(row.get("pair_id", row.get("id", f"{stem}-{index}"))),
-        "source": str(row.get("source", stem)),
-        "category": str(row.get("category") or ""),
-        "meta": {str(k): str(v) for k, v in meta.items() if v is not None},
-        "trace": row.get("trace"),
-    }
-    if common["trace"] is not None and not isinstance(common["trace"], str):
-        raise UserError(f"{where}: 'trace' must be a text")
-    if "context_messages" in row or ("messages" in row and "winner" in row and "chosen" not in row):
-        return _ready_made(row, where, common)
-    if "chosen" in row and "rejected" in row:
-        context, chosen, rejected = _preference(row, where)
-        a_wins = index % 2 == 0
-        first, second = (chosen, rejected) if a_wins else (rejected, chosen)
-        winner: Any = "A" if a_wins else "B"
-    elif "response_a" in row and "response_b" in row:
-        context = read_messages(row.get("context"), where, "context")
-        first, second, winner = row["response_a"], row["response_b"], row.get("winner")
-    else:
-        raise UserError(f"{where}: need response_a and response_b, or chosen and rejected, "
-                        f"or context_messages; found {', '.join(sorted(row)) or 'nothing'}")
-    if winner not in ("A", "B"):
-        raise UserError(f'{where}: \'winner\' must be "A" or "B", found {winner!r}')
-    if not isinstance(first, str) or not isinstance(second, str):
-        raise UserError(f"{where}: both responses must be texts")
-    if first == second:
-        raise UserError(f"{where}: the two responses are equal, so neither can be better; remove the row")
-    if not context or context[-1]["role"] != "user":
-        raise UserError(f"{where}: the conversation must end with a user message")
-    return dict(context=context, response_a=first, response_b=second, winner=winner, **common)
+    except (UnicodeEncodeError, RecursionError):
+        raise Unusable("half a surrogate pair, which is no character, or nested too deeply; repair the row") from None
+    pairs = [names for names in (*ORDERED, *COMPARED) if names[0] in row and names[1] in row]
+    if "context_messages" in row or ({"messages", "winner"} <= row.keys() and not pairs):
+        return names_of(row) | ready_made(row)
+    if "initial_reason_steps" in row:  # a response is the shared first steps and what follows them
+        steps, pairs = text(row, "initial_reason_steps"), [("full_chosen", "full_rejected")]
+        row = row | {name: steps + text(row, name) for name in pairs[0]}
+    if len(pairs) != 1:
+        raise refused(row, "two or more pairs of responses" if pairs else "no two responses")
+    names, ordered = pairs[0], pairs[0] not in COMPARED
+    return names_of(row) | {"row": row, "sides": read_sides(row, *names), "ordered": ordered,
+                            "winner": "A" if ordered else read_winner(row, *names)}
 
 
-def _ready_made(row: dict[str, Any], where: str, common: dict[str, Any]) -> dict[str, Any]:
-    """The authors' layout: the prompt as messages, the winner as model_a/model_b or inside the SFT target."""
-    messages = read_messages(row.get("context_messages") or row.get("messages"), where, "context_messages")
-    winner: Any = {"model_a": "A", "model_b": "B", "A": "A", "B": "B"}.get(str(row.get("winner")))
+def names_of(row: Row) -> dict[str, Any]:
+    """The fields that say which pair it is, where the row has them."""
+    if not isinstance(meta := row.get("meta", {}), Mapping):
+        raise Unusable("'meta' must be an object of texts")
+    given = {"pair_id": row.get("pair_id", row.get("id")), "source": row.get("source")}
+    return {name: str(value) for name, value in given.items() if value is not None} | {
+        "category": str(row.get("category") or ""), "trace": text(row, "trace") if "trace" in row else None,
+        "meta": {str(k): str(v) for k, v in meta.items() if v is not None}}
+
+
+def ready_made(row: Row) -> dict[str, Any]:
+    """The authors' published rows: a prompt as messages, the winner as model_a, model_b or inside the SFT target."""
+    name, target = "context_messages" if "context_messages" in row else "messages", row.get("winner")
+    messages = read_turns(row, name)
+    if messages[-1]["role"] != "user":
+        raise Unusable("the conversation must end with a user message")
+    verdicts = re.findall(r"<answer>\[\[([AB])\]\]</answer>", target) if isinstance(target, str) else []
+    winner = {"model_a": "A", "model_b": "B", "A": "A", "B": "B"}.get(str(target)) or (verdicts or [None])[-1]
     if winner is None:
-        verdicts = re.findall(r"<answer>\[\[([AB])\]\]</answer>", str(row.get("winner")))
-        if not verdicts or not isinstance(row["winner"], str):
-            raise UserError(f"{where}: 'winner' is neither model_a/model_b nor a target text with a verdict")
-        winner, common = verdicts[-1], common | {"trace": row["winner"]}
-    if not messages or messages[-1]["role"] != "user":
-        raise UserError(f"{where}: the conversation must end with a user message")
-    return dict(context=(), response_a="", response_b="", winner=winner, messages=messages, **common)
+        raise Unusable("'winner' is neither model_a, model_b nor a target text with a verdict", repr(target)[:80])
+    return {"messages": messages, "winner": winner} | ({"trace": target} if verdicts else {})
 
 
-def _preference(row: dict[str, Any], where: str) -> tuple[tuple[Any, ...], str, str]:
-    """{chosen, rejected} as texts beside `messages` or `prompt`, or as two conversations with one prefix."""
-    chosen, rejected = row["chosen"], row["rejected"]
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        left, right = read_messages(chosen, where, "chosen"), read_messages(rejected, where, "rejected")
-        if left[:-1] != right[:-1]:
-            raise UserError(f"{where}: 'chosen' and 'rejected' are answers to different conversations")
-        return left[:-1], left[-1]["content"], right[-1]["content"]
-    if "prompt" in row and "messages" not in row:
-        if not isinstance(row["prompt"], str):
-            raise UserError(f"{where}: 'prompt' must be a text")
-        return ({"role": "user", "content": row["prompt"]},), chosen, rejected
-    return read_messages(row.get("messages"), where, "messages"), chosen, rejected
+def split_sides(first: Turns, second: Turns) -> tuple[Turns, str, str]:
+    """(shared turns, first response, second response) of two whole conversations."""
+    if first[-1]["role"] != "assistant" or second[-1]["role"] != "assistant":
+        raise Unusable("the last turn is not the assistant's")
+    if first[:-1] != second[:-1]:
+        raise LeftOut("the dialogues part before the last turn")
+    if len(first) == 1 or first[-2]["role"] not in ("user", "tool"):
+        raise Unusable("the conversation must end with a user message before the responses")
+    return first[:-1], first[-1]["content"], second[-1]["content"]
+
+
+def refused(row: Row, what: str) -> Unusable:
+    """What a row lacks, the columns that it has, and the known layout that comes nearest."""
+    def likeness(name: str) -> tuple[float, int]:
+        needed = LAYOUTS[name].split()
+        known = sum(column in row for column in needed)
+        return known / len(needed), known
+
+    name = max(LAYOUTS, key=likeness)
+    lacks = ", ".join(column for column in LAYOUTS[name].split() if column not in row) or "none"
+    return Unusable(what, f"columns found: {', '.join(map(str, row))[:200] or 'none'}; nearest known layout: {name} "
+                          f"({LAYOUTS[name].replace(' ', ', ')}), missing: {lacks}; "
+                          "`python -m prepare.build_data --columns` reads columns with other names")
+
+
+# ---- what was asked and answered -----------------------------------------------------------------------
+
+
+def read_sides(row: Row, first: str, second: str) -> tuple[Turns, Turns]:
+    """Both conversations from their first turn to the response."""
+    given = {name: as_turns(row, name, "user") for name in PROMPTS if row.get(name) is not None}
+    if "instruction" in given and isinstance(more := row.get("input"), str):  # the two halves of an Alpaca prompt
+        given["instruction"] = [{"role": "user", "content": f"{text(row, 'instruction')}\n{more}".strip()}]
+        del given["input"]
+    if ONE_HOT[0] in row and (listed := from_lists(row, first, second)):
+        return listed
+    if not given and isinstance(row[first], str) and isinstance(row[second], str):
+        return from_transcripts(row, first, second)
+    one, two = as_turns(row, first, "assistant"), as_turns(row, second, "assistant")
+    if first.startswith("conversation") and type(row.get("turn")) is int and row["turn"] > 0:  # the one that was judged
+        one, two = one[: 2 * row["turn"]], two[: 2 * row["turn"]]
+    whole = [side[0]["role"] != "assistant" for side in (one, two)]
+    if whole[0] != whole[1]:
+        raise Unusable(f"of '{first}' and '{second}' one is a whole conversation, the other is not")
+    start = one if whole[0] else max(given.values(), key=len, default=[])
+    for name, turns in given.items():
+        if turns != start[: len(turns)] and (len(turns) > 1 or turns[0] not in start):
+            raise Unusable(f"'{name}' is not a part of the conversation; --columns {name}= leaves it out")
+    if not start:
+        raise refused(row, "no prompt")
+    if row.get("tools") not in (None, "", [], "[]"):
+        raise Unusable("a column 'tools', which the prompt has no place for; --columns tools= leaves it out")
+    before = [{"role": "system", "content": text(row, name)} for name in ("system", "system_prompt") if row.get(name)]
+    before += history_turns(row)
+    if start[: len(before)] == before:
+        before = []
+    if before[:1] and before[0]["role"] == start[0]["role"] == "system":
+        raise Unusable("two different system texts")
+    return (before + one, before + two) if whole[0] else (before + start + one, before + start + two)
+
+
+def as_turns(row: Row, name: str, role: str) -> Turns:
+    """A text as one turn of `role`, a message as one turn, a list of messages as it is."""
+    value = row[name]
+    if isinstance(value, str) and role == "user" and "preference_strength" in row:  # HelpSteer2: all turns in one text
+        said = re.split(r"\n?<extra_id_1>(?:User|Assistant)\n", value)
+        return [{"role": ("user", "assistant")[i % 2], "content": words} for i, words in enumerate(said)]
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    return read_turns({name: value if isinstance(value, list) else [value]}, name)
+
+
+def history_turns(row: Row) -> Turns:
+    """Earlier turns, as messages or as [question, answer] pairs."""
+    if not (past := row.get("history")):
+        return []
+    paired = isinstance(past, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in past)
+    return alternate(past, "history") if paired else read_turns(row, "history")
+
+
+def alternate(pairs: Iterable[Any], name: str) -> Turns:
+    return [{"role": role, "content": content(said, name)} for pair in pairs
+            for role, said in zip(("user", "assistant"), pair, strict=True)]
 
 
 def read_messages(value: Any, where: str, name: str) -> tuple[Any, ...]:
-    """Checked {role, content} messages; other keys are dropped."""
-    if not isinstance(value, (list, tuple)) or not value:
-        raise UserError(f"{where}: '{name}' must be a list of {{role, content}} messages")
-    for message in value:
-        ok = isinstance(message, dict) and isinstance(message.get("content"), str)
-        if not ok or message.get("role") not in ("system", "user", "assistant"):
-            raise UserError(f"{where}: '{name}' holds {str(message)[:80]!r}, not a {{role, content}} message")
-    return tuple({"role": m["role"], "content": m["content"]} for m in value)
-
-
-class Unusable(Exception):
-    """Why a row cannot be a pair: the reason, which the card counts, and at most one detail of this row."""
-
-
-def text(row: dict[str, Any], name: str) -> str:
-    if row.get(name) is None:
-        raise Unusable(f"no column '{name}'")
-    if not isinstance(row[name], str):
-        raise Unusable(f"'{name}' is not a text")
-    return row[name]
-
-
-def turns(row: dict[str, Any], name: str) -> list[Any]:
-    if row.get(name) is None:
-        raise Unusable(f"no column '{name}'")
+    """Checked {role, content} messages; UserError names the place."""
     try:
-        return list(read_messages(row[name], "", name))
-    except UserError:
-        raise Unusable(f"'{name}' is not a list of {{role, content}} turns with texts") from None
+        return tuple(read_turns({name: value}, name))
+    except Unusable as why:
+        raise UserError(f"{where}: {why}") from None
 
 
-def conversations(kind: Kind, row: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-    """(chosen, rejected): the shared turns, then the response. Raises Unusable."""
-    context: list[Any]
-    if kind == "skywork" or isinstance(row.get("chosen"), list):
-        return turns(row, "chosen"), turns(row, "rejected")
-    if kind == "code":
-        context = [{"role": "user", "content": text(row, "input")}]
-        good, bad = text(row, "accepted"), text(row, "rejected")
-    elif kind == "math":  # an unfinished solution has nothing after the shared steps: kept, as in the paper
-        context, steps = [{"role": "user", "content": text(row, "prompt")}], text(row, "initial_reason_steps")
-        good, bad = steps + text(row, "full_chosen"), steps + text(row, "full_rejected")
-    elif "response_a" in row or "response_b" in row:
-        if row.get("winner") not in ("A", "B"):
-            raise Unusable("'winner' is neither A nor B")
-        sides = [text(row, "response_a"), text(row, "response_b")]
-        context, (good, bad) = turns(row, "context"), sides if row["winner"] == "A" else sides[::-1]
-    else:
-        good, bad = text(row, "chosen"), text(row, "rejected")
-        plain = "prompt" in row and "messages" not in row
-        context = [{"role": "user", "content": text(row, "prompt")}] if plain else turns(row, "messages")
-    return [*context, {"role": "assistant", "content": good}], [*context, {"role": "assistant", "content": bad}]
+def read_turns(row: Row, name: str) -> Turns:
+    """Messages as {role, content} or ShareGPT's {from, value}; other keys are dropped, calls of tools become text."""
+    value, turns = row[name], Turns()
+    if not isinstance(value, (list, tuple)) or not value:
+        raise Unusable(f"'{name}' is not a list of {{role, content}} messages", repr(value)[:80])
+    for message in value:
+        said = message if isinstance(message, dict) else {}
+        role = said.get("role", said.get("from"))
+        role = ROLES.get(role.lower()) if isinstance(role, str) else None
+        if role is None:
+            raise Unusable(f"'{name}' holds something else than {{role, content}} messages", repr(message)[:80])
+        calls = said.get("tool_calls") or said.get("function_call")
+        called = [json.dumps(calls, ensure_ascii=False, default=str)] if calls else []
+        body = said.get("content", said.get("value"))
+        texts = [content(body, name)] if body or not calls else []
+        turns.append({"role": role, "content": "\n".join(texts + called)})
+    return turns
 
 
-def describe(kind: Kind, row: dict[str, Any], stem: str) -> tuple[str, str, dict[str, str]]:
-    """(source, category, meta) of a row."""
-    if kind == "code":
-        return "code_preference_pairs", "code", {}
-    if kind == "math":
-        return "math_step_dpo", "math", {"dataset": str(row["dataset"])} if row.get("dataset") else {}
-    source = str(row.get("source") or stem).encode(errors="replace").decode()  # a drop's source is written too
-    meta = row["meta"] if isinstance(row.get("meta"), dict) else {}
-    category = str(row.get("category") or (CATEGORY.get(source, "") if kind == "skywork" else ""))
-    return source, category, {str(k): str(v) for k, v in meta.items() if v is not None}
+def content(value: Any, name: str) -> str:
+    """A text, or the texts of a message in parts."""
+    parts = value if isinstance(value, list) else [value]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    if not texts or not all(isinstance(said, str) for said in texts):
+        raise Unusable(f"'{name}' holds a message whose content is not text", repr(value)[:80])
+    return "\n".join(map(str, texts))
 
 
-def lettered(row: dict[str, Any]) -> bool:
-    """A row with a trace or a ready-made prompt, whose text speaks of A and B."""
-    return "trace" in row or "context_messages" in row or ("chosen" not in row and {"messages", "winner"} <= row.keys())
+def text(row: Row, name: str) -> str:
+    if not isinstance(row.get(name), str):
+        raise Unusable(f"'{name}' is not a text" if row.get(name) is not None else f"no column '{name}'")
+    return str(row[name])
+
+
+def from_lists(row: Row, first: str, second: str) -> tuple[Turns, Turns] | None:
+    """Arena 55k writes what each speaker said as a JSON list in a text."""
+    try:
+        asked, one, two = (json.loads(text(row, name)) for name in ("prompt", first, second))
+    except (ValueError, RecursionError):
+        return None
+    if not all(isinstance(said, list) and len(said) == len(asked) > 0 for said in (asked, one, two)):
+        return None
+    return alternate(zip(asked, one, strict=True), first), alternate(zip(asked, two, strict=True), second)
+
+
+def from_transcripts(row: Row, first: str, second: str) -> tuple[Turns, Turns]:
+    """Two texts of `Human: ... Assistant: ...`. What follows the last label that both share is the response, whatever
+    stands in it; a further label in there means that the dialogues part earlier."""
+    shared = commonprefix([row[first], row[second]])  # noqa: RUF071 - of texts, not of paths
+    label = re.compile(r"(?:^\s*|%s)(Human|Assistant):" % (r"\n\n" if "\n\nAssistant:" in shared else r"\s"))
+    found = list(label.finditer(shared))
+    if not found or found[0].start() or any(m[1] != ("Human", "Assistant")[i % 2] for i, m in enumerate(found)):
+        raise refused(row, "no prompt")
+    answers = [row[name][found[-1].end():] for name in (first, second)]
+    if len(found) % 2 or any(map(label.search, answers)):
+        raise LeftOut("the dialogues part before the last turn")
+    pieces = [piece.strip() for piece in label.split(shared[: found[-1].start()])]
+    turns = alternate(zip(pieces[2::4], [*pieces[4::4], answers[0].strip()], strict=True), first)
+    return turns, [*turns[:-1], {"role": "assistant", "content": answers[1].strip()}]
+
+
+# ---- which is better -----------------------------------------------------------------------------------
+
+
+def read_winner(row: Row, first: str, second: str) -> str | None:
+    """A, B, tie, or None where no column says it."""
+    if all(name in row for name in ONE_HOT):
+        flags = [str(row[name]).removesuffix(".0") for name in ONE_HOT]
+        if sorted(flags) != ["0", "0", "1"]:
+            raise Unusable(f"not one of {', '.join(ONE_HOT)} is 1", repr(flags)[:80])
+        return ("A", "B", "tie")[flags.index("1")]
+    for name in STRENGTHS:
+        if name in row:
+            strength = str(row[name])
+            if not re.fullmatch(r"-?[0-9](\.[0-9]+)?", strength):
+                raise Unusable(f"'{name}' is not a number", strength[:80])
+            return "tie" if float(strength) == 0 else "A" if float(strength) < 0 else "B"
+    label = next((name for name in WINNERS if name in row), None)
+    return letter(row[label], label, COMPARED[first, second], first) if label else None
+
+
+def letter(value: Any, name: str, number: int, first: str) -> str:
+    """The winner that a label names; `number` is the number of the first response. A bare 0 or 1 beside columns that
+    are called a and b counts from 0."""
+    said = re.sub(r"\.0+$", "", str(value).strip().lower())
+    if _TIE.fullmatch(said):
+        return "tie"
+    match = _WINNER.fullmatch({"a>b": "a", "b>a": "b"}.get(said, said))
+    if not match:
+        raise Unusable(f"'{name}' names no winner", repr(value)[:80])
+    if match[2] in "ab":
+        return match[2].upper()
+    place = int(match[2]) - number
+    if place not in (0, 1) or (match[1] and first[-1].lower() == "a"):
+        raise Ambiguous(f"'{name}' is {value!r}, which may count from 0 or from 1")
+    return "AB"[place]

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cor_prompt import defuse, section
+from cor_prompt import SPEAKERS, defuse, section
 from data import Message
 from rollout import Reply
 from runtime.seeds import derive_seed
@@ -46,8 +46,7 @@ def render_scoring(context: Sequence[Message], responses: Sequence[str]) -> list
     if len(context) == 1:
         blocks = [f"[Client Question]\n{defuse(context[0]['content'])}"]
     else:
-        speaker = {"user": "User", "assistant": "Chatbot", "system": "System"}
-        turns = (f"{speaker[m['role']]}: {defuse(m['content'], labels=True)}" for m in context)
+        turns = (f"{SPEAKERS[m['role']]}: {defuse(m['content'], labels=True)}" for m in context)
         blocks = [section("the Conversation", "\n".join(turns))]
     blocks += [section(f"Response {i}", defuse(text)) for i, text in enumerate(responses, 1)]
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "\n\n".join(blocks)}]

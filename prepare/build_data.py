@@ -3,6 +3,7 @@
     python -m prepare.build_data --preset paper                          the paper's three sources, from the hub
     python -m prepare.build_data --skywork a.parquet --code b.json --math c.parquet --out runs/data
     python -m prepare.build_data --pairs mine.jsonl --held-out 200 --rm-bench total_dataset.json --out runs/my-data
+    python -m prepare.build_data --pairs mine.csv --columns prompt=ask,chosen=best,rejected=worst --out runs/my-data
 
     1. a row becomes (shared turns, chosen, rejected); one that cannot is dropped, counted, and its reason named
     2. rows of magpie_ultra go: a turn marker in their rejected responses alone gives the label away, so that a
@@ -11,8 +12,8 @@
     4. 12 % of the rows are for distillation, the rest for reinforcement; rows of one prompt stay together
     5. with --augment, pairs in which one response answers another prompt are added to both (prepare/augment.py)
 
-OUT gets sft.jsonl, rl.jsonl, held_out.jsonl, sft_held_out.jsonl (those that are not empty), card.md and
-card.json, whole or not at all. The same command on the same rows writes the same bytes.
+OUT gets to_distil.jsonl, rl.jsonl, held_out.jsonl, to_distil_held_out.jsonl (those that are not empty), card.md and
+card.json. The same command on the same rows writes the same bytes, and continues a build that was interrupted.
 """
 
 from __future__ import annotations
@@ -28,11 +29,10 @@ from typing import Any
 from cor_prompt import Style, encode_prompt, render
 from data import Pair, save_pairs, swap
 from evaluation.benchmarks import Benchmark, load_benchmark
-from formats.layouts import Kind
 from loading.tokenizer import load_tokenizer
 from prepare.augment import augmented
 from prepare.card import Drop, Rows, Signs, make_card, near, overlap, page, questions, repeats, watch
-from prepare.sources import fixed, read_source
+from prepare.sources import Kind, fixed, read_source
 from runtime import cli, errors
 from runtime.disk import write_whole
 from runtime.errors import UserError
@@ -41,7 +41,7 @@ from runtime.seeds import derive_seed
 
 COUNTED: tuple[Kind, ...] = ("math", "code", "skywork", "pairs")  # the order of the A/B counter
 WRITTEN: tuple[Kind, ...] = ("code", "skywork", "math", "pairs")  # the order of the rows in a file
-FILES = ("sft.jsonl", "rl.jsonl", "held_out.jsonl", "sft_held_out.jsonl")
+FILES = ("to_distil.jsonl", "rl.jsonl", "held_out.jsonl", "to_distil_held_out.jsonl")
 TRAINED = FILES[:2]
 
 
@@ -50,13 +50,15 @@ class Config:
     preset: str = "local"
     """named set of defaults: local (nothing but the files you name), paper (its three sources from the hub)"""
     skywork: tuple[str, ...] = ()
-    """Skywork-Reward-Preference rows: files (.parquet, .json, .jsonl) or hub ids"""
+    """Skywork-Reward-Preference rows: files (.parquet, .json, .jsonl, .csv, .tsv, .gz) or hub ids"""
     code: tuple[str, ...] = ()
     """Code-Preference-Pairs rows (same formats)"""
     math: tuple[str, ...] = ()
     """Math-Step-DPO rows (same formats)"""
     pairs: tuple[str, ...] = ()
-    """any rows that the training scripts read: {chosen, rejected}, the authors' published sets, our own"""
+    """rows of any layout in docs/data.md: TRL, HelpSteer, Arena, ..., the authors' published sets, our own"""
+    columns: str = ""
+    """what columns are called in these files, such as prompt=ask,chosen=best; name= leaves a column out"""
     out: str = "runs/data"
     """folder to write"""
     sft_share: float = 0.12
@@ -145,8 +147,8 @@ def split_sizes(cfg: Config, total: int) -> dict[str, int]:
     if rest <= 0:
         raise UserError(f"--held-out {cfg.held_out} and --sft-held-out {cfg.sft_held_out} leave nothing of {total} "
                         "pairs to train on")
-    return {"held_out.jsonl": cfg.held_out, "sft_held_out.jsonl": cfg.sft_held_out,
-            "sft.jsonl": round(cfg.sft_share * rest)}
+    return {"held_out.jsonl": cfg.held_out, "to_distil_held_out.jsonl": cfg.sft_held_out,
+            "to_distil.jsonl": round(cfg.sft_share * rest)}
 
 
 def unique(pairs: Sequence[Pair]) -> list[Pair]:
@@ -181,15 +183,28 @@ def measure(cfg: Config, tokenizer: Any) -> tuple[Rows, list[Kind]]:
     named: dict[Benchmark, str] = {"rewardbench": cfg.rewardbench, "rm-bench": cfg.rm_bench, "rmb": cfg.rmb}
     benchmarks = {name: load_benchmark(name, source) for name, source in named.items() if source}
     pairs, drops, seen, kinds = list[Pair](), list[Drop](), list[Signs](), list[Kind]()
+    columns = read_columns(cfg.columns)
     for kind in COUNTED:
         first = cfg.code_rows if kind == "code" else 0
-        usable, dropped, marks = read_source(kind, getattr(cfg, kind), cfg.drop_sources, first, cfg.code_seed)
+        usable, dropped, marks = read_source(kind, getattr(cfg, kind), cfg.drop_sources, first, cfg.code_seed,
+                                             columns)
         pairs, drops, seen, kinds = pairs + usable, drops + dropped, seen + marks, kinds + [kind] * len(usable)
     pairs = unique(pairs)
     lengths, unit = prompt_lengths(pairs, cfg, tokenizer)
     shared = {name: overlap(pairs, others, cfg.ngram) for name, others in benchmarks.items()}
     sizes = {name: len({q for pair in others for q in questions(pair)}) for name, others in benchmarks.items()}
     return Rows(pairs, drops, seen, lengths, unit, repeats(pairs), near(pairs), shared, sizes), kinds
+
+
+def read_columns(given: str) -> dict[str, str]:
+    """
+    >>> read_columns("prompt=ask, chosen=best,tools=")
+    {'prompt': 'ask', 'chosen': 'best', 'tools': ''}
+    """
+    parts = [part.strip().partition("=") for part in given.split(",") if part.strip()]
+    if not all(name and equals for name, equals, _ in parts):
+        raise UserError(f"--columns {given}: expected name=column,name=column, such as prompt=ask,chosen=best")
+    return {name: column for name, _, column in parts}
 
 
 def leave_out(rows: Rows, cfg: Config) -> dict[int, str]:
@@ -255,6 +270,18 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
         write_whole(folder / name, content)
 
 
+def next_commands(out: Path, files: Mapping[str, str]) -> list[str]:
+    """What the files are for. `one-gpu` is the preset that most people start with."""
+    found = []
+    if "to_distil.jsonl" in files:
+        found += [f"python -m prepare.distill --data {out}/to_distil.jsonl --out {out}/traces --model ORACLE "
+                  "--base-url URL", f"python sft.py --preset one-gpu --data {out}/traces/traces.jsonl"]
+    if "rl.jsonl" in files:
+        held_out = f" --held-out {out}/held_out.jsonl" if "held_out.jsonl" in files else ""
+        found.append(f"python grpo.py --preset one-gpu --data {out}/rl.jsonl{held_out}")
+    return found
+
+
 def main(cfg: Config) -> None:
     cli.check_positive(cfg, "max_prompt_tokens", "ngram")
     if not 0 <= cfg.sft_share <= 1 or min(cfg.held_out, cfg.sft_held_out, cfg.code_rows) < 0:
@@ -271,7 +298,8 @@ def main(cfg: Config) -> None:
         f"{name} {part['pairs']:,}" for name, part in card["splits"].items()))
     for reason, drop in card["dropped"].items():
         print(f"dropped {drop['rows']:,}: {errors.visible(reason)}")
-    print(f"what is in them: {cfg.out}/card.md")
+    print(f"what is in them: {cfg.out}/card.md\nnext:")
+    print("\n".join(f"  {command}" for command in next_commands(Path(cfg.out), files)))
 
 
 if __name__ == "__main__":

@@ -36,13 +36,18 @@ def drop_torn_end(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; UserError if there is no such file, or it is not JSON."""
+    """Whatever the file holds; UserError if there is none, or it is not JSON."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(content: bytes, name: str | Path) -> Any:
+    """The same of a file's content; `name` is the file's, for the error message."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+        raise UserError(f"{name}: not JSON ({error})") from None
 
 
 def read_jsonl(path: Path, torn_end_ok: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -52,7 +57,12 @@ def read_jsonl(path: Path, torn_end_ok: bool = False) -> Iterator[tuple[int, dic
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    lines = path.read_bytes().split(b"\n")
+    return parse_jsonl(path.read_bytes(), path, torn_end_ok)
+
+
+def parse_jsonl(content: bytes, name: str | Path, torn_end_ok: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same of a file's content; `name` is the file's, for the error messages."""
+    lines = content.split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -61,7 +71,7 @@ def read_jsonl(path: Path, torn_end_ok: bool = False) -> Iterator[tuple[int, dic
         except (ValueError, RecursionError) as error:
             if torn_end_ok and number == len(lines):
                 return
-            raise UserError(f"{path}:{number}: not a JSON object on one line ({error})") from None
+            raise UserError(f"{name}:{number}: not a JSON object on one line ({error})") from None
         if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+            raise UserError(f"{name}:{number}: expected a JSON object, found {type(row).__name__}")
         yield number, row

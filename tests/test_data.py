@@ -1,4 +1,4 @@
-"""Rows in, pairs out: three layouts, bad input in one line, swapping, sharding, the endless stream."""
+"""Rows in, pairs out: our own layout, bad input in one line, swapping, sharding, the endless stream."""
 
 from __future__ import annotations
 
@@ -59,28 +59,6 @@ def test_a_row_without_pair_id_is_called_by_its_id_and_empty_meta_values_are_dro
     assert (numbered.pair_id, numbered.meta, both.pair_id) == ("17", {"b": "0"}, "x")
 
 
-def test_messages_come_before_a_prompt_text(tmp_path):
-    (pair,) = load(tmp_path, PLAIN | {"prompt": "another question"})
-    assert pair.context == (USER,)
-
-
-def test_plain_preferences_as_two_conversations_share_their_prefix(tmp_path):
-    turns = [USER, REPLY, USER]
-    rows = [{"chosen": [*turns, REPLY], "rejected": [*turns, {**REPLY, "content": "5"}]}] * 2
-    first, second = load(tmp_path, *rows)
-    assert first.context == second.context == tuple(turns)
-    assert (first.response_a, first.response_b, first.winner) == ("4", "5", "A")
-    assert (second.response_a, second.response_b, second.winner) == ("5", "4", "B")
-
-
-def test_conversations_with_different_prefixes_are_refused(tmp_path):
-    other = [{"role": "user", "content": "What is 3 + 3?"}, REPLY]
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*different conversations"):
-        load(tmp_path, {"chosen": [USER, REPLY], "rejected": other})
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*different conversations"):
-        load(tmp_path, {"chosen": [USER, REPLY], "rejected": [USER, REPLY, USER, REPLY]})
-
-
 def test_published_rows_are_ready_made_prompts(tmp_path):
     a, b = load(tmp_path, READY | {"winner": "model_a"}, READY)
     assert (a.winner, b.winner) == ("A", "B")
@@ -107,16 +85,6 @@ def test_a_ready_made_row_without_a_winner_is_refused(tmp_path, winner):
         load(tmp_path, READY, READY | {"winner": winner})
 
 
-def test_parquet_rows_are_read_like_lines(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
-
-    for name, rows in (("own", [OWN] * 3), ("plain", [PLAIN] * 3), ("ready", [READY] * 3)):
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
-        lines = load_pairs(write(tmp_path, rows, f"{name}.jsonl"))
-        assert load_pairs(str(tmp_path / f"{name}.parquet")) == lines
-
-
 def test_parquet_fills_columns_that_some_rows_lack_with_nulls(tmp_path):
     import pyarrow
     import pyarrow.parquet
@@ -134,37 +102,26 @@ def test_a_json_file_holds_a_list_or_one_object_a_line(tmp_path):
     for text in (json.dumps([OWN, PLAIN]), "\n [" + json.dumps(OWN) + ",\n" + json.dumps(PLAIN) + "]\n",
                  json.dumps(OWN) + "\n" + json.dumps(PLAIN)):
         assert load_pairs(write(tmp_path, text, "rows.json")) == lines
-    for second, message in ((3, "expected a JSON object, found int"), (OWN | {"winner": "C"}, "'winner' must be")):
+    for second, message in ((3, "expected a JSON object, found int"), (OWN | {"winner": "C"}, "'winner' names no")):
         with pytest.raises(UserError, match=rf"rows\.json: item 2: {message}"):
             load_pairs(write(tmp_path, json.dumps([OWN, second]), "rows.json"))
 
 
-@pytest.mark.parametrize("content", (b"", b"not parquet", b"PAR1" * 20))
-def test_a_broken_parquet_file_is_one_line(tmp_path, content):
-    with pytest.raises(UserError, match=r"rows\.parquet: not a readable parquet file") as caught:
-        load_pairs(write(tmp_path, content, "rows.parquet"))
-    assert "\n" not in str(caught.value)
-
-
 # ---- bad input -----------------------------------------------------------------------------------------
 
-BAD_ROWS = {
-    "no layout": ({"question": "Hi", "also": 1}, "need response_a and response_b.* found also, question$"),
-    "an empty object": ({}, "need response_a and response_b.* found nothing$"),
-    "no winner": ({k: v for k, v in OWN.items() if k != "winner"}, "'winner'"),
-    "winner model_a": (OWN | {"winner": "model_a"}, "'winner'"),
-    "equal responses": (OWN | {"response_b": "4"}, "equal"),
-    "response a number": (OWN | {"response_a": 4}, "texts"),
-    "no context": ({k: v for k, v in OWN.items() if k != "context"}, "'context'"),
-    "context a text": (OWN | {"context": "Hi"}, "'context'"),
-    "a message that is a long text": (OWN | {"context": ["x" * 999]}, "'context' holds 'x{80}', not"),
-    "an unknown role": (OWN | {"context": [{"role": "tool", "content": "Hi"}]}, "'context'"),
+BAD_ROWS = {  # tests/formats/test_layouts.py has more
+    "no layout": ({"question": "Hi", "also": 1}, "no two responses"),
+    "an empty object": ({}, "no two responses .*columns found: none"),
+    "no winner": ({k: v for k, v in OWN.items() if k != "winner"}, "no winner"),
+    "response a number": (OWN | {"response_a": 4}, "'response_a'"),
+    "no context": ({k: v for k, v in OWN.items() if k != "context"}, "no prompt"),
+    "a message that is a long text": (OWN | {"context": ["x" * 999]}, "'context' holds .*'x{70,79}"),
     "ends with the assistant": (OWN | {"context": [USER, REPLY]}, "end with a user message"),
     "ready-made ends with the assistant": (READY | {"context_messages": [USER, REPLY]}, "end with a user message"),
     "an empty rejected conversation": ({"chosen": [USER, REPLY], "rejected": []}, "'rejected'"),
     "trace a number": (OWN | {"trace": 1}, "'trace'"),
     "meta a list": (OWN | {"meta": ["x"]}, "'meta'"),
-    "half a surrogate pair": (OWN | {"response_a": "\ud83d"}, "surrogate|Unicode|UTF"),
+    "half a surrogate pair": (OWN | {"response_a": "\ud83d"}, "surrogate"),
 }
 
 
@@ -174,7 +131,7 @@ def test_a_bad_row_gives_one_line_with_file_line_and_cause(tmp_path, name):
     with pytest.raises(UserError, match=cause) as caught:
         load_pairs(write(tmp_path, "\n" + json.dumps(OWN) + "\n" + json.dumps(row) + "\n"))
     assert f"{tmp_path / 'rows.jsonl'}:3: " in str(caught.value)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
 
 BAD_LINES = {
@@ -208,14 +165,9 @@ def test_line_separators_inside_texts_do_not_end_a_line(tmp_path):
     assert pair.response_a == text
 
 
-def test_a_byte_order_mark_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*BOM"):
-        load_pairs(write(tmp_path, b"\xef\xbb\xbf" + json.dumps(OWN).encode()))
-
-
 @pytest.mark.parametrize("text", ("", "\n", "\n \r\n\t\n"))
 def test_a_file_without_rows_is_refused(tmp_path, text):
-    with pytest.raises(UserError, match=r"rows\.jsonl: no pairs"):
+    with pytest.raises(UserError, match=r"rows\.jsonl: no pairs.*no rows"):
         load_pairs(write(tmp_path, text))
 
 
@@ -226,7 +178,7 @@ def test_paths_that_are_no_files_are_refused_with_the_remedy(tmp_path, monkeypat
     for source in (str(tmp_path), "folder.jsonl", "owner/folder", "missing.jsonl", "runs/toy/missing.jsonl",
                    "runs/missing.parquet", "runs/missing.jsonl", "runs/missing.json", "runs/missing.txt",
                    "", ".", "a", "a/b/c"):
-        with pytest.raises(UserError, match=r"no such file; give a \.jsonl or \.parquet file or a hub id"):
+        with pytest.raises(UserError, match=r"no such file; give a .*or a hub id"):
             load_pairs(source)
 
 
@@ -239,32 +191,14 @@ def test_without_a_network_a_hub_id_is_an_error_of_one_line():
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("hub_id", ("owner/name", "Skywork/Skywork-Reward-Preference-80K-v0.2", "owner/data-1.5"))
-def test_a_hub_id_is_asked_for_its_train_split(monkeypatch, hub_id):
-    """The paper's own source has a dot in its name."""
-    import datasets
-
-    asked = []
-
-    def load_dataset(path, split):
-        asked.append((path, split))
-        return [PLAIN, PLAIN | {"rejected": "4"}] if len(asked) == 2 else [PLAIN, PLAIN]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert [p.winner for p in load_pairs(hub_id)] == ["A", "B"]
-    with pytest.raises(UserError, match=r"row 2: .*equal"):
-        load_pairs(hub_id)
-    assert asked == [(hub_id, "train")] * 2
-
-
 def test_a_row_nested_beyond_reason_is_one_line(monkeypatch):
     import datasets
 
     deep: list = []
     for _ in range(100_000):
         deep = [deep]
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, split: [PLAIN, PLAIN | {"x": deep}])
-    with pytest.raises(UserError, match=r"owner/name: row 2: nested too deeply"):
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: [PLAIN, PLAIN | {"x": deep}])
+    with pytest.raises(UserError, match=r"owner/name: row 2: .*nested too deeply"):
         load_pairs("owner/name")
 
 

@@ -7,6 +7,7 @@ cut off. What is still read has to be whole, and as many as there were rows.
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import random
 import warnings
@@ -46,7 +47,18 @@ PAIRS = [
     {"chosen": [USER, REPLY], "rejected": [USER, {**REPLY, "content": "5"}]},
     {"context_messages": [{"role": "system", "content": "Judge."}, USER], "winner": "model_b"},
     {"context_messages": [USER], "winner": "<eval>A</eval><answer>[[A]]</answer>"},
+    {"context": [USER], "response1": "4", "response2": "5", "overall_preference": -3, "history": [["hi", "ho"]]},
+    {"prompt": '["Why?"]', "response_a": '["So."]', "response_b": '["Hm."]', "winner_model_a": 1, "winner_model_b": 0,
+     "winner_tie": 0},
+    {"conversation_a": [USER, {**REPLY, "content": [{"type": "text", "text": "4"}]}], "turn": 1,
+     "conversation_b": [USER, {**REPLY, "content": "5"}], "winner": "model_a"},
+    {"chosen": "\n\nHuman: Why?\n\nAssistant: So.", "rejected": "\n\nHuman: Why?\n\nAssistant: Hm."},
+    {"conversations": [{"from": "human", "value": "Why?"}], "chosen": {"from": "gpt", "value": "So."},
+     "rejected": {"from": "gpt", "value": "Hm."}, "system": "s"},
+    {"prompt": "hi\n<extra_id_1>Assistant\nho\n<extra_id_1>User\nWhy?", "response_1": "4", "response_2": "5",
+     "preference_strength": 2},
 ]
+CSV = 'prompt,chosen,rejected,system\r\n"what is\n1+1?",2.,"3, or 4",\r\nq,2.,3.,s\r\n'
 SOURCES = {
     "skywork": [{"chosen": [USER, REPLY], "rejected": [USER, {**REPLY, "content": "5"}], "source": "helpsteer2"}] * 3,
     "code": [{"input": "add", "accepted": "a + b", "rejected": "a - b"}] * 3,
@@ -154,26 +166,29 @@ def whole(pairs: list[Pair], folder: Path) -> bool:
 # ---- pairs ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", (".jsonl", ".json"))
+@pytest.mark.parametrize("suffix", (".jsonl", ".json", ".jsonl.gz"))
 @many
 @given(rng=randoms)
 def test_a_spoilt_row_of_pairs_is_named(tmp_path, suffix, rng):
     rows, k = one_row_spoilt(PAIRS, rng)
-    content = lines(rows) if suffix == ".jsonl" else json.dumps(rows).encode()
-    path = written(tmp_path, content, suffix)
+    content = lines(rows) if suffix != ".json" else json.dumps(rows).encode()
+    path = written(tmp_path, gzip.compress(content) if suffix.endswith("gz") else content, suffix)
     pairs = attempt(
-        lambda: load_pairs(str(path)), f"{path}:{k + 1}:" if suffix == ".jsonl" else f"{path}: item {k + 1}:"
-    )
-    assert pairs is None or (len(pairs) == len(rows) and whole(pairs, tmp_path))
+        lambda: load_pairs(str(path)), f"{path}: item {k + 1}:" if suffix == ".json" else f"{path}:{k + 1}:"
+    )  # a row may become a tie, or one of two equal responses
+    assert pairs is None or (0 <= len(rows) - len(pairs) <= 1 and whole(pairs, tmp_path))
 
 
+@pytest.mark.parametrize("suffix", (".jsonl", ".jsonl.gz", ".csv", ".tsv"))
 @many
 @given(rng=randoms)
-def test_spoilt_bytes_of_pairs(tmp_path, rng):
-    path = written(tmp_path, spoil_bytes(lines(PAIRS), rng), ".jsonl")
+def test_spoilt_bytes_of_pairs(tmp_path, rng, suffix):
+    good = lines(PAIRS) if "json" in suffix else CSV.replace(",", "\t" if suffix == ".tsv" else ",").encode()
+    content = spoil_bytes(gzip.compress(good) if suffix.endswith("gz") else good, rng)
+    path = written(tmp_path, content, suffix)
     pairs = attempt(lambda: load_pairs(str(path)), f"{path}:")
-    filled = [line for line in path.read_bytes().split(b"\n") if line.strip()]
-    assert pairs is None or (len(pairs) == len(filled) and whole(pairs, tmp_path))
+    filled = [line for line in content.split(b"\n") if line.strip()]
+    assert pairs is None or ((suffix != ".jsonl" or 0 <= len(filled) - len(pairs) <= 1) and whole(pairs, tmp_path))
 
 
 @many
@@ -191,7 +206,7 @@ def test_spoilt_parquet(tmp_path, rng, bytewise):
     if bytewise:
         path.write_bytes(spoil_bytes(path.read_bytes(), rng))
     pairs = attempt(lambda: load_pairs(str(path)), f"{path}")
-    assert pairs is None or (len(pairs) == 3 and whole(pairs, tmp_path))
+    assert pairs is None or (len(pairs) in (2, 3) and whole(pairs, tmp_path))
 
 
 @pytest.mark.parametrize("kind", SOURCES)
