@@ -468,7 +468,7 @@ def decode(line: bytes, where: str) -> dict[str, Any] | UserError:
 def parsed(where: str, index: int, row: dict[str, Any]) -> tuple[Pair, bool]:
     """(pair, does the row know its winner); a missing winner is filled in with any letter."""
     pair = read_pair(row, where, index, "pair", index, default="A")
-    return pair, pair.messages is not None or read_row(row)["winner"] in ("A", "B")
+    return pair, read_row(row)["winner"] in ("A", "B")
 
 
 def candidates(where: str, number: int, row: dict[str, Any]) -> Candidates:

@@ -72,15 +72,15 @@ def pair_fields(found: dict[str, Any], index: int, stem: str, turn: int, default
     """
     names = {"pair_id": found.get("pair_id", f"{stem}-{index}"), "source": found.get("source", stem),
              **{name: found[name] for name in ("category", "meta", "trace")}}
+    winner = found["winner"] if found["winner"] in ("A", "B") else default or found["winner"]
+    if winner not in ("A", "B"):
+        raise LeftOut("a tie") if winner else refused(found["row"], "no winner")
     if "messages" in found:
-        return names | {"context": (), "response_a": "", "response_b": "", "winner": found["winner"],
+        return names | {"context": (), "response_a": "", "response_b": "", "winner": winner,
                         "messages": tuple(found["messages"])}
     context, first, second = split_sides(*found["sides"])
     if first == second and default is None:
         raise LeftOut("equal responses")
-    winner = found["winner"] if found["winner"] in ("A", "B") else default or found["winner"]
-    if winner not in ("A", "B"):
-        raise LeftOut("a tie") if winner else refused(found["row"], "no winner")
     if found["ordered"] and turn % 2:
         first, second, winner = second, first, "B"
     return names | {"context": tuple(context), "response_a": first, "response_b": second, "winner": winner}
@@ -125,9 +125,9 @@ def ready_made(row: Row) -> dict[str, Any]:
         raise Unusable("the conversation must end with a user message")
     verdicts = re.findall(r"<answer>\[\[([AB])\]\]</answer>", target) if isinstance(target, str) else []
     winner = {"model_a": "A", "model_b": "B", "A": "A", "B": "B"}.get(str(target)) or (verdicts or [None])[-1]
-    if winner is None:
+    if "winner" in row and winner is None:
         raise Unusable("'winner' is neither model_a, model_b nor a target text with a verdict", repr(target)[:80])
-    return {"messages": messages, "winner": winner} | ({"trace": target} if verdicts else {})
+    return {"row": row, "messages": messages, "winner": winner} | ({"trace": target} if verdicts else {})
 
 
 def split_sides(first: Turns, second: Turns) -> tuple[Turns, str, str]:

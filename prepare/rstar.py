@@ -56,7 +56,7 @@ def probabilities(policy: Policy, groups: Sequence[Group], max_tokens: int) -> l
     batches = plan(pieces, max_tokens, one_row=one_row)
     bar = steps.progress(len(batches), 0, "r-star")
     for indices in batches:
-        values = policy(collate(pieces, indices, device, one_row)).exp().cpu()
+        values = policy(collate(pieces, indices, device, one_row)).logprobs.exp().cpu()
         parts = iter(values.split([len(ids) for i in indices for ids in pieces[i].responses]))
         found |= {i: list(islice(parts, len(pieces[i].responses))) for i in indices}
         bar.update()

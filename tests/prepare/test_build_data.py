@@ -369,7 +369,7 @@ def test_prompts_are_measured_as_the_judge_sees_them(tmp_path):
 
 
 def test_over_long_prompts_are_dropped_on_request_and_counted_by_a_tokenizer(tmp_path, tiny_tokenizers):
-    make_folder(tmp_path / "model", make_lm(num_hidden_layers=1))
+    make_folder(tmp_path / "model", make_lm(num_hidden_layers=1, vocab_size=512))
     tiny_tokenizers["chatml"].save_pretrained(tmp_path / "model")
     rows = [plain(0), plain(1, messages=[user("word " * 900)])]
     splits, card = make(tmp_path / "a", pairs=rows, tokenizer=str(tmp_path / "model"), style="plain",
