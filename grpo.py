@@ -27,6 +27,7 @@ from batch import Batch, Group, aggregate, loss_divisor, micro_batches
 from cor_prompt import encode_prompt, render
 from data import Pair, load_pairs, stream
 from judging.verdicts import judge_pairs, tally
+from loading.judge_file import Asked, about
 from loading.tokenizer import load_tokenizer
 from model import Policy
 from ops.attention import compiled_graphs
@@ -330,7 +331,7 @@ def set_up(cfg: Config, method: Method) -> Run:
                         "sft.py first, then pass its run folder as --model")
     ranks.join_ranks()
     _ = cfg.updates_per_step  # raises where sizes do not divide
-    tokenizer, system = load_tokenizer(cfg.model), cli.read_prompt(cfg.prompt_file)
+    tokenizer, system = load_tokenizer(cfg.model, cfg.template_args), cli.read_prompt(cfg.prompt_file)
     pairs = fitting_pairs(cfg, method, tokenizer, system)
     held_out = load_pairs(cfg.held_out) if cfg.held_out else []
     compute = getattr(torch, cfg.compute_dtype)
@@ -364,7 +365,9 @@ def finish(run: Run) -> None:
     run.folder.rewind(run.cfg.steps)  # a run that is repeated after its end logs its last evaluation once
     run.folder.log({"step": run.cfg.steps} | record)
     run.sampler.sleep()  # the export gathers whole float32 weights and needs the engine's memory
-    model.save_hf(run.policy, run.tokenizer, run.folder.path / "model")
+    judge = about(run.cfg, Asked(run.cfg.style, run.system, run.cfg.max_response_tokens),
+                  run.folder.config.get("read", {}), run.method.prompt.__module__)
+    model.save_hf(run.policy, run.tokenizer, run.folder.path / "model", judge=judge)
     run.sampler.close()
     if ranks.rank() == 0:
         accuracy = f" (held-out accuracy {record['eval/accuracy']:.3f})" if record else ""

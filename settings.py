@@ -36,9 +36,11 @@ class SFTConfig:
     out: str = "runs/sft"
     """run folder to write; an interrupted run in it is continued"""
     style: Style = "instruct"
-    """which prompt the judge sees (cor_prompt.py)"""
+    """which prompt the judge sees (cor_prompt.py); a judge as --model brings its own style and wording (judge.json)"""
     prompt_file: str = ""
     """text file that replaces the style's fixed wording; empty: the built-in wording"""
+    template_args: tuple[str, ...] = ()
+    """arguments of the chat template (name=value), such as enable_thinking=false; others: as --model was trained"""
     epochs: float = 1.0
     """passes over the data"""
     batch_size: int = 128
@@ -129,9 +131,11 @@ class GRPOConfig:
     out: str = "runs/grpo"
     """run folder to write; an interrupted run in it is continued"""
     style: Style = "reasoning"
-    """which prompt the judge sees (cor_prompt.py)"""
+    """which prompt the judge sees (cor_prompt.py); a judge as --model brings its own style and wording (judge.json)"""
     prompt_file: str = ""
     """text file that replaces the style's fixed wording; empty: the built-in wording"""
+    template_args: tuple[str, ...] = ()
+    """arguments of the chat template (name=value), such as enable_thinking=false; others: as --model was trained"""
     steps: int = 71
     """rollout rounds"""
     prompts_per_step: int = 1024

@@ -25,6 +25,7 @@ import model
 from batch import Group, aggregate, group_tokens, loss_divisor, micro_batches
 from cor_prompt import encode_prompt, encode_target, render
 from data import Pair, load_pairs, shard, stream
+from loading.judge_file import Asked, about
 from loading.tokenizer import load_tokenizer
 from model import Policy
 from runtime import cli, ranks, sizes, states, steps
@@ -76,13 +77,14 @@ def train(cfg: Config) -> None:
     if cfg.dry_run:
         return sizes.dry_run(cfg)
     check_ranks(cfg)
-    tokenizer, system = load_tokenizer(cfg.model), cli.read_prompt(cfg.prompt_file)
+    tokenizer, system = load_tokenizer(cfg.model, cfg.template_args), cli.read_prompt(cfg.prompt_file)
     examples = encode_pairs(load_pairs(cfg.data), tokenizer, cfg, system)  # (1)
     held_out = encode_pairs(load_pairs(cfg.held_out), tokenizer, cfg, system) if cfg.held_out else []
     compute = getattr(torch, cfg.compute_dtype)
     mesh, stored = model.make_mesh(compute, cfg.shard_ranks), torch.promote_types(compute, torch.float32)
     policy = model.load_policy(cfg.model, stored, mesh, compute, cfg.checkpointing)
-    best = fit(cfg, policy, tokenizer, examples, held_out, nll_loss)
+    longest = cfg.max_length - min(len(example.prompt_ids) for example in examples)  # tokens a trace may have
+    best = fit(cfg, policy, tokenizer, examples, held_out, nll_loss, Asked(cfg.style, system, longest))
     if ranks.rank() == 0:
         print(f"distilled model: {cfg.out}/model" + (f" (held-out loss {best:.4f} nats/token)" if held_out else ""))
 
@@ -99,10 +101,10 @@ def check_ranks(cfg: Config) -> None:
 
 
 def fit(cfg: Config, policy: Policy, tokenizer: Any, examples: Sequence[Group], held_out: Sequence[Group],
-        loss: Callable) -> float:
+        loss: Callable, asked: Asked | None = None) -> float:
     """The loop: optimiser steps, held-out losses, resume states; exports the best model -> its held-out loss.
 
-    loss(policy, groups, cfg, backward) -> (sum, count) of this rank.
+    loss(policy, groups, cfg, backward) -> (sum, count) of this rank. `asked` is how the exported judge is asked.
     """
     cfg = replace(cfg, steps=cfg.steps or max(1, int(cfg.epochs * len(examples) / cfg.batch_size)))
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
@@ -130,7 +132,8 @@ def fit(cfg: Config, policy: Policy, tokenizer: Any, examples: Sequence[Group], 
             record = metrics.reduce() | {"optim/lr": lr, "tokens/s": per_second(tokens, seconds), "time/step": seconds}
             if record.get("eval/loss", math.inf) < best or (last and not held_out):
                 best = record.get("eval/loss", best)
-                model.save_hf(policy, tokenizer, folder.path / "model")
+                judge = about(cfg, asked, folder.config.get("read", {})) if asked else None
+                model.save_hf(policy, tokenizer, folder.path / "model", judge=judge)
             folder.log({"step": step} | record)
             steps.show(bar, record, loss="train/loss", held_out="eval/loss", speed="tokens/s")
             bad = steps.count_bad(record, bad)

@@ -50,6 +50,8 @@ def how_to_ask(model: str, *, style: Any = None, wording: str | None = None, max
         asked = replace(default or Asked(), **given, template_args=arguments)
         _say(f"{model} has no {NAME}: style {asked.style}, {'given' if wording else 'built-in'} wording{_hint(model)}")
         return asked
+    if known.get("prompt", "cor_prompt") != "cor_prompt":
+        _say(f"{model} was trained with the prompt of {known['prompt']}; what it is shown here is another one")
     for name, flag in (("style", "--style"), ("wording", "--prompt-file")):
         if name in given and given[name] != known[name]:
             was = f"style {known[name]}" if name == "style" else "another wording"
@@ -71,9 +73,11 @@ def read_judge(model: str, served: bool = False) -> dict[str, Any]:
         file = model_folder(model, weights=False) / NAME
     except UserError:  # loading it will say so
         return {}
-    if not file.is_file():
-        return {}
-    known = read_json(file)
+    return read_judge_file(file) if file.is_file() else {}
+
+
+def read_judge_file(file: Path) -> dict[str, Any]:
+    known: dict[str, Any] = read_json(file)
     for name, kind in KINDS.items():
         if not isinstance(known, dict) or not isinstance(known.get(name), kind):
             raise UserError(f"{file}: {name!r} is missing or of another kind; remove the file, and choose by flags")
@@ -110,11 +114,10 @@ def _hint(model: str) -> str:
             f"> rm-r1.txt, then add --prompt-file rm-r1.txt --style {style}")
 
 
-def about(cfg: Any, asked: Asked, max_tokens: int, read: Mapping[str, str],
-          prompt: str = "cor_prompt") -> dict[str, Any]:
+def about(cfg: Any, asked: Asked, read: Mapping[str, str], prompt: str = "cor_prompt") -> dict[str, Any]:
     """What judge.json says of a model that `cfg` trains; its template arguments are added from the tokenizer."""
     command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-    return {"style": asked.style, "wording": asked.wording, "max_tokens": max_tokens, "prompt": prompt,
+    return {"style": asked.style, "wording": asked.wording, "max_tokens": asked.max_tokens, "prompt": prompt,
             "trained_by": type(cfg).__name__.removesuffix("Config"), "base": cfg.model, "data": cfg.data,
             "digests": dict(read), "command": command}
 

@@ -7,10 +7,13 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from loading.folder import model_folder
+from loading.judge_file import NAME, Asked, how_to_ask, read_judge_file
 from runtime import ranks
 from runtime.errors import UserError, remedy
 
@@ -60,13 +63,28 @@ def parse(config: type[C], presets: Mapping[str, C], argv: list[str] | None = No
     name = first.parse_known_args(argv)[0].preset
     if name not in presets:
         raise UserError(f"--preset {name}: unknown; choose one of {', '.join(presets)}")
-    return tyro.cli(config, default=presets[name], args=argv)
+    cfg: Any = tyro.cli(config, default=presets[name], args=argv)
+    return as_trained(cfg, argv) if Path(getattr(cfg, "model", "")).is_dir() and hasattr(cfg, "prompt_file") else cfg
+
+
+def as_trained(cfg: Any, argv: Sequence[str]) -> Any:
+    """The config with style and wording of the judge at `cfg.model` (its judge.json), where no flag names them."""
+    named = {word.partition("=")[0].replace("_", "-") for word in argv}
+    preset = Asked(cfg.style, read_prompt(cfg.prompt_file))
+    asked = how_to_ask(cfg.model, style=cfg.style if "--style" in named else None, default=preset,
+                       wording=preset.wording if "--prompt-file" in named else None)
+    if asked.wording == preset.wording:
+        return replace(cfg, style=asked.style)
+    file = "" if asked.wording is None else str(model_folder(cfg.model, weights=False) / NAME)
+    return replace(cfg, style=asked.style, prompt_file=file)
 
 
 def read_prompt(path: str) -> str | None:
-    """Text of --prompt-file without its last newline; None for no file."""
+    """Text of --prompt-file without its last newline, of a judge.json its wording; None for no file."""
     if not path:
         return None
+    if Path(path).name == NAME:
+        return read_judge_file(Path(path))["wording"]
     try:
         return Path(path).read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:

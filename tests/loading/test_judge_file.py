@@ -24,7 +24,7 @@ def judge(path: Path, **changes) -> str:
     """An exported judge of style plain."""
     asked = Asked(**{"style": "plain", "wording": "Judge. {data}", "max_tokens": 60} | changes)
     save_hf(Policy(make_lm()), make_tokenizer(), path / "model",
-            judge=about(CFG, asked, asked.max_tokens, {"data": "d", "model": "m"}))
+            judge=about(CFG, asked, {"data": "d", "model": "m"}))
     return str(path)
 
 
@@ -32,7 +32,8 @@ def test_an_export_says_how_it_is_asked_and_where_it_came_from(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.chat_template += "{# strftime_now enable_thinking #}"
     set_arguments(tokenizer, {"enable_thinking": False})
-    save_hf(Policy(make_lm()), tokenizer, tmp_path / "model", judge=about(CFG, Asked("plain"), 60, {"data": "d"}))
+    judge = about(CFG, Asked("plain", max_tokens=60), {"data": "d"})
+    save_hf(Policy(make_lm()), tokenizer, tmp_path / "model", judge=judge)
     found = json.loads((tmp_path / "model/judge.json").read_text())
     assert found["template_args"] == {"date": "2024-07-26", "enable_thinking": False}
     assert (found["style"], found["wording"], found["max_tokens"]) == ("plain", None, 60)
@@ -106,3 +107,47 @@ def test_a_file_that_says_nothing_usable_is_refused(tmp_path, content):
     (tmp_path / "model/judge.json").write_text(content)
     with pytest.raises(UserError, match=r"judge\.json"):
         how_to_ask(run)
+
+
+# ---- what training takes from it -----------------------------------------------------------------------
+
+
+def parse(*argv: str):
+    import grpo
+    from runtime import cli
+
+    return cli.parse(grpo.Config, grpo.PRESETS, ["--preset", "tiny", *argv])
+
+
+def test_training_goes_on_as_the_model_was_trained(tmp_path, capsys):
+    from runtime.cli import read_prompt
+
+    cfg = parse("--model", judge(tmp_path))
+    assert cfg.style == "plain" and read_prompt(cfg.prompt_file) == "Judge. {data}"
+    assert (cfg.steps, cfg.lr) == (120, 3e-4), "nothing else"
+    builtin = parse("--model", judge(tmp_path / "built-in", wording=None))
+    assert builtin.style == "plain" and read_prompt(builtin.prompt_file) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_a_training_flag_that_differs_wins_and_is_said(tmp_path, capsys):
+    run, text = judge(tmp_path), tmp_path / "prompt.txt"
+    text.write_text("Mine {data}\n")
+    cfg = parse("--model", run, "--prompt-file", str(text))
+    assert (cfg.style, cfg.prompt_file) == ("plain", str(text))
+    assert "--prompt-file" in capsys.readouterr().err
+    cfg = parse("--model", run, "--style=instruct")
+    assert (cfg.style, cfg.prompt_file) == ("instruct", "")
+    assert "--style" in capsys.readouterr().err
+
+
+def test_training_from_a_folder_without_the_file_keeps_the_presets_settings(tmp_path, capsys, monkeypatch):
+    from settings import GRPO_PRESETS
+
+    monkeypatch.chdir(tmp_path)
+    prompt = Path(GRPO_PRESETS["tiny"].prompt_file)
+    prompt.parent.mkdir(parents=True)
+    prompt.write_text("judge\n")
+    cfg = parse("--model", make_folder(tmp_path / "plain", make_lm()))
+    assert (cfg.style, cfg.prompt_file) == ("instruct", str(prompt))
+    assert "no judge.json" in capsys.readouterr().err
