@@ -2,12 +2,13 @@
 
     python -m course.notebook
 
-Jupyter is not needed to write or to check a notebook that prints text: a cell is run by `exec`, its output is what it
-printed, and the file is JSON.
+Jupyter is not needed to write or to check a notebook: a cell is run by `exec`, its output is what it printed and the
+figures it left open, and the file is JSON.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -41,9 +42,18 @@ def read_cells(source: str) -> list[Cell]:
     return cells
 
 
-def run_cells(cells: list[Cell]) -> list[str]:
-    """What each code cell prints, in one namespace; an error is raised as the cell raised it."""
+class Output(NamedTuple):
+    text: str
+    pictures: list[str]  # PNG, base64
+
+
+def run_cells(cells: list[Cell]) -> list[Output]:
+    """What each code cell prints and draws, in one namespace; an error is raised as the cell raised it."""
+    import matplotlib
     import torch
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
 
     space: dict[str, Any] = {"__name__": "__main__"}
     path, printed = sys.path[:], []
@@ -53,23 +63,32 @@ def run_cells(cells: list[Cell]) -> list[str]:
             if cell.kind == "code":
                 with contextlib.redirect_stdout(out):
                     exec(compile(cell.text, f"{SOURCE.name}, cell {number}", "exec"), space)
-            printed.append(out.getvalue())
+            printed.append(Output(out.getvalue(), [as_png(plt.figure(number)) for number in plt.get_fignums()]))
+            plt.close("all")
     finally:
         sys.path[:] = path
         torch.set_printoptions(profile="default")
     return printed
 
 
-def as_notebook(cells: list[Cell], printed: list[str]) -> str:
+def as_png(figure: Any) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=80, metadata={"Software": None})
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def as_notebook(cells: list[Cell], printed: list[Output]) -> str:
     """nbformat 4.5."""
     made: list[dict[str, Any]] = []
     for number, (cell, output) in enumerate(zip(cells, printed, strict=True)):
         made.append({"cell_type": cell.kind, "id": f"cell-{number}", "metadata": {},
                      "source": cell.text.splitlines(keepends=True)})
         if cell.kind == "code":
-            stream = {"name": "stdout", "output_type": "stream", "text": output.splitlines(keepends=True)}
+            stream = {"name": "stdout", "output_type": "stream", "text": output.text.splitlines(keepends=True)}
+            pictures = [{"output_type": "display_data", "metadata": {}, "data": {"image/png": picture}}
+                        for picture in output.pictures]
             made[-1] |= {"execution_count": sum(one["cell_type"] == "code" for one in made),
-                         "outputs": [stream] if output else []}
+                         "outputs": [stream] * bool(output.text) + pictures}
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
               "language_info": {"name": "python"}}
     whole = {"cells": made, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}

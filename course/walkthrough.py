@@ -28,6 +28,7 @@ import math
 import tempfile
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import torch
 
 import batch as packing
@@ -171,6 +172,17 @@ print("advantages", tuple(advantages.shape))
 print(advantages)
 
 # %% [markdown]
+# Now as a picture: a bar is a response, a colour a group.
+
+# %%
+figure, axis = plt.subplots(figsize=(7, 2.4), layout="constrained")
+for p in range(4):
+    axis.bar(range(4 * p, 4 * p + 4), advantages[p], label=f"group {p}")
+axis.set(xlabel="response", ylabel="advantage", xticks=range(16), xlim=(-0.6, 18.5))
+axis.axhline(0, color="black", linewidth=0.8)
+_ = axis.legend(fontsize=8)
+
+# %% [markdown]
 # Means and deviations are one for each group. Every row of advantages sums to zero. One wrong among three right gets
 # -1.5 and each right one 0.5; two and two get 0.866 and -0.866. The first group's rewards are equal, so it has nothing
 # to say, and yet it will count in the mean. Each token of a response gets the advantage of its response.
@@ -196,8 +208,18 @@ for line in sees:
 # 3, the end of the prompt, predicts all three first tokens. `sequence` numbers the responses for the mean over each.
 #
 # In the drawing a line is a token and an x what it sees: the prompt, and the earlier tokens of its own response. So a
-# prompt is computed once for its whole group, and no response sees another.
-#
+# prompt is computed once for its whole group, and no response sees another. The same as a picture, each response in a
+# colour of its own:
+
+# %%
+figure, axis = plt.subplots(figsize=(4, 3.6), layout="constrained")
+axis.imshow((small.response[0][:, None] + 1) * sees, cmap="magma_r")
+axis.set(xlabel="is seen", ylabel="sees", xticks=range(10), yticks=range(10))
+names = ["p0", "p1", "p2", "p3", "a0", "a1", "b0", "b1", "b2", "c0"]
+axis.set_xticks(range(10), names)
+_ = axis.set_yticks(range(10), names)
+
+# %% [markdown]
 # Now our round: four groups, a row each.
 
 # %%
@@ -238,6 +260,33 @@ print("packed and plain agree to 1e-9:", bool((plain - logprobs[: len(plain)]).a
 # first.
 #
 # ## The loss (Eq. 9)
+#
+# First its two parts, as functions of one number. Left: what a token's loss is at each ratio, for a good response
+# (advantage 1) and a bad one (-1); dashed where nothing is clipped. Right: two estimates of the KL from one token, over
+# d = log p_ref - log p.
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+ratios, d = torch.linspace(0.3, 1.7, 141), torch.linspace(-2, 2, 101)
+for colour, gain in (("C0", 1.0), ("C3", -1.0)):
+    value, _ = grpo.clipped_surrogate(ratios.log(), torch.zeros(141), torch.full((141,), gain), 0.2, 0.2)
+    left.plot(ratios, -gain * ratios, "--", color=colour, linewidth=0.8)
+    left.plot(ratios, value, color=colour, label=f"advantage {gain:+.0f}")
+left.axvspan(0.8, 1.2, color="grey", alpha=0.15)
+left.set(xlabel="ratio", ylabel="loss of the token")
+left.legend(fontsize=8)
+right.plot(d, grpo.kl_k3(torch.zeros(101), d), label="k3: exp(d) - d - 1")
+right.plot(d, -d, label="k1: -d")
+right.axhline(0, color="black", linewidth=0.8)
+right.set(xlabel="d", ylabel="estimate of the KL")
+_ = right.legend(fontsize=8)
+
+# %% [markdown]
+# Four quadrants, left: a good response is clipped above the grey band and a bad one below it. There the line is flat
+# and the token has no gradient any more. In the other two quadrants the ratio is outside the band too, but on the wrong
+# side, and the loss goes on pulling it back. Right: both estimates have the KL as their mean over samples of the
+# policy, but k3 is never negative, and near 0 it is d * d / 2, so its gradient pulls the policy to the reference; the
+# gradient of k1 is the same for every token.
 #
 # Before the first step the policy is the one that sampled, and the reference too: every ratio is 1, every KL is 0.
 

@@ -22,24 +22,29 @@ def committed():
     return json.loads(notebook.NOTEBOOK.read_text(encoding="utf-8"))
 
 
+def text_of(cell):
+    return "".join("".join(output.get("text", "")) for output in cell.get("outputs", []))
+
+
 def test_it_runs_and_prints_what_the_committed_notebook_shows(cells, committed):
     began = time.process_time()
     printed = notebook.run_cells(cells)
     assert time.process_time() - began < SECONDS
     made = json.loads(notebook.as_notebook(cells, printed))
     for number, (new, old) in enumerate(zip(made["cells"], committed["cells"], strict=True)):
-        shown, kept = ("".join(cell.get("outputs", [{}])[0].get("text", "")) for cell in (new, old))
+        shown, kept = text_of(new), text_of(old)
         assert notebook.same_output(shown, kept), f"cell {number} prints\n{shown}\nand the notebook shows\n{kept}"
         for cell in (new, old):
             for output in cell.get("outputs", []):
-                output.pop("text")
+                output.pop("text", None)
+                output.get("data", {}).pop("image/png", None)
     assert made == committed, "run python -m course.notebook"
 
 
 def test_every_cell_that_prints_is_explained_and_tensors_come_with_shapes(cells, committed):
     kinds = [cell.kind for cell in cells]
     assert kinds == ["markdown", *["markdown", "code"] * (len(kinds) // 2 - 1), "markdown"]
-    shown = "".join("".join(cell["outputs"][0]["text"]) for cell in committed["cells"] if cell["cell_type"] == "code")
+    shown = "".join(map(text_of, committed["cells"]))
     for line in (r"rewards \(4, 4\)", r"advantages \(4, 4\)", r"inputs +\(4, \d+\)", r"visible \(10, 10\)",
                  r"logprobs \(\d+,\)", r"targets +\(\d+,\)"):
         assert re.search(f"^{line}", shown, re.MULTILINE), line
@@ -47,11 +52,13 @@ def test_every_cell_that_prints_is_explained_and_tensors_come_with_shapes(cells,
     for step in ("load_pairs", "render", "encode_prompt", "collate", "generate", "verdict_score", "group_advantages",
                  "grpo_loss", "grpo.update"):
         assert f"{step}(" in text, step
+    pictures = [output for cell in committed["cells"] for output in cell.get("outputs", []) if "data" in output]
+    assert len(pictures) == 3 and all(len(one["data"]["image/png"]) < 60_000 for one in pictures)
 
 
 def test_the_round_has_something_to_learn_from(committed):
     """Right and wrong in one group, an equal group too: else the prose would speak of what is not there."""
-    shown = ["".join(cell["outputs"][0]["text"]) for cell in committed["cells"] if cell["cell_type"] == "code"]
+    shown = [text_of(cell) for cell in committed["cells"]]
     (rewards,) = [text for text in shown if "rewards (4, 4)" in text]
     rows = [[float(x) for x in re.findall(r"-?1\.", row)] for row in rewards.partition("tensor")[2].splitlines()]
     assert sorted(sum(row) for row in rows) == [-4.0, 0.0, 2.0, 2.0] and sum(rows[0]) == -4.0
