@@ -102,7 +102,7 @@ test-vllm: .venv-vllm/installed
 	.venv-mutants/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt mutmut==3.8.1
 	touch $@
 
-EQUATIONS = group_advantages clipped_surrogate kl_k3 grpo_loss token_slopes make_groups score_rollouts record_tokens verdict_score update
+EQUATIONS = group_advantages clipped_surrogate kl_k3 grpo_loss old_logprobs make_groups score_rollouts record_tokens verdict_score update
 mutants: export OMP_NUM_THREADS = 1
 mutants: .venv-mutants/installed
 	.venv-mutants/bin/mutmut run --max-children 1 "reward.*" "batch.*" $(EQUATIONS:%="grpo.x_%__*") "cor_prompt.*" "data.*" "evaluation.benchmarks.*"
