@@ -30,9 +30,11 @@ import tyro
 from cor_prompt import encode_prompt, render
 from data import Message, Pair, save_pairs, swap
 from evaluation import tables
-from evaluation.benchmarks import Benchmark, Compat, load_benchmark
+from evaluation.benchmarks import BOTH_ORDERS, Benchmark, Compat, due, load_benchmark, take
 from evaluation.outcomes import budget_curve, read_judgement, read_log, score_rows, summarise
+from judge import Judge
 from judging.endpoint import Server, drop_failures
+from judging.pointwise import judge_scalar
 from judging.verdicts import Judgement, NothingJudged, check_sampling, judge_pairs, likely_cause
 from loading.judge_file import Asked
 from reward import Rule
@@ -64,9 +66,11 @@ class Run(Server):
     """Longest chain (tokens); what is cut off has no verdict, mostly. Several: each in turn, and their curve. None: as
     the model was trained, else 2048."""
     limit: int = 0
-    """Judge only the first pairs of the file (pairs); 0 is all."""
+    """Judge about so many pairs, 0 is all: the first of the file; of a benchmark whole items of every subset."""
     scalar: bool = False
     """--model is a scalar reward model (one label): the response with the higher score wins, equal scores are wrong."""
+    pointwise: bool = False
+    """Ask the judge for a score of each response alone, the mean of --votes chains; the higher score wins."""
     seed: int = 0
     """Seed of the samples (an integer)."""
     baseline: bool = False
@@ -93,7 +97,9 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
     asked = cfg.asked(loads=sampler is None and not cfg.scalar)
     cfg = replace(cfg, style=asked.style, max_tokens=cfg.max_tokens or (asked.max_tokens,),
                   template_args=asked.flags())
-    pairs = distinct(load_benchmark(cfg.benchmark, cfg.data))[: cfg.limit or None]
+    pairs = take(cfg.benchmark, distinct(load_benchmark(cfg.benchmark, cfg.data)), cfg.limit)
+    if cfg.benchmark in BOTH_ORDERS and not (cfg.scalar or cfg.pointwise):
+        cfg = replace(cfg, both_orders=True)
     shown = [*pairs, *map(swap, pairs)] if cfg.both_orders else pairs
     prompts = [render(pair, asked.style, asked.wording) for pair in shown]  # refuses what cannot be shown at once
     cfg = resolve(cfg, pairs, asked.wording, sampler is None)
@@ -103,11 +109,12 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
         one = replace(cfg, out=out, max_tokens=(budget,))
         folder = RunFolder(out, one).path
         found = verdicts_so_far(folder, names)
-        if len(found) < len(names):
+        while not names_of(cfg, wanted := due(cfg.benchmark, pairs, found.values(), cfg.scalar or cfg.pointwise)
+                           ) <= found.keys():
             sampler = sampler or make_sampler(cfg, prompts, asked)
             ranks.gather(None)  # a server's kept replies have been read by all before any rank adds to them
             try:
-                collect(one, sampler, pairs, asked, found)
+                collect(one, sampler, wanted, asked, found)
             except UserError as error:
                 if ranks.rank():  # cli.start prints what rank 0 meets
                     print(f"error: rank {ranks.rank()}: {error}", file=sys.stderr)
@@ -127,6 +134,8 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
 def check(cfg: Run) -> None:
     """Raises UserError for settings that cannot work."""
     check_sampling(cfg.votes, cfg.sampling_temperature())
+    if cfg.pointwise and (cfg.scalar or len(cfg.max_tokens) > 1 or cfg.prompt_file):
+        raise UserError("--pointwise: without --scalar, --prompt-file and several --max-tokens")
     if cfg.at_once < 0 or cfg.limit < 0:
         raise UserError("--at-once and --limit must be at least 0")
     if min(cfg.max_tokens, default=1) < 1 or len(set(cfg.max_tokens)) < len(cfg.max_tokens):
@@ -142,7 +151,8 @@ def check(cfg: Run) -> None:
 def names_of(cfg: Run, pairs: Sequence[Pair]) -> set[Key]:
     """The verdicts of a whole evaluation of these pairs."""
     orders = ("AB", "BA") if cfg.both_orders else ("AB",)
-    return {(p.source, p.pair_id, o, k) for p in pairs for o in orders for k in range(cfg.votes)}
+    samples = 1 if cfg.pointwise else cfg.votes
+    return {(p.source, p.pair_id, o, k) for p in pairs for o in orders for k in range(samples)}
 
 
 def distinct(pairs: Sequence[Pair]) -> list[Pair]:
@@ -195,6 +205,21 @@ def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]], asked: Asked) -
                         template_args=cfg.template_args)
 
 
+class Pointwise:
+    """A judge as a model that gives scores: the mean over the chains that have one. A response is asked about once."""
+
+    def __init__(self, sampler: Any, cfg: Run):
+        self.judge, self.cfg = Judge(sampler, max_tokens=cfg.max_tokens[0], seed=cfg.seed), cfg
+        self.known: dict[str, float | None] = {}
+
+    def score(self, context: Sequence[Message], response: str) -> float | None:
+        key = dumps([*context, response])
+        if key not in self.known:
+            found = self.judge.scores(context, [response], self.cfg.votes, self.cfg.sampling_temperature())
+            self.known[key] = found.totals[0] / found.samples if found.samples else None
+        return self.known[key]
+
+
 def say(line: str) -> None:
     if ranks.rank() == 0:
         print(line, flush=True)
@@ -227,8 +252,10 @@ def collect(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, found: 
     missing = names_of(cfg, pairs) - found.keys()
     unfinished = {key[:2] for key in missing}
     mine = [pair for pair in pairs if (pair.source, pair.pair_id) in unfinished][ranks.rank() :: ranks.world_size()]
-    done = {name for name, count in Counter(key[:3] for key in found).items() if count == cfg.votes}
+    done = {name for name, count in Counter(key[:3] for key in found).items()
+            if count == (1 if cfg.pointwise else cfg.votes)}
     right = sum(judgement.correct for judgement in found.values())
+    sampler = Pointwise(sampler, cfg) if cfg.pointwise else sampler
     log = Path(cfg.out, "judgements.jsonl" if ranks.world_size() == 1 else f"judgements_{ranks.rank()}.jsonl")
     at_once = cfg.at_once or (4 * cfg.concurrency * cfg.votes if cfg.base_url else 256)
     step = max(1, at_once // (cfg.votes * (1 + cfg.both_orders)))
@@ -255,9 +282,7 @@ def collect(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, found: 
 
 def judge(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, at_once: int,
           done: Container[tuple[str, str, str]]) -> Iterator[Judgement]:
-    if cfg.scalar:
-        from judging.scalar import judge_scalar
-
+    if cfg.scalar or cfg.pointwise:
         return judge_scalar(sampler, pairs, cfg.both_orders, done)
     return judge_pairs(
         sampler, pairs, asked.style, n=cfg.votes, temperature=cfg.sampling_temperature(),

@@ -24,12 +24,15 @@ from typing import Any, Literal
 import numpy as np
 
 from data import Message, Pair, load_pairs, swap
+from evaluation import rewardbench2
+from evaluation.rewardbench2 import Cells
 from formats.layouts import read_messages
 from formats.readers import read_rows
+from judging.verdicts import Judgement
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
 
-Benchmark = Literal["pairs", "rewardbench", "rm-bench", "rmb"]
+Benchmark = Literal["pairs", "rewardbench", "rewardbench-2", "rm-bench", "rmb", "judgebench"]
 Compat = Literal["none", "official"]
 RULES: dict[Compat, str] = {"none": "right", "official": "official"}  # what a row is called
 Row = dict[str, Any]
@@ -66,8 +69,14 @@ KINDS: dict[Benchmark, tuple[str, dict[str, str]]] = {  # a pair's group in its 
     "rewardbench": ("subset", SECTION_OF),
     "rm-bench": ("domain", {domain: domain for domain in DOMAINS}),
     "rmb": ("category_path", {prefix: part for part, prefix in PARTS.items()}),
+    "rewardbench-2": ("subset", {subset: subset for subset in rewardbench2.SUBSETS}),
+    "judgebench": ("source", {"mmlu-pro": "Knowledge", "livebench-reasoning": "Reasoning", "livebench-math": "Math",
+                              "livecodebench": "Coding"}),
 }
-FULL = {"rewardbench": 2985, "rm-bench": 1327, "rmb": 7064 + 10067 + 1677 + 2109}  # items
+SPLITS = {"rewardbench": "filtered", "rewardbench-2": "test", "judgebench": "gpt"}  # on the hub, else train
+BOTH_ORDERS = ("rewardbench-2", "judgebench")  # their rules ask for both
+FULL = {"rewardbench": 2985, "rm-bench": 1327, "rmb": 7064 + 10067 + 1677 + 2109, "rewardbench-2": 1763 + 51,
+        "judgebench": 270}  # items; JudgeBench has 350 answers by GPT-4o and 270 by Claude
 
 
 # ---- files -> pairs ------------------------------------------------------------------------------------
@@ -82,7 +91,8 @@ def load_benchmark(name: Benchmark, source: str, seed: int = 0) -> list[Pair]:
     """
     if name == "pairs":
         return load_pairs(source)
-    read = {"rewardbench": _rewardbench_pairs, "rm-bench": _rm_bench_pairs, "rmb": _rmb_pairs}[name]
+    read = {"rewardbench": _rewardbench_pairs, "rm-bench": _rm_bench_pairs, "rmb": _rmb_pairs,
+            "rewardbench-2": _rewardbench_2_pairs, "judgebench": _judgebench_pairs}[name]
     found: dict[str, Pair] = {}
     for where, stem, row in _source_rows(name, source):
         for pair in read(row, where, stem):
@@ -94,7 +104,7 @@ def load_benchmark(name: Benchmark, source: str, seed: int = 0) -> list[Pair]:
 
 
 def _source_rows(name: str, source: str) -> Iterator[tuple[str, str, Row]]:
-    """(place for error messages, stem of the file, row). On the hub RewardBench's rows are split `filtered`."""
+    """(place for error messages, stem of the file, row)."""
     path = Path(source)
     files = [path]
     if path.is_dir():
@@ -103,11 +113,11 @@ def _source_rows(name: str, source: str) -> Iterator[tuple[str, str, Row]]:
             files = [p for p in files if p.stem.startswith("filtered")] or files
     for file in files:
         where = source if file is path else str(file)
-        for place, row in read_rows(where, "filtered" if name == "rewardbench" else "train"):
+        for place, row in read_rows(where, SPLITS.get(name, "train")):
             yield place, file.stem, row
 
 
-# The three readers give every pair with the chosen response as A. Equal responses are kept: RMB has such a
+# The readers give every pair with the chosen response as A. Equal responses are kept: RMB has such a
 # pair among its 7,064, and dropping it would change the denominator.
 
 
@@ -158,8 +168,34 @@ def _rmb_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
                    _answer(loser, "loser_list" if number else "reject", where), "A", part, meta)
 
 
-def _question(row: Row, where: str) -> tuple[Message, ...]:
-    return ({"role": "user", "content": read_text(row, "prompt", where)},)
+def _rewardbench_2_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
+    """The matches of a row's responses, the right ones first; `due` says which of them a judge is asked."""
+    subset, texts = read_text(row, "subset", where), [_texts(row, name, where) for name in ("chosen", "rejected")]
+    kind, item = kind_of("rewardbench-2", subset, where), f"{subset}/{read_id(row, 'id', where)}"
+    listed, right = [*texts[0], *texts[1]], len(texts[0])
+    if right > 1 and subset != "Ties":
+        raise UserError(f"{where}: {right} chosen responses in {subset}; only Ties has several")
+    if subset == "Ties" and not re.fullmatch(r"Ties/(ref|tied):[0-9]{1,9}", item):
+        raise UserError(f"{where}: 'id' of a row of Ties must be ref: or tied: and a number, found {item[5:45]!r}")
+    for i, j in rewardbench2.matches(right, len(listed)):
+        meta = {"subset": subset, "item": item, "first": str(i), "second": str(j), "right": str(right),
+                "responses": str(len(listed))}
+        yield Pair(f"{item}:{i}-{j}", "rewardbench-2", _question(row, where), listed[i], listed[j], "A", kind, meta)
+
+
+def _judgebench_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
+    """ScalerLab/JudgeBench on GitHub, data/ and utils/metrics.py: label A>B or B>A."""
+    source, item = read_text(row, "source", where), read_id(row, "pair_id", where)
+    a, b, label = (read_text(row, name, where) for name in ("response_A", "response_B", "label"))
+    if label not in ("A>B", "B>A"):
+        raise UserError(f"{where}: 'label' must be A>B or B>A, found {label[:40]!r}")
+    good, bad = (a, b) if label == "A>B" else (b, a)
+    yield Pair(item, "judgebench", _question(row, where, "question"), good, bad, "A",
+               kind_of("judgebench", source, where), {"source": source, "item": item})
+
+
+def _question(row: Row, where: str, name: str = "prompt") -> tuple[Message, ...]:
+    return ({"role": "user", "content": read_text(row, name, where)},)
 
 
 def read_text(row: Mapping[str, Any], name: str, where: str) -> str:
@@ -178,11 +214,17 @@ def read_id(row: Mapping[str, Any], name: str, where: str) -> str:
     return read_text({name: str(value)}, name, where)
 
 
-def _three(row: Row, name: str, where: str) -> list[str]:
+def _texts(row: Row, name: str, where: str) -> list[str]:
     texts = row.get(name)
-    if not isinstance(texts, list) or len(texts) != 3:
-        raise UserError(f"{where}: '{name}' must be a list of three texts, one per style")
+    if not isinstance(texts, list) or not texts:
+        raise UserError(f"{where}: '{name}' must be a list of texts")
     return [read_text({name: text}, name, where) for text in texts]
+
+
+def _three(row: Row, name: str, where: str) -> list[str]:
+    if len(texts := _texts(row, name, where)) != 3:
+        raise UserError(f"{where}: '{name}' must be a list of three texts, one per style")
+    return texts
 
 
 def _answer(value: Any, name: str, where: str) -> str:
@@ -195,11 +237,50 @@ def kind_of(benchmark: Benchmark, group: Any, where: str) -> str:
     """The section of a RewardBench subset, the domain of RM-Bench's, the part of an RMB category path."""
     name, kinds = KINDS[benchmark]
     text = read_text({name: group}, name, where)
-    whole = benchmark == "rewardbench"
+    whole = benchmark.startswith("rewardbench")
     for start, kind in kinds.items():
         if text == start if whole else text.startswith(start):
             return kind
     raise UserError(f"{where}: {name} {text[:60]!r} is none of {benchmark}'s ({', '.join(kinds)})")
+
+
+# ---- which pairs are judged ----------------------------------------------------------------------------
+
+
+def take(benchmark: Benchmark, pairs: Sequence[Pair], limit: int) -> list[Pair]:
+    """About `limit` pairs, 0 is all: of a benchmark the first items of each subset in proportion, whole and at least
+    one; of other pairs the first ones."""
+    if benchmark == "pairs" or not 0 < limit < len(pairs):
+        return list(pairs[: limit or None])
+    groups: dict[str, dict[str, None]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.meta[KINDS[benchmark][0]], {})[pair.meta["item"]] = None
+    chosen = {item for items in groups.values()
+              for item in list(items)[: max(1, round(len(items) * limit / len(pairs)))]}
+    return [pair for pair in pairs if pair.meta["item"] in chosen]
+
+
+def due(benchmark: Benchmark, pairs: Sequence[Pair], judged: Iterable[Judgement], scores: bool = False) -> list[Pair]:
+    """The pairs that the benchmark's rules ask about, given what is judged. Only RewardBench 2 leaves some out: a model
+    that gives `scores` sees each response once, a judge plays a knockout and cannot be asked about Ties."""
+    if benchmark != "rewardbench-2":
+        return list(pairs)
+    if scores:
+        return [pair for pair in pairs if int(pair.meta["first"]) < int(pair.meta["right"]) <= int(pair.meta["second"])]
+    known: dict[str, dict[tuple[int, int], list[Judgement]]] = {}
+    for j in judged:
+        known.setdefault(j.meta["item"], {}).setdefault((int(j.meta["first"]), int(j.meta["second"])), []).append(j)
+    wanted: set[tuple[str, tuple[int, int]]] = set()
+    for item, count in {p.meta["item"]: int(p.meta["responses"]) for p in pairs if p.meta["subset"] != "Ties"}.items():
+        shares = {match: lead(seen) for match, seen in known.get(item, {}).items()}
+        wanted |= {(item, match) for match in (*shares, *rewardbench2.to_play(shares, count, item))}
+    return [p for p in pairs if (p.meta["item"], (int(p.meta["first"]), int(p.meta["second"]))) in wanted]
+
+
+def lead(judgements: Iterable[Judgement]) -> float:
+    """1 if more verdicts name the winner than the other response, 0.5 if as many, 0 if fewer."""
+    votes = sum((j.verdict == j.winner) - (j.verdict not in (j.winner, None)) for j in judgements)
+    return 0.5 if votes == 0 else float(votes > 0)
 
 
 # ---- outcomes -> tables --------------------------------------------------------------------------------
@@ -208,13 +289,15 @@ def kind_of(benchmark: Benchmark, group: Any, where: str) -> str:
 @dataclass(frozen=True)
 class Outcome:
     """`correct` is 1 or 0, or 0.5 where the two orders of a pair disagree. `of` is how many comparisons the
-    item has in its benchmark, 0 where the log does not say."""
+    item has in its benchmark, 0 where the log does not say (of RewardBench 2: how many responses). `scores` are those
+    of the two responses, from a model that gives scores."""
 
     item: str
     group: str
     slot: str
     correct: float
     of: int = 0
+    scores: tuple[float, float] | None = None
 
 
 def score(benchmark: Benchmark, outcomes: Sequence[Outcome], compat: Compat = "none") -> Table:
@@ -249,27 +332,47 @@ def by_item(outcomes: Iterable[Outcome]) -> dict[str, dict[str, list[Outcome]]]:
     return found
 
 
-def cells(outcomes: Iterable[Outcome]) -> dict[str, list[dict[str, tuple[float, float]]]]:
-    """group -> for each item, in the order of their names, slot -> (right, total). A best-of-n item is right if it
-    beats every loser (slot ""); its comparisons stand beside (slot "each"). With unjudged losers it is left out."""
-    found: dict[str, list[dict[str, tuple[float, float]]]] = {}
+def cells(outcomes: Iterable[Outcome]) -> dict[str, dict[str, Cells]]:
+    """group -> item -> slot -> (right, total). A best-of-n item is right if it beats every loser (slot ""); its
+    comparisons stand beside (slot "each"). With unjudged losers it is left out."""
+    found: dict[str, dict[str, Cells]] = {}
     for group, items in by_item(outcomes).items():
-        for _, seen in sorted(items.items()):
+        for item, seen in items.items():
             slots = {o.slot: (o.correct, 1.0) for o in seen}
+            if group.startswith("rewardbench-2/"):
+                if (of_item := _best_of_four(item, seen)) is None:
+                    continue
+                slots = of_item
             if group.startswith("BoN_set/"):
                 if len(seen) < seen[0].of:
                     continue
                 slots = {"": (float(all(o.correct == 1 for o in seen)), 1.0)}
                 if all(o.slot for o in seen):  # slot "" is a published table's outcome of the whole item
                     slots["each"] = sum(o.correct for o in seen), float(len(seen))
-            found.setdefault(group, []).append(slots)
+            found.setdefault(group, {})[item] = slots
     return found
 
 
+def _best_of_four(item: str, seen: Sequence[Outcome]) -> Cells | None:
+    """A slot is a match such as 0-2, in Ties with ref: or tied: before it."""
+    listed: dict[str, list[rewardbench2.Seen]] = {}
+    for o in seen:
+        kind, _, match = o.slot.rpartition(":")
+        i, j = map(int, match.split("-"))
+        listed.setdefault(kind, []).append(((i, j), o.correct, o.scores))
+    return rewardbench2.item_cells(item, seen[0].of, listed)
+
+
 def count(outcomes: Iterable[Outcome]) -> Counts:
-    """group -> slot -> (right, total)."""
-    return {group: {slot: (float(of[:, 0].sum()), float(of[:, 1].sum())) for slot, of in arrays(items).items()}
-            for group, items in cells(outcomes).items()}
+    """group -> slot -> (right, total). Fractions are added as the authors add them, so that the last digit agrees."""
+    counts: Counts = {}
+    for group, items in cells(outcomes).items():
+        for slot in sorted({slot for slots in items.values() for slot in slots}):
+            listed = sorted(items.items()) if slot == "margin" else list(items.items())
+            known = [slots[slot] for _, slots in listed if slot in slots]
+            right = (np.sum if slot == "margin" else sum)([right for right, _ in known])
+            counts.setdefault(group, {})[slot] = float(right), float(sum(total for _, total in known))
+    return counts
 
 
 def resample(outcomes: Iterable[Outcome], draws: int, seed: int) -> Counts:
@@ -282,10 +385,12 @@ def resample(outcomes: Iterable[Outcome], draws: int, seed: int) -> Counts:
     return counts
 
 
-def arrays(items: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, Any]:
-    """slot -> (items, 2): right and total of each item; an item without the slot has zeros."""
-    return {slot: np.array([item.get(slot, (0.0, 0.0)) for item in items])
-            for slot in sorted({slot for item in items for slot in item})}
+def arrays(items: Mapping[str, Cells]) -> dict[str, Any]:
+    """slot -> (items, 2): right and total of each item in the order of their names, so that the order of a log changes
+    nothing; an item without the slot has zeros."""
+    rows = [slots for _, slots in sorted(items.items())]
+    return {slot: np.array([row.get(slot, (0.0, 0.0)) for row in rows])
+            for slot in sorted({slot for row in rows for slot in row})}
 
 
 def make_table(benchmark: Benchmark, counts: Counts, compat: Compat = "none") -> Table:
@@ -293,19 +398,20 @@ def make_table(benchmark: Benchmark, counts: Counts, compat: Compat = "none") ->
     if benchmark == "rm-bench":
         return _rm_bench_table(counts, compat)
     if benchmark != "pairs":
-        return {"rewardbench": _rewardbench_table, "rmb": _rmb_table}[benchmark](counts)
+        return {"rewardbench": _rewardbench_table, "rmb": _rmb_table, "rewardbench-2": _rewardbench_2_table,
+                "judgebench": _judgebench_table}[benchmark](counts)
     categories = {group: _pooled(counts, [group]) for group in sorted(counts)}
     return {"overall": {"accuracy": _pooled(counts, counts)}, "categories": categories}
 
 
 def _rewardbench_table(counts: Counts) -> Table:
-    """A subset that is absent does not weigh in its section; a section without subsets scores 0."""
+    """A subset that is absent does not weigh in its section; a section without subsets has no score."""
     subsets = {subset: _pooled(counts, [subset]) for subset in SECTION_OF if subset in counts}
     sections: dict[str, Any] = {}
     for section, weights in SECTIONS.items():
         there = {subset: weight for subset, weight in weights.items() if subset in subsets}
         total = sum(subsets[subset] * weight for subset, weight in there.items())
-        sections[section] = total / sum(there.values()) if there else 0.0
+        sections[section] = total / sum(there.values()) if there else None
     overall = {"average": mean(sections.values()), "accuracy": _pooled(counts, counts)}
     return {"overall": overall, "sections": sections, "subsets": subsets}
 
@@ -338,6 +444,25 @@ def _rmb_table(counts: Counts) -> Table:
             "comparisons": each}
 
 
+def _rewardbench_2_table(counts: Counts) -> Table:
+    """Six subsets and their mean, for which all six are needed."""
+    groups = {subset: f"rewardbench-2/{subset}" for subset in rewardbench2.SUBSETS}
+    subsets = {subset: _pooled(counts, [group]) for subset, group in groups.items() if group in counts}
+    parts = {slot: _pooled(counts, [groups["Ties"]], slot) for slot in rewardbench2.WEIGHTS if groups["Ties"] in counts}
+    if parts and all(part is not None for part in parts.values()):
+        subsets["Ties"] = sum(weight * parts[slot] for slot, weight in rewardbench2.WEIGHTS.items())
+    subsets = {subset: subsets.get(subset) for subset in groups}
+    return {"overall": {"average": mean(subsets.values())}, "subsets": subsets, "ties": parts}
+
+
+def _judgebench_table(counts: Counts) -> Table:
+    """All pairs count alike, in their section and overall."""
+    names = KINDS["judgebench"][1]
+    sections = {name: _pooled(counts, [g for g in counts if g.startswith(start)]) for start, name in names.items()}
+    return {"overall": {"accuracy": _pooled(counts, counts)}, "sections": sections,
+            "categories": {group: _pooled(counts, [group]) for group in sorted(counts)}}
+
+
 def _pooled(counts: Counts, groups: Iterable[str], slot: str = "") -> Any:
     """Right / total of one slot over some groups; None where there is nothing."""
     cells = [counts[group][slot] for group in groups if slot in counts[group]]
@@ -358,9 +483,12 @@ def gaps(benchmark: Benchmark, outcomes: Sequence[Outcome]) -> list[str]:
     if items < FULL.get(benchmark, 0):
         found.append(f"{items} of {FULL[benchmark]} items: not to be held against published numbers")
     if benchmark == "rewardbench" and (absent := [s for s in SECTION_OF if s not in seen]):
-        found.append(f"subsets without a verdict: {', '.join(absent)}; a section without subsets scores 0")
-    partial = sum(len(some) < some[0].of for members in seen.values() for some in members.values())
+        found.append(f"subsets without a verdict: {', '.join(absent)}; their sections are left open")
+    if benchmark == "rewardbench-2":
+        partial = items - sum(map(len, cells(outcomes).values()))
+    else:
+        partial = sum(len(some) < some[0].of for members in seen.values() for some in members.values())
     if partial:
-        effect = "left out" if benchmark == "rmb" else "counted for the cells they have"
+        effect = "counted for the cells they have" if benchmark == "rm-bench" else "left out"
         found.append(f"{partial} items are not judged completely: {effect}")
     return found

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation import benchmarks
-from evaluation.benchmarks import KINDS, Benchmark, Compat, Outcome, Row, kind_of, read_id, read_text
-from judging.verdicts import Judgement, majority, named, tally, why_silent
+from evaluation.benchmarks import KINDS, Benchmark, Compat, Outcome, Row, kind_of, lead, read_id, read_text
+from judging.verdicts import Judgement, majority, named, read_scores, tally, why_silent
 from reward import Rule, parse_verdict
 from runtime.disk import read_json, read_jsonl
 from runtime.errors import UserError
@@ -98,6 +98,7 @@ def read_outcomes(
     """
     votes: dict[tuple[str, str], dict[tuple[str, int], tuple[str, Judgement]]] = {}
     found: dict[tuple[str, str, str], Outcome] = {}
+    times: Counter[tuple[str, str, str]] = Counter()
     twice = changed = 0
     for where, row in rows:
         if "verdict" in row and "winner" in row:
@@ -108,12 +109,16 @@ def read_outcomes(
             changed += of_pair.setdefault(name, (where, judgement))[1].verdict != judgement.verdict
         else:
             for outcome in _tabled(benchmark, row, where):
+                if benchmark == "rmb" and outcome.slot:  # losers may have equal texts: each of them counts
+                    place = where.rpartition(":")[0], outcome.item, outcome.slot
+                    times[place] += 1
+                    outcome = replace(outcome, slot=f"{outcome.slot} {times[place]}")
                 key = outcome.group, outcome.item, outcome.slot
                 twice += key in found
                 changed += found.setdefault(key, outcome) != outcome
     for of_pair in votes.values():
-        where, one = next(iter(of_pair.values()))
-        outcome = _judged(benchmark, one, elect([j for _, j in of_pair.values()]), where)
+        where = next(iter(of_pair.values()))[0]
+        outcome = _judged(benchmark, [j for _, j in of_pair.values()], where)
         found.setdefault((outcome.group, outcome.item, outcome.slot), outcome)
     judged = [judgement for of_pair in votes.values() for _, judgement in of_pair.values()]
     return list(found.values()), _remarks(judged, len(votes), twice, changed)
@@ -169,9 +174,10 @@ def read_judgement(row: Row, where: str, rule: Rule | None = None) -> Judgement:
         raise UserError(f"{where}: not a verdict as eval.py logs it ({error})") from None
 
 
-def _judged(benchmark: Benchmark, one: Judgement, correct: float, where: str) -> Outcome:
-    """What the verdicts on one pair say, `correct`, as an outcome of the benchmark's item."""
-    meta = one.meta
+def _judged(benchmark: Benchmark, judgements: Sequence[Judgement], where: str) -> Outcome:
+    """What the verdicts on one pair say as an outcome of the benchmark's item."""
+    one = judgements[0]
+    meta, correct, scores = one.meta, elect(judgements), None
     if benchmark == "pairs":
         return Outcome(f"{one.source}/{one.pair_id}", one.category, "", correct, 1)
     try:
@@ -183,22 +189,46 @@ def _judged(benchmark: Benchmark, one: Judgement, correct: float, where: str) ->
                 raise UserError(f"{where}: chosen_style and rejected_style must be 0, 1 or 2")
         elif benchmark == "rmb":
             slot, of = meta["loser"], int(meta["losers"])
+        elif benchmark == "judgebench":  # right if the votes of both orders for the label outnumber those against it
+            correct = float(lead(judgements) == 1)
+        elif benchmark == "rewardbench-2":
+            slot, of, correct = f"{int(meta['first'])}-{int(meta['second'])}", int(meta["responses"]), lead(judgements)
+            if (found := read_scores(one.text)) is not None:
+                scores = found if one.winner == "A" else found[::-1]  # A as shown is the first response or the second
+            group, item, slot = _best_of_four(group, item, slot)
     except (KeyError, ValueError) as error:
         raise UserError(f"{where}: not a verdict on {benchmark}, its meta has no {error}; judge with "
                         f"eval.py run --benchmark {benchmark}") from None
-    return Outcome(item, group, slot, correct, of)
+    return Outcome(item, group, slot, correct, of, scores)
+
+
+def _best_of_four(subset: str, item: str, match: str) -> tuple[str, str, str]:
+    """(group, item, slot) of RewardBench 2; in Ties the rows ref:7 and tied:7 are one item."""
+    if subset == "Ties":
+        kind, _, number = item.removeprefix("Ties/").partition(":")
+        item, match = f"Ties/{int(number):09d}", f"{kind}:{match}"
+    return f"rewardbench-2/{subset}", item, match
 
 
 def _tabled(benchmark: Benchmark, row: Row, where: str) -> Iterator[Outcome]:
     """Outcomes of one row of a published table."""
-    asked = {"rewardbench": "correct", "rm-bench": "result_1", "rmb": "results"}.get(benchmark)
-    if asked not in row:
+    asked = {"rewardbench": "correct", "rm-bench": "result_1", "rmb": "results", "rewardbench-2": "scores"}
+    if asked.get(benchmark) not in row:
         raise UserError(f"{where}: neither a verdict of eval.py nor a row of a {benchmark} outcome table; "
                         f"found {', '.join(sorted(row))[:80]}")
     group = read_text(row, KINDS[benchmark][0], where)
     kind_of(benchmark, group, where)
     if benchmark == "rewardbench":
         yield Outcome(f"{group}/{read_id(row, 'id', where)}", group, "", _share(row["correct"], "correct", where), 1)
+    elif benchmark == "rewardbench-2":  # the scores of all responses, the right ones first
+        scores, right = row["scores"], row.get("num_correct", 1)
+        numbers = [s[0] if isinstance(s, list) and s else s for s in scores] if isinstance(scores, list) else []
+        if type(right) is not int or not 0 < right < len(numbers) or not all(type(s) in (int, float) for s in numbers):
+            raise UserError(f"{where}: 'scores' must be a list of numbers, the 'num_correct' right ones first")
+        item = f"{group}/{read_id(row, 'id', where)}"
+        for i, j in ((i, j) for i in range(right) for j in range(right, len(numbers)) if i == 0 or j == right):
+            names = _best_of_four(group, item, f"{i}-{j}")
+            yield Outcome(names[1], names[0], names[2], 0.0, len(numbers), (float(numbers[i]), float(numbers[j])))
     elif benchmark == "rm-bench":
         item = read_id(row, "id", where)
         for f, k in product(range(3), range(3)):
@@ -228,7 +258,9 @@ Name = tuple[str, str]  # source, pair_id
 
 
 def summarise(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """What summary.json holds: a row of numbers overall, by category and by source."""
+    """What summary.json holds: a row of numbers overall, by category and by source. Matches between two responses of
+    which neither is right (RewardBench 2) count in the benchmark's score alone."""
+    judgements = [j for j in judgements if j.source != "rewardbench-2" or int(j.meta["first"]) < int(j.meta["right"])]
     too_long = [j for j in judgements if j.finish_reason == "length" and j.response_tokens == 0]
     result: dict[str, Any] = {"overall": measure(judgements)}
     for name in ("category", "source"):

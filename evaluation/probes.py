@@ -34,6 +34,7 @@ from evaluation.benchmarks import Benchmark, load_benchmark
 from evaluation.outcomes import read_judgement, standard_error
 from evaluation.tables import as_text, cell
 from judging.endpoint import Server
+from judging.pointwise import judge_scalar
 from judging.verdicts import Judgement, judge_pairs, named, why_silent
 from loading.judge_file import Asked
 from reward import Letter, Rule
@@ -240,7 +241,7 @@ class Probes(Server):
 
 def load_judge(cfg: Probes, asked: Asked) -> Judge:
     if cfg.scalar:
-        from judging.scalar import judge_scalar, load_scalar
+        from judging.scalar import load_scalar
 
         model = load_scalar(cfg.model, cfg.dtype)
         return lambda pairs: judge_scalar(model, pairs, both_orders=True)

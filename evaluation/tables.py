@@ -14,7 +14,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from evaluation.benchmarks import DOMAINS, LEVELS, RULES, SECTION_OF, STYLES, mean
+from evaluation.benchmarks import DOMAINS, KINDS, LEVELS, RULES, SECTION_OF, STYLES, mean
+from evaluation.rewardbench2 import SUBSETS
 from runtime.disk import read_json, write_whole
 from runtime.errors import UserError, visible
 
@@ -22,7 +23,7 @@ Grid = list[list[str]]  # the first row is the header
 Result = Mapping[str, Any]
 
 PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parent / "published.json").read_text("utf-8"))
-PERCENT = ("rewardbench", "rm-bench")
+PERCENT = ("rewardbench", "rm-bench", "rewardbench-2", "judgebench")
 THREE = ("rewardbench", "rm-bench", "rmb")  # the mean of their scores is the paper's headline
 HEADLINE = {  # column -> where its number stands in the benchmark's table; the columns of published.json
     "rewardbench": {
@@ -42,6 +43,9 @@ HEADLINE = {  # column -> where its number stands in the benchmark's table; the 
         "Harmless pairs": ("parts", "Pairwise Harmlessness"),
         "average": ("overall", "average"),
     },
+    "rewardbench-2": {**{subset: ("subsets", subset) for subset in SUBSETS}, "average": ("overall", "average")},
+    "judgebench": {**{section: ("sections", section) for section in KINDS["judgebench"][1].values()},
+                   "accuracy": ("overall", "accuracy")},
     "pairs": {"accuracy": ("overall", "accuracy")},
 }
 
@@ -133,13 +137,14 @@ def average_grids(rows: Mapping[str, Mapping[str, Any]], compare: bool) -> list[
 def _subsets(result: Result) -> list[tuple[str, Grid]]:
     """A line per subset or category."""
     name = result["benchmark"]
-    block = "subsets" if name == "rewardbench" else "categories"
+    block = "subsets" if name.startswith("rewardbench") else "categories"
     grid = [[block, "accuracy", "95 % interval", "right", "rows"]]
     for group, share in result["table"][block].items():
-        right, total = result["counts"][group][""]
+        counts = result["counts"].get(f"{name}/{group}" if name == "rewardbench-2" else group, {})
+        right, total = counts.get("", ("-", max((total for _, total in counts.values()), default=0)))
         section = f" ({SECTION_OF[group]})" if name == "rewardbench" else ""
         grid.append([(group or "-") + section, number(name, share), span(name, result["intervals"][block][group]),
-                     f"{right:g}", f"{total:g}"])
+                     right if right == "-" else f"{right:g}", f"{total:g}"])
     return [(block, grid)]
 
 

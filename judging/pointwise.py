@@ -10,12 +10,16 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from cor_prompt import SPEAKERS, defuse, section
-from data import Message
+from data import Message, Pair, swap
+from judging.verdicts import Judgement
+from reward import Letter
 from rollout import Reply
+from runtime.errors import UserError
 from runtime.seeds import derive_seed
 
 SYSTEM = """You are an impartial judge of how well AI Chatbots served their Client. Score each response below.
@@ -92,3 +96,42 @@ def sum_scores(shown: Sequence[Sequence[int]], replies: Sequence[Reply], count: 
             silent["no \\boxed{} with a number for each response"] += 1
     totals = tuple(sum(scores[i] for _, scores in read) for i in range(count))
     return Scores(totals, len(read), len(replies), tuple(text for text, _ in read), dict(silent))
+
+
+# ---- scores -> judgements ------------------------------------------------------------------------------
+
+
+class Scoring(Protocol):
+    def score(self, context: Sequence[Message], response: str) -> float | None: ...
+
+
+def judge_scalar(judge: Scoring, pairs: Iterable[Pair], both_orders: bool = False,
+                 done: Container[tuple[str, str, str]] = ()) -> Iterator[Judgement]:
+    """What verdicts.judge_pairs yields, from scores: the text holds both, and the verdict as its parsers read it. No
+    response is seen beside another, so the second order repeats the first one's scores. Equal scores name nobody."""
+    for pair in pairs:
+        check(pair)
+        first, second = (judge.score(pair.context, text) for text in (pair.response_a, pair.response_b))
+        for order in ("AB", "BA") if both_orders else ("AB",):
+            if (pair.source, pair.pair_id, order) in done:
+                continue
+            shown, a, b = (pair, first, second) if order == "AB" else (swap(pair), second, first)
+            verdict = better(a, b)
+            text = f"A {a!r} B {b!r}" + (f" [[{verdict}]]" if verdict else "")
+            yield Judgement(pair.pair_id, pair.source, pair.category, pair.meta, order, 0, verdict, shown.winner,
+                            verdict == shown.winner, "length" if None in (a, b) else "stop", 0, text)
+
+
+def check(pair: Pair) -> None:
+    if pair.messages is not None:
+        raise UserError(f"pair {pair.pair_id}: a ready-made prompt holds no responses that could be scored one by one")
+
+
+def better(a: float | None, b: float | None) -> Letter | None:
+    """
+    >>> better(0.5, -1.0), better(-2.0, -1.0), better(1.0, 1.0), better(None, 1.0), better(float("nan"), 1.0)
+    ('A', 'B', None, None, None)
+    """
+    if a is None or b is None or not (a < b or a > b):
+        return None
+    return "A" if a > b else "B"

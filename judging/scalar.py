@@ -12,8 +12,7 @@ does and as RewardBench and RM-Bench count them. Nothing that a model folder bri
 
 from __future__ import annotations
 
-import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -24,12 +23,11 @@ from torch import Tensor, nn
 from batch import Batch, Group
 from cor_prompt import encode_prompt
 from data import Message, Pair, swap
-from judging.verdicts import Judgement
+from judging.pointwise import check
 from loading.folder import model_folder, plain_config, tested_config
 from loading.tokenizer import load_tokenizer
 from loading.weights import check_finite, read_weights
 from model import Policy, build_policy
-from reward import Letter
 from runtime.errors import UserError
 
 
@@ -92,53 +90,6 @@ def load_scalar(path: str, dtype: str = "float32") -> ScalarModel:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     room = getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
     return ScalarModel(lm.eval().to(device), load_tokenizer(path), room)
-
-
-# ---- scores -> judgements ------------------------------------------------------------------------------
-
-
-def judge_scalar(judge: ScalarModel, pairs: Iterable[Pair], both_orders: bool = False,
-                 done: Container[tuple[str, str, str]] = ()) -> Iterator[Judgement]:
-    """What verdicts.judge_pairs yields, from scores: the text holds both, and the verdict as its parsers read it.
-
-    A scalar model does not see the other response, so the second order repeats the first one's scores.
-    """
-    for pair in pairs:
-        check(pair)
-        first, second = (judge.score(pair.context, text) for text in (pair.response_a, pair.response_b))
-        for order in ("AB", "BA") if both_orders else ("AB",):
-            if (pair.source, pair.pair_id, order) in done:
-                continue
-            shown, a, b = (pair, first, second) if order == "AB" else (swap(pair), second, first)
-            verdict = better(a, b)
-            text = f"A {a!r} B {b!r}" + (f" [[{verdict}]]" if verdict else "")
-            yield Judgement(pair.pair_id, pair.source, pair.category, pair.meta, order, 0, verdict, shown.winner,
-                            verdict == shown.winner, "length" if None in (a, b) else "stop", 0, text)
-
-
-def check(pair: Pair) -> None:
-    if pair.messages is not None:
-        raise UserError(f"pair {pair.pair_id}: a ready-made prompt holds no responses that could be scored one by one")
-
-
-def better(a: float | None, b: float | None) -> Letter | None:
-    """
-    >>> better(0.5, -1.0), better(-2.0, -1.0), better(1.0, 1.0), better(None, 1.0), better(float("nan"), 1.0)
-    ('A', 'B', None, None, None)
-    """
-    if a is None or b is None or not (a < b or a > b):
-        return None
-    return "A" if a > b else "B"
-
-
-def read_scores(text: str) -> tuple[float, float] | None:
-    """The scores in a judgement's text, of A and B as shown; None for a chain.
-
-    >>> read_scores("A 0.5 B -1e-05 [[A]]"), read_scores("<answer>[[A]]</answer>")
-    ((0.5, -1e-05), None)
-    """
-    found = re.match(r"A (\S+) B (\S+)(?: \[\[[AB]\]\])?$", text)
-    return (float(found[1]), float(found[2])) if found and "None" not in found.groups() else None
 
 
 # ---- the trainable twin --------------------------------------------------------------------------------

@@ -105,6 +105,16 @@ def likely_cause(silent: Mapping[str, int]) -> str:
     return f"none of {sum(silent.values())} outputs has a verdict; {number} of them: {why}; {remedy}"
 
 
+def read_scores(text: str) -> tuple[float, float] | None:
+    """The scores in a judgement's text, of A and B as shown; None for a chain.
+
+    >>> read_scores("A 0.5 B -1e-05 [[A]]"), read_scores("<answer>[[A]]</answer>")
+    ((0.5, -1e-05), None)
+    """
+    found = re.match(r"A (\S+) B (\S+)(?: \[\[[AB]\]\])?$", text)
+    return (float(found[1]), float(found[2])) if found and "None" not in found.groups() else None
+
+
 def named(judgement: Judgement) -> Letter | None:
     """The response a verdict stands for, whichever letter it was shown under."""
     other: dict[Letter | None, Letter | None] = {"A": "B", "B": "A", None: None}

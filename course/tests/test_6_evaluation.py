@@ -35,10 +35,10 @@ def test_rewardbench_table_four_sections_and_two_overall_numbers(ask):
 
 
 @pytest.mark.points("_rewardbench_table", 1)
-def test_rewardbench_table_a_section_without_a_verdict_scores_zero(ask):
+def test_rewardbench_table_a_section_without_a_verdict_has_no_score(ask):
     got = ask("table", "rewardbench", {"donotanswer": one(3, 4)})
-    close("sections of a log that has Safety alone", list(got["sections"].values()), [0.0, 0.0, 0.75, 0.0])
-    close("overall average", got["overall"]["average"], 0.1875)
+    equal("sections of a log that has Safety alone", list(got["sections"].values()), [None, None, 0.75, None])
+    equal("overall average", got["overall"]["average"], None)
 
 
 def matrix(**cells):

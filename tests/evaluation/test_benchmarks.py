@@ -235,13 +235,15 @@ def test_rewardbench_by_hand():
     ]
     table = bm.score("rewardbench", outcomes)
     assert table["subsets"]["math-prm"] == 0.75
-    assert bm.intervals("rewardbench", outcomes, draws=9)["sections"]["Chat Hard"] == (0.0, 0.0)
+    assert bm.intervals("rewardbench", outcomes, draws=9)["sections"]["Chat Hard"] is None
     assert table["sections"]["Chat"] == pytest.approx(90 / 140)
-    assert table["sections"]["Chat Hard"] == 0.0  # the authors' scorer: a section without subsets is 0
+    assert table["sections"]["Chat Hard"] is None  # nothing was judged
     assert table["sections"]["Safety"] == 0.25
     assert table["sections"]["Reasoning"] == pytest.approx(902 / 1312)
-    assert table["overall"]["average"] == pytest.approx((90 / 140 + 0 + 0.25 + 902 / 1312) / 4)
-    assert table["overall"]["accuracy"] == pytest.approx(8 / 14)
+    assert table["overall"]["average"] is None
+    table = bm.score("rewardbench", [*outcomes, *made("mt-bench-hard", 1)])
+    assert table["overall"]["average"] == pytest.approx((90 / 140 + 1 + 0.25 + 902 / 1312) / 4)
+    assert table["overall"]["accuracy"] == pytest.approx(9 / 15)
     notes = " ".join(bm.gaps("rewardbench", outcomes))
     assert "14 of 2985 items" in notes and "llmbar-natural, llmbar-" in notes and "hep-cpp" not in notes
     assert bm.gaps("pairs", []) == []  # other pairs have no full size to fall short of
@@ -642,7 +644,7 @@ def test_real_benchmark_files(name, folder, pairs):
         assert render(pair, "instruct", None)
     perfect = [("log:1", verdict(p, p.winner)) for p in loaded]
     outcomes, _ = read_outcomes(name, perfect)
-    assert set(bm.make_table(name, bm.count(outcomes))["overall"].values()) <= {1.0, 0.75}
+    assert set(bm.make_table(name, bm.count(outcomes))["overall"].values()) <= {1.0, None}
     if name != "rmb":
         known, _ = read_outcomes(name, read_log([str(shared("published", folder))]))
         assert {(o.group, o.item) for o in outcomes} <= {(o.group, o.item) for o in known}
@@ -675,11 +677,11 @@ def test_run_and_score_a_benchmark(tmp_path, capsys):
     result = ev.score(ev.Score("rewardbench", (str(out),), compare=True, name="a<b>|\x1b[31m", **settings))
     shown = capsys.readouterr().out
     assert result["table"]["subsets"] == {"donotanswer": 1.0, "hep-go": 1.0} and result["other_rules"] is None
-    assert result["table"]["overall"] == {"average": 0.5, "accuracy": 1.0}
+    assert result["table"]["overall"] == {"average": None, "accuracy": 1.0}
     assert "note: 1 verdicts came twice and count once" in shown and "note: 40 of 2985 items" in shown
     assert json.loads(files["json"].read_text()) == json.loads(json.dumps(result))
     assert (
-        "| a&lt;b&gt;\\|&lt;U+001B&gt;[31m | 0.0 | 0.0 | 100.0 | 100.0 | 50.0 | 100.0 |"
+        "| a&lt;b&gt;\\|&lt;U+001B&gt;[31m | - | - | 100.0 | 100.0 | - | 100.0 |"
         in files["markdown"].read_text()
     )
     assert "\x1b" not in shown and "RM-R1-Qwen2.5-Instruct-32B" in shown

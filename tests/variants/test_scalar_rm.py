@@ -17,7 +17,9 @@ import eval as evaluation
 from data import Pair, load_pairs, save_pairs, swap
 from evaluation.outcomes import read_log, score_rows
 from judging import scalar
-from judging.scalar import ScalarModel, encode_reply, judge_scalar, load_scalar, load_scorer, pack, read_scores
+from judging.pointwise import judge_scalar
+from judging.scalar import ScalarModel, encode_reply, load_scalar, load_scorer, pack
+from judging.verdicts import read_scores
 from runtime.errors import UserError
 from variants import scalar_rm
 
