@@ -288,7 +288,8 @@ def train(cfg: Config, method: Method = Method()) -> None:
     if cfg.dry_run:
         return sizes.dry_run(cfg)
     run = set_up(cfg, method)
-    state, bad = states.resume(run.folder, run.policy, run.optimizer) or {"step": 0, "position": 0}, 0
+    state = states.resume(run.folder, run.policy, run.optimizer) or {"step": 0, "position": 0}
+    bad = silent = 0
     run.folder.rewind(state["step"])
     moments = model.HostMoments(run.optimizer, cfg.offload_optimizer)
     with StopSignal() as stop, steps.progress(cfg.steps, state["step"], "grpo") as bar:
@@ -312,7 +313,7 @@ def train(cfg: Config, method: Method = Method()) -> None:
             steps.show(bar, record, reward="reward/mean", no_verdict="rollout/frac_no_verdict", kl="policy/ref_kl",
                        held_out="eval/accuracy", speed="tokens/s")
             state["step"] = step + 1
-            bad = steps.count_bad(record, bad)
+            bad, silent = steps.count_bad(record, bad), steps.count_silent(record, silent)
             stopping, last = stop.requested() or bad == BAD_STEPS, step + 1 == cfg.steps
             if stopping or last or (step + 1) % cfg.save_every == 0:
                 states.keep_state(run.folder, run.policy, run.optimizer, state)
@@ -346,13 +347,15 @@ def set_up(cfg: Config, method: Method) -> Run:
 
 
 def fitting_pairs(cfg: Config, method: Method, tokenizer: Any, system: str | None) -> list[Pair]:
-    """Training pairs whose prompt fits; says how many did not fit."""
+    """Training pairs whose prompt fits; says what the run will use."""
     pairs = load_pairs(cfg.data)
     fitting = [pair for pair in pairs
                if len(encode_prompt(method.prompt(pair, cfg.style, system), tokenizer)) <= cfg.max_prompt_tokens]
-    if ranks.rank() == 0 and len(fitting) < len(pairs):
-        print(f"{len(pairs) - len(fitting)} of {len(pairs)} prompts exceed --max-prompt-tokens "
-              f"{cfg.max_prompt_tokens}: left out")
+    if ranks.rank() == 0:
+        used, long = min(len(fitting), cfg.steps * cfg.prompts_per_step), len(pairs) - len(fitting)
+        print(f"{cfg.data}: {used} of {len(pairs)} pairs, {cfg.steps} rounds of {cfg.prompts_per_step} x "
+              f"{cfg.group_size}; {long} prompts exceed --max-prompt-tokens {cfg.max_prompt_tokens}; "
+              f"held out: {cfg.held_out or 'none'}", flush=True)
     if not fitting:
         raise UserError(f"{cfg.data}: no prompt fits --max-prompt-tokens {cfg.max_prompt_tokens}")
     return fitting

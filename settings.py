@@ -255,7 +255,7 @@ GRPO_PRESETS = {
     ),
     "tiny": replace(
         PAPER_GRPO, preset="tiny", model="runs/toy/sft", data="runs/toy/rl.jsonl", held_out="runs/toy/held_out.jsonl",
-        prompt_file="runs/toy/prompt.txt", out="runs/grpo-tiny", style="instruct", steps=120,
+        prompt_file="runs/toy/prompt.txt", out="runs/toy/grpo", style="instruct", steps=120,
         prompts_per_step=16, group_size=8, mini_batch=8, max_prompt_tokens=64, max_response_tokens=60,
         micro_batch_tokens=4096, lr=3e-4, lr_schedule="linear", warmup_updates=5, betas=(0.9, 0.99),
         weight_decay=0.0, kl_coef=0.005, compute_dtype="float32", sampler="torch", sampler_dtype="float32",

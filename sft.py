@@ -107,6 +107,10 @@ def fit(cfg: Config, policy: Policy, tokenizer: Any, examples: Sequence[Group], 
     loss(policy, groups, cfg, backward) -> (sum, count) of this rank. `asked` is how the exported judge is asked.
     """
     cfg = replace(cfg, steps=cfg.steps or max(1, int(cfg.epochs * len(examples) / cfg.batch_size)))
+    if ranks.rank() == 0:
+        used = min(len(examples), cfg.steps * cfg.batch_size)
+        print(f"{cfg.data}: {used} of {len(examples)} pairs, {cfg.steps} steps of {cfg.batch_size}; "
+              f"held out: {cfg.held_out or 'none'}", flush=True)
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
     folder = RunFolder(cfg.out, cfg)
     progress = states.resume(folder, policy, optimizer) or {"step": 0, "best": math.inf}

@@ -95,7 +95,7 @@ def read_row(row: Row) -> dict[str, Any]:
     except (UnicodeEncodeError, RecursionError):
         raise Unusable("half a surrogate pair, which is no character, or nested too deeply; repair the row") from None
     pairs = [names for names in (*ORDERED, *COMPARED) if names[0] in row and names[1] in row]
-    if "context_messages" in row or ({"messages", "winner"} <= row.keys() and not pairs):
+    if "context_messages" in row or ({"messages", "winner"} <= row.keys() and (not pairs or "context" in row)):
         return names_of(row) | ready_made(row)
     if "initial_reason_steps" in row:  # a response is the shared first steps and what follows them
         steps, pairs = text(row, "initial_reason_steps"), [("full_chosen", "full_rejected")]

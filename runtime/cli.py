@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,7 +53,8 @@ def start(main: Callable[[], object]) -> None:
 def parse(config: type[C], presets: Mapping[str, C], argv: list[str] | None = None) -> C:
     """Command line -> config. `--preset` is read first, so that its values are the defaults in `--help`.
 
-    The first preset is the default one. Raises UserError for an unknown preset.
+    The first preset is the default one. With --data of your own no preset keeps its held-out file.
+    Raises UserError for an unknown preset.
     """
     import tyro
 
@@ -63,13 +64,16 @@ def parse(config: type[C], presets: Mapping[str, C], argv: list[str] | None = No
     name = first.parse_known_args(argv)[0].preset
     if name not in presets:
         raise UserError(f"--preset {name}: unknown; choose one of {', '.join(presets)}")
-    cfg: Any = tyro.cli(config, default=presets[name], args=argv)
-    return as_trained(cfg, argv) if Path(getattr(cfg, "model", "")).is_dir() and hasattr(cfg, "prompt_file") else cfg
-
-
-def as_trained(cfg: Any, argv: Sequence[str]) -> Any:
-    """The config with style and wording of the judge at `cfg.model` (its judge.json), where no flag names them."""
+    default: Any = presets[name]
     named = {word.partition("=")[0].replace("_", "-") for word in argv}
+    if "--data" in named and "--held-out" not in named and hasattr(default, "held_out"):
+        default = replace(default, held_out="")  # a preset's held-out file belongs to the preset's data
+    cfg: Any = tyro.cli(config, default=default, args=argv)
+    return as_trained(cfg, named) if Path(getattr(cfg, "model", "")).is_dir() and hasattr(cfg, "prompt_file") else cfg
+
+
+def as_trained(cfg: Any, named: Collection[str]) -> Any:
+    """The config with style and wording of the judge at `cfg.model` (its judge.json), where no flag names them."""
     preset = Asked(cfg.style, read_prompt(cfg.prompt_file))
     asked = how_to_ask(cfg.model, style=cfg.style if "--style" in named else None, default=preset,
                        wording=preset.wording if "--prompt-file" in named else None)

@@ -67,12 +67,23 @@ class StopSignal:
             signal.signal(number, handler)
 
 
+SILENT_ROUNDS = 5  # rounds in a row without a verdict, after which a run says so
 BAD_STEPS = 5  # this many in a row end a run
 
 
 def count_bad(record: Mapping[str, float], before: int) -> int:
     """Steps (rounds of GRPO) in a row, this one included, that skipped a gradient because it was not finite."""
     return before + 1 if record["optim/skipped"] else 0
+
+
+def count_silent(record: Mapping[str, float], before: int) -> int:
+    """Rounds in a row, this one included, in which no response had a verdict; at the fifth it is said."""
+    silent = before + 1 if record.get("rollout/frac_no_verdict") == 1.0 else 0
+    if silent == SILENT_ROUNDS and ranks.rank() == 0:
+        print(f"no response of the last {silent} rounds has a verdict, so nothing is learnt: look into rollouts/. Are "
+              "the texts cut off (--max-response-tokens), or was the model taught another --style or --prompt-file?",
+              file=sys.stderr, flush=True)
+    return silent
 
 
 def stop_early(bad: int) -> None:

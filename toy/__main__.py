@@ -1,7 +1,7 @@
 """The tiny world: pairs, teacher, tokenizer and untrained model, small enough for one CPU.
 
     python -m toy build runs/toy                                                  # writes a folder, seconds
-    python -m toy probe --model runs/grpo --world runs/toy --out runs/probe.json  # does reasoning matter?
+    python -m toy probe --model runs/toy/grpo --world runs/toy --out probe.json  # does reasoning matter?
     python -m toy serve                                                           # the teacher, for prepare/distill.py
 
 Half the pairs ask for a sum of two numbers (Reasoning), half for a sentence that keeps three rules (Chat).

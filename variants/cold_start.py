@@ -15,6 +15,7 @@ verdict too. Only differences within a group count, so that 1 shifts nothing whe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from data import Pair
 from reward import format_reward, parse_verdict
 from rollout import Rollout
 from runtime import cli
+
+PRESETS = {name: replace(base, out=f"{base.out}-cold-start") for name, base in grpo.PRESETS.items()}
 
 
 def cold_start_reward(text: str, winner: str, style: Style) -> float:
@@ -48,4 +51,4 @@ def cold_start_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy:
 
 
 if __name__ == "__main__":
-    cli.start(lambda: grpo.train(cli.parse(grpo.Config, grpo.PRESETS), grpo.Method(score=cold_start_score)))
+    cli.start(lambda: grpo.train(cli.parse(grpo.Config, PRESETS), grpo.Method(score=cold_start_score)))

@@ -19,6 +19,7 @@ holds nothing else never fills a batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ from reward import Letter, Rule
 from rollout import Rollout
 from runtime import cli
 from runtime.errors import UserError
+
+PRESETS = {name: replace(base, out=f"{base.out}-grm") for name, base in grpo.PRESETS.items()}
 
 # one response has nothing to be compared with: right or not, where several are scored from 1 to 10
 ALONE = (
@@ -110,4 +113,4 @@ def not_too_easy(rewards: torch.Tensor) -> torch.Tensor:
 
 if __name__ == "__main__":
     method = grpo.Method(prompt=prompt, score=grm_score, keep=not_too_easy, verdict=verdict)
-    cli.start(lambda: grpo.train(cli.parse(grpo.Config, grpo.PRESETS), method))
+    cli.start(lambda: grpo.train(cli.parse(grpo.Config, PRESETS), method))

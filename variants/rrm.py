@@ -15,6 +15,7 @@ prepare/build_data.py.)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from reward import WINDOW, Letter, Rule
 from rollout import Rollout
 from runtime import cli
 from runtime.errors import UserError
+
+PRESETS = {name: replace(base, out=f"{base.out}-rrm") for name, base in grpo.PRESETS.items()}
 
 SYSTEM = """Two AI assistants answered the same request: Assistant 1 wrote Response 1, Assistant 2 wrote Response 2. \
 Decide which of them served the Client better.
@@ -71,4 +74,4 @@ def rrm_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, t
 
 if __name__ == "__main__":
     method = grpo.Method(prompt=prompt, score=rrm_score, verdict=verdict)
-    cli.start(lambda: grpo.train(cli.parse(grpo.Config, grpo.PRESETS), method))
+    cli.start(lambda: grpo.train(cli.parse(grpo.Config, PRESETS), method))

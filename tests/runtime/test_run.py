@@ -29,6 +29,7 @@ from runtime.metrics import Clock, Metrics
 from runtime.run_folder import RunFolder
 from runtime.seeds import derive_seed
 from runtime.steps import BAD_STEPS, StopSignal, learning_rate
+from settings import SFTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED_ROLLOUT = 2868571795335789245  # of (0, "rollout", 0)
@@ -537,6 +538,23 @@ def test_a_preset_gives_the_defaults_and_flags_override_them(argv):
     expected = replace(PRESETS["tiny"], lr=0.25, lr_schedule="linear")
     assert cli.parse(Config, PRESETS, [*argv, "--lr", "0.25", "--lr-schedule", "linear"]) == expected
     assert cli.parse(Config, PRESETS, ["--lr", "0.25", "--lr-schedule", "linear", *argv]) == expected
+
+
+@pytest.mark.parametrize(("argv", "held_out"), [
+    ([], "ours.jsonl"), (["--data", "mine.jsonl"], ""), (["--data=mine.jsonl"], ""),
+    (["--data", "mine.jsonl", "--held-out", "ours.jsonl"], "ours.jsonl"),
+    (["--data", "mine.jsonl", "--held_out=other.jsonl"], "other.jsonl")])
+def test_with_data_of_ones_own_no_preset_keeps_its_held_out_file(argv, held_out):
+    preset = SFTConfig(data="ours_train.jsonl", held_out="ours.jsonl")
+    assert cli.parse(SFTConfig, {"tiny": preset}, argv).held_out == held_out
+
+
+def test_rounds_without_a_verdict_are_said_once(capsys):
+    count, said = 0, []
+    for share in [1.0] * 4 + [0.9] + [1.0] * 7:
+        count = steps.count_silent({"rollout/frac_no_verdict": share}, count)
+        said.append("no response of the last 5 rounds" in capsys.readouterr().err)
+    assert said.index(True) == 9 and said.count(True) == 1
 
 
 def test_an_unknown_preset_is_named_with_the_choices():
