@@ -141,7 +141,7 @@ def compare_step(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, An
 
 
 def compare_memory(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, Any]]:
-    """Growth of resident memory over the loaded models, each side in a process of its own."""
+    """Growth of resident memory over the loaded models, each side in its own process."""
     for measure in ("sft", "replay"):
         ours, theirs = (_memory_of(measure, side, case, cfg) for side in ("ours", "trl"))
         yield case.label(f"memory, {'SFT' if measure == 'sft' else 'GRPO'}") | {

@@ -78,7 +78,7 @@ BREAKS = ["\n", "\r", "\r\n", "\u2028", "\u2029", "\x85", "\x0b", "\x1c", " ", "
 
 
 def bend(text: str, rng: random.Random) -> str:
-    """The text as it is or otherwise spelt: another case, cut, spaced, look-alike, strewn with unseen characters."""
+    """The text unchanged or altered: other case, cut, spaced, look-alike letters, invisible characters."""
     how, i = rng.randrange(9), rng.randrange(len(text) + 1)
     if how == 0:
         return rng.choice((str.upper, str.lower, str.swapcase))(text)

@@ -2,7 +2,7 @@
 
 Both its defaults that change the arithmetic (bfloat16, recomputed activations) are off on both sides. On a
 CPU its fused head scores every position, prompts and padding too, where on a GPU it scores the responses
-only; `compact` forces the GPU's way, which is what a comparison has to be held against.
+only; `compact` forces the GPU's way, and comparisons use that.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Config:
     out: str = "runs/bench/where.json"
     """where the JSON goes"""
     shapes: tuple[str, ...] = ("24m", "78m")
-    """models held against the machine, of workload.py"""
+    """models compared with the machine, of workload.py"""
     lengths: str = "half"
     """length distribution for these, of workload.py"""
     repeats: int = 3
@@ -134,7 +134,7 @@ def operations(cfg: Config) -> list[dict[str, Any]]:
 
 
 def main(cfg: Config) -> None:
-    torch.set_num_threads(1)  # several threads would be held against a matmul that scales better than they do
+    torch.set_num_threads(1)  # several threads would be compared with a matmul that scales better than they do
     out = Path(cfg.out)
     write([against_machine(name, cfg) for name in cfg.shapes], asdict(cfg), out)
     write(operations(cfg), asdict(cfg), out.with_name(f"{out.stem}-operations.json"))

@@ -1,11 +1,11 @@
-"""The paper's numbered equations -> what computes each -> the tests that hold it.
+"""The paper's numbered equations -> the function that computes each -> the tests that check it.
 
     python -m course.equations            writes course/equations.md
 
-The code says `Eq. n` in the docstring or in a comment of the function that computes it, a test on the line of its
+A function that computes an equation says `Eq. n` in its docstring or in a comment; a test says so on the line of its
 name or in its docstring. The table is made from these words alone, and `problems` names what does not fit: a number
 that the paper does not have, an equation that nothing computes, a function without a test, a test that never names
-the function it vouches for.
+the function.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ LARGEST = 2**20  # bytes of a submitted file
 
 
 def clean_tree(tree: Path, plan: Plan) -> None:
-    """The handout's sources and the questions, compiled (a submission may not be allowed to write there)."""
+    """The handout's sources and the questions, compiled, because a submission may not be allowed to write there."""
     handout.write_sources(tree, plan)
     (tree / "tests").mkdir()
     shutil.copy(HERE / "tests" / "questions.py", tree / "tests")
@@ -69,7 +69,7 @@ def take(submission: Path, tree: Path, plan: Plan) -> dict[str, str]:
 
 
 def make_readable(tree: Path) -> None:
-    """For the submission's user: copies have the modes of the repository, which may be closed to all but root."""
+    """Let the submission's user read the copies: the repository may be closed to all but root."""
     for part in tree.rglob("*"):
         part.chmod(0o755 if part.is_dir() else 0o644)
 
@@ -83,7 +83,7 @@ def still_blank(tree: Path, plan: Plan) -> set[str]:
 
 
 class Worker:
-    """worker.py as a process; one for many submissions, which never see each other."""
+    """worker.py as a process. One serves many submissions, which never see each other."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -198,7 +198,7 @@ def grade(submission: Path, plan: Plan, worker: Worker, clean: Path) -> dict[str
 
 
 def guards(done: Mapping[str, bool]) -> list[str]:
-    """What this machine does not keep from a submission."""
+    """What a submission can reach on this machine."""
     found = []
     if not done["offline"]:
         found.append("grader: the network was not cut off (needs Linux and the right to make namespaces)")

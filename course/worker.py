@@ -1,9 +1,10 @@
-"""The untrusted side of the grader: runs a submission's functions, knows no test and no score.
+"""The untrusted side of the grader: it runs a submission's functions and knows no test and no score.
 
-Started by grade.py, it imports torch once and then forks a process for each function of each submission, because
-importing takes seconds. Requests and replies are lines of JSON on stdin and stdout; nothing of a submission is ever
-imported in this process. What is cut off, where the system lets us: the network, the repository with its hidden tests
-and solutions, the grader's user, memory and pipes of this process, time, file sizes, what a submission leaves running.
+grade.py starts it. It imports torch once and then forks a process for each function of each submission, because the
+import takes seconds. Requests and replies are lines of JSON on stdin and stdout; no code of a submission is imported
+in this process. Where the system allows it, a submission cannot reach the network, the repository with its hidden
+tests and solutions, the grader's user, or the memory and pipes of this process. Its time and its files are limited,
+and processes that it leaves behind are ended.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def isolate() -> dict[str, bool]:
-    """Shut this process off from network and repository; what was possible."""
+    """Separate this process from the network and the repository -> what was possible."""
     done = {"offline": False, "hidden": False, "other_user": False}
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
@@ -51,7 +52,7 @@ def isolate() -> dict[str, bool]:
 
 
 def loopback_up() -> bool:
-    """Two Gloo ranks talk over it, and a new network has it down."""
+    """Switch the loopback device on: two Gloo ranks talk over it, and in a new network it is off."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
             fcntl.ioctl(control, 0x8914, struct.pack("16sh22x", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS, up and running
@@ -61,8 +62,8 @@ def loopback_up() -> bool:
 
 
 def hide(libc: Any) -> bool:
-    """For this process and its children: an empty folder in the repository's place (an environment in it stays), and
-    nothing to write to on the root file system but the folder we stand in."""
+    """For this process and its children the repository becomes an empty folder (an environment inside it stays), and
+    the root file system becomes read-only but for the current folder."""
     inside, own = Path(sys.prefix).resolve(), Path.cwd()
     aside, kept = own / "environment", REPOSITORY in inside.parents
     link = Path(sys.prefix).parent.resolve() / Path(sys.prefix).name  # .venv may be a link to somewhere else
@@ -115,7 +116,7 @@ def drop_user() -> None:
 
 
 def drop_capabilities() -> None:
-    """What could undo a mount or look into other processes; root without them is a user like others."""
+    """Give up the rights that could undo a mount or look into other processes; without them root is a plain user."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.prctl(38, 1, 0, 0, 0)  # no new privileges

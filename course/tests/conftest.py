@@ -1,7 +1,8 @@
-"""How the course's tests ask and report: `ask` calls a probe, a function still to be written is `waiting`.
+"""How the course's tests ask and report: `ask` calls a probe, a function that is not written yet is `waiting`.
 
-The tests know what to expect and nothing of torch; questions.py calls the functions. A student's run has both in one
-process, so that print and pdb work. Under grade.py questions run in processes of their own, and only JSON comes back.
+The tests know what to expect and nothing of torch; questions.py calls the functions. When a student runs them, both
+are in one process, so that print and pdb work. Under grade.py the questions run in other processes, and only JSON
+comes back.
 """
 
 from __future__ import annotations

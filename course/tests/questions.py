@@ -1,7 +1,7 @@
-"""One probe a question: call a function of the course and return what JSON can hold. Nothing is compared here.
+"""Each probe calls one function of the course and returns what JSON can hold. Nothing is compared here.
 
-What a function leans on is replaced by a stand-in where that is itself set in the course, so that each function
-is graded for itself. Stand-ins compute something odd on purpose: they check what is passed, and give no answer away.
+Where a function calls another function of the course, a stand-in replaces that one, so that each function is graded
+for itself. Stand-ins compute something odd on purpose: they show what was passed, and give no answer away.
 """
 
 from __future__ import annotations
