@@ -175,6 +175,7 @@ class TorchSampler:
 
 # ---- vLLM ----------------------------------------------------------------------------------------------
 
+SEQUENCES = 512  # that a CUDA engine works on at once; its own memory grows with them
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # what vLLM's CPU attention is built for
 
 
@@ -204,18 +205,22 @@ class VLLMSampler:
         self.tokenizer, self.tp, self.context = tokenizer, tp, context
         self.stop_ids = stop_ids(read_generation(folder), tokenizer)
         self.cuda = torch.cuda.is_available()
+        self.seed_each = not self.cuda  # on a GPU a seed a request would make the engine loop over its rows
         self.dummy = dummy
         room: dict[str, Any] = (
-            {"gpu_memory_utilization": memory, "enable_sleep_mode": dummy}
+            {"gpu_memory_utilization": memory, "enable_sleep_mode": dummy, "max_num_seqs": SEQUENCES}
             if self.cuda
-            else {"kv_cache_memory_bytes": _cpu_cache_bytes(folder, dtype, context), "enforce_eager": True}
+            else {"kv_cache_memory_bytes": _cpu_cache_bytes(folder, dtype, context), "enforce_eager": True,
+                  "max_num_batched_tokens": max(4096, context),  # whole prompts: a seed fails where one is cut in two
+                  "enable_chunked_prefill": False}
         )
-        launcher = {"distributed_executor_backend": "external_launcher"} if torch.distributed.is_initialized() else {}
+        launcher = {"distributed_executor_backend": "external_launcher"} if "RANK" in os.environ else {}
         threads = torch.get_num_threads()
         self.llm = LLM(
             model=str(folder), skip_tokenizer_init=True, trust_remote_code=False, dtype=dtype, seed=seed % 2**32,
             load_format="dummy" if dummy else "safetensors", max_model_len=context, tensor_parallel_size=tp,
             logprobs_mode="processed_logprobs", generation_config="vllm", disable_log_stats=True,
+            hf_overrides={"head_dtype": "float32"},  # as in ops/head.py: rounded logits move log-probs by 0.04
             **room, **launcher,
         )
         torch.set_num_threads(threads)
@@ -255,19 +260,26 @@ class VLLMSampler:
     def _ask(self, asked: Sequence[tuple[list[int], int]], n: int, temperature: float,
              max_tokens: int) -> list[list[tuple[list[int], list[float]]]]:
         """(prompt ids, seed) each -> its n (ids, log-probs); a prompt that fills the context gets empty ones."""
+        import torch
         from vllm import SamplingParams
 
         samples = n if temperature > 0 else 1  # greedy samples are all one
         fits = [i for i, (prompt, _) in enumerate(asked) if len(prompt) < self.context]
+        if not self.seed_each:  # equal on the ranks of one engine, which sample each for themselves
+            torch.manual_seed(seeds.derive_seed(*(seed for _, seed in asked)))
         # No top-p or top-k: they would renormalise the log-probs over the tokens they keep.
-        params = [SamplingParams(n=samples, temperature=temperature, top_p=1.0, top_k=0, seed=asked[i][1],
-                                 max_tokens=max_tokens, logprobs=0, detokenize=False, ignore_eos=True,
+        params = [SamplingParams(n=samples, temperature=temperature, top_p=1.0, top_k=0,
+                                 seed=asked[i][1] if self.seed_each else None, max_tokens=max_tokens, logprobs=0,
+                                 flat_logprobs=True, detokenize=False, ignore_eos=True,
                                  stop_token_ids=sorted(self.stop_ids)) for i in fits]
         outputs = self.llm.generate([{"prompt_token_ids": asked[i][0]} for i in fits], params, use_tqdm=False)
         made: list[list[tuple[list[int], list[float]]]] = [[([], [])] * n for _ in asked]
         for i, output in zip(fits, outputs, strict=True):
-            group = [(list(o.token_ids), [step[t].logprob for t, step in zip(o.token_ids, o.logprobs, strict=True)])
-                     for o in sorted(output.outputs, key=lambda o: o.index)]
+            group = []
+            for o in sorted(output.outputs, key=lambda o: o.index):
+                ids = list(o.token_ids)
+                assert ids == o.logprobs.token_ids  # one log-prob a token, and the sampled token's
+                group.append((ids, o.logprobs.logprobs))
             made[i] = group if samples == n else group * n
         return made
 
@@ -356,6 +368,9 @@ def make_engine(cfg: Config, tokenizer: Any, held_out: Sequence[list[Message]]) 
     if ranks.rank() == 0:
         print(f"sampler: {kind} ({why})")
     if kind == "torch":
+        if cfg.preset.startswith("paper") and cfg.sampler == "auto":
+            raise UserError(f"--preset {cfg.preset} samples with vLLM, but {why}; --sampler torch takes the embedded "
+                            "sampler, which needs far more time and memory")
         return None
     shown = [len(encode_prompt(messages, tokenizer)) for messages in held_out]
     context = min(max([cfg.max_prompt_tokens, *shown]) + cfg.max_response_tokens, context_tokens(cfg.model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -25,6 +26,7 @@ from ops.decode import KVCache, Uniforms, draw
 from rollout import Reply, Rollout, TorchSampler
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
+from settings import PAPER_GRPO
 
 pytestmark = pytest.mark.numeric
 
@@ -141,6 +143,15 @@ def test_P15_rollouts_do_not_depend_on_how_many_rows_are_decoded_at_once(sampler
     wanted = sampler.generate(PROMPTS, 3, temperature, 15, SEEDS)
     monkeypatch.setattr(rollout, "MOST_ROWS", rows)
     assert_same_rollouts(sampler.generate(PROMPTS, 3, temperature, 15, SEEDS), wanted)
+
+
+def test_a_paper_run_without_vllm_is_refused_unless_the_embedded_sampler_is_asked_for(tmp_path):
+    folder = make_folder(tmp_path / "model", make_lm(), tokenizer=True)
+    paper = replace(PAPER_GRPO, model=str(folder), out=str(tmp_path))
+    with pytest.raises(UserError, match=r"paper-7b-reasoning.*vllm.*--sampler torch"):
+        rollout.make_engine(paper, make_tokenizer(), [])
+    for cfg in (replace(paper, sampler="torch"), replace(paper, preset="one-gpu")):
+        assert rollout.make_engine(cfg, make_tokenizer(), []) is None
 
 
 def test_a_wave_follows_from_shapes_and_the_budget(sampler):

@@ -1,7 +1,8 @@
 """Runs inside a process of its own, because a vLLM engine wants one. Prints one JSON object: what it measured.
 
 python tests/vllm_worker.py engine FOLDER ARCH TIED      log-probs, seeds, edges, three updates
-python tests/vllm_worker.py train OUT MODEL DATA TP      a GRPO run that is stopped in its second round
+python tests/vllm_worker.py half FOLDER                  bfloat16 as on a GPU: a mesh of one rank, no seed a request
+python tests/vllm_worker.py train OUT MODEL DATA TP TYPE a GRPO run that is stopped in its second round
 """
 
 from __future__ import annotations
@@ -30,12 +31,20 @@ CONTEXT = 300
 SHARED = [1 + i % 30 for i in range(270)]  # longer than two cache blocks of 128
 
 
-def gap(policy, rollouts, temperature: float = 1.0) -> float:
-    """Largest |sampler's - trainer's| log-prob over all tokens of these rollouts."""
+def gaps(policy, rollouts, temperature: float = 1.0) -> torch.Tensor:
+    """|sampler's - trainer's| log-prob of all tokens of these rollouts."""
     groups = [Group(r.prompt_ids, [r.response_ids], None, [r.sampler_logprobs]) for r in rollouts]
     with torch.no_grad():
-        return max(float((policy(b, temperature) - b.sampler_logprobs).abs().max() * b.weight)
-                   for b in micro_batches(groups, 4096, "cpu"))
+        return torch.cat([(policy(b, temperature=temperature).logprobs - b.sampler_logprobs).abs() * b.weight
+                          for b in micro_batches(groups, 4096, "cpu")])
+
+
+def gap(policy, rollouts, temperature: float = 1.0) -> float:
+    return float(gaps(policy, rollouts, temperature).max())
+
+
+def mean_gap(policy, rollouts) -> float:
+    return float(gaps(policy, rollouts).mean())
 
 
 def engine(folder: str, arch: str, tied: bool) -> dict:
@@ -80,12 +89,35 @@ def engine(folder: str, arch: str, tied: bool) -> dict:
     return found
 
 
-def train(out: str, folder: str, data: str, tp: str = "1") -> dict:
+def half(folder: str) -> dict:
+    """bfloat16 weights and a process group of one rank, as one process with a GPU has it."""
+    make_folder(Path(folder), make_lm("qwen2", True, **SHAPE), tokenizer=True)
+    mesh = model.make_mesh(torch.bfloat16)
+    sampler = VLLMSampler(folder, load_tokenizer(folder), "bfloat16", CONTEXT, seed=3)
+    policy = model.load_policy(folder, torch.float32, mesh, torch.bfloat16)
+    prompts, seeds = [SHARED[: 200 + i] for i in range(24)], [derive_seed("half", i) for i in range(24)]
+    found: dict = {"unsynced": mean_gap(policy, sampler.generate(prompts, 1, 1.0, 8, seeds))}
+    sampler.sync(model.gathered_weights(policy, torch.bfloat16))
+    found["synced"] = mean_gap(policy, sampler.generate(prompts, 1, 1.0, 8, seeds))  # more tokens than a step may have
+    first = sampler.generate(prompts[:1], 64, 1.0, 1, seeds[:1])
+    steps = torch.tensor([r.sampler_logprobs[0] - first[0].sampler_logprobs[0] for r in first]).double() * 2**12
+    found["on_grid"] = float(((steps - steps.round()).abs() < 0.02).double().mean())
+    found["tokens"] = len({r.response_ids[0] for r in first})
+    sampler.seed_each = False
+    one, again = (sampler.generate(prompts, 2, 1.0, 8, seeds) for _ in range(2))
+    other = sampler.generate(prompts, 2, 1.0, 8, [seed + 1 for seed in seeds])
+    found["repeats"], found["synced_without_seeds"] = one == again, mean_gap(policy, one)
+    found["same"] = sum(a.response_ids == b.response_ids for a, b in zip(one, other, strict=True)) / len(one)
+    sampler.close()
+    return found
+
+
+def train(out: str, folder: str, data: str, tp: str = "1", dtype: str = "float32") -> dict:
     """Two mini-batches a round, a large learning rate, SIGTERM in the second round of the first call."""
     cfg = replace(grpo.PRESETS["tiny"], model=folder, data=data, held_out=data, prompt_file="", out=out, steps=4,
                   prompts_per_step=4, group_size=4, mini_batch=2, max_prompt_tokens=1800, max_response_tokens=12,
                   lr=1e-2, lr_schedule="constant", warmup_updates=0, sampler="vllm", tp=int(tp), save_every=1,
-                  eval_every=3)
+                  eval_every=3, compute_dtype=dtype, sampler_dtype=dtype)
     rounds: list[float] = []
     fresh = run_folder.latest_checkpoint(out) is None
 
@@ -106,6 +138,7 @@ def train(out: str, folder: str, data: str, tp: str = "1") -> dict:
 
 if __name__ == "__main__":
     what, *words = sys.argv[1:]
-    result = engine(words[0], words[1], words[2] == "tied") if what == "engine" else train(*words)
+    result = {"engine": lambda folder, arch, tied: engine(folder, arch, tied == "tied"), "half": half,
+              "train": train}[what](*words)
     sys.stdout.flush()
     os.write(1, f"\nRESULT {json.dumps(result)}\n".encode())  # whole: another rank writes to the same pipe
