@@ -2,4 +2,4 @@
 
 `against_trl.py` (speed and memory against TRL; `ours.py`, `trl_side.py`, `workload.py` and `measure.py` are its
 parts), `scaling.py` and `where.py` (where the time goes), `gpu.py` (what only a card can show), `hostile.py` and
-`attack.py` (texts of strangers), `long_run.py` (what grows)."""
+`attack.py` (texts of strangers)."""

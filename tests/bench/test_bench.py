@@ -6,12 +6,10 @@ import json
 
 import pytest
 
-from bench import long_run, measure, scaling, where
+from bench import measure, scaling, where
 from bench.measure import Side
 from bench.ours import Product, Settings, micro_batch_tokens
 from bench.workload import LENGTHS, SHAPES, as_rollouts, make_folder, make_groups, reward, tokens
-from toy import files
-from toy.files import Build
 
 TINY = Settings(rows=2, group_size=3, prompts=2, updates=1, sft_batch=4, max_response=6)
 
@@ -73,24 +71,3 @@ def test_scaling_points_and_exponent(tmp_path):
 def test_reward_and_lengths_are_functions_of_the_seed():
     first, again = (make_groups(SHAPES["2k"], LENGTHS["ragged"], 3, 2, seed=5) for _ in range(2))
     assert first == again and {reward([1, 2]), reward([1, 1])} == {1.0, -1.0}
-
-
-def test_a_long_run_is_sampled_and_its_growth_counted(tmp_path, capsys):
-    files.build(Build(str(tmp_path / "toy"), sft_pairs=4, rl_pairs=16, held_out_pairs=2, sft_held_out_pairs=2))
-    out = tmp_path / "long.json"
-    long_run.main(long_run.Config(str(tmp_path / "toy/start"), str(tmp_path / "toy"), str(out), 4, every=1, warm_up=2))
-    found, samples = json.loads(out.read_text()).values()
-    assert [one["round"] for one in samples] == [1, 2, 3, 4] and found["rounds"] == 4
-    assert samples[0]["MB"] > 100 and found["open files, more"] == found["threads, more"] == 0
-    assert samples[0]["metrics"] > 100 and samples[0]["rollouts"] == samples[3]["rollouts"] > 100
-    assert "memory growth, %" in capsys.readouterr().out and not out.with_suffix(".run").exists()
-
-
-def test_what_grows_shows():
-    """From 100 to 110 MB and by 40 files between rounds 20 and 40; rounds take twice as long in the last quarter."""
-    shared = {"threads": 3, "metrics": 0, "rollouts": 0, "checkpoints": 5}
-    samples = [{"round": r, "MB": mb, "files": f, "objects": 100 * r, **shared}
-               for r, mb, f in ((10, 50.0, 5), (20, 100.0, 10), (30, 105.0, 30), (40, 110.0, 50))]
-    found = long_run.findings(samples, [1.0] * 30 + [2.0] * 10, warm_up=20)
-    assert found["memory growth, %"] == 10.0 and found["open files, more"] == 40 and found["objects a round"] == 100
-    assert found["seconds a round, last quarter"] == 2 * found["seconds a round, first quarter"] == 2.0
