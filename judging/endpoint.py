@@ -23,7 +23,7 @@ from typing import Any, Literal, cast
 from cor_prompt import Style
 from data import Message
 from loading.judge_file import Asked, how_to_ask
-from loading.templates import server_arguments
+from loading.templates import for_server
 from rollout import Reply
 from runtime.cli import read_prompt
 from runtime.disk import drop_torn_end, read_jsonl, write_whole
@@ -267,8 +267,7 @@ class Server:
             extra = None
         if not isinstance(extra, dict):
             raise UserError(f"--extra-body {self.extra_body[:60]}: not a JSON object, such as '{{\"top_k\": -1}}'")
-        if asked and asked.template_args:
-            extra = {"chat_template_kwargs": server_arguments(asked.template_args)} | extra
+        extra = for_server(asked.template_args if asked else {}) | extra
         return EndpointSampler(self.base_url, self.model, self.api_key_env, kept, self.concurrency, self.retries,
                                self.timeout, also=also, extra=extra, sampling=self.temperature != "none")
 

@@ -46,10 +46,12 @@ def parse_arguments(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def server_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What a server's template is given: it reads the date as Llama's do, and cannot be told to fix another clock."""
+def for_server(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a request that give a server's template its arguments; the date is named as Llama's templates do."""
+    if not arguments:
+        return {}
     dated = {"date_string": _date(arguments).strftime("%d %b %Y")} if "date" in arguments else {}
-    return dated | dict(arguments)
+    return {"chat_template_kwargs": dated | dict(arguments)}
 
 
 def _date(arguments: Mapping[str, Any]) -> date:

@@ -35,6 +35,7 @@ from evaluation import tables
 from judging.endpoint import EndpointSampler
 from judging.verdicts import judge_pairs
 from loading.folder import weights_digest
+from loading.templates import for_server, parse_arguments
 from prepare.hint import hinted, leaks
 from reward import format_reward, parse_verdict
 from rollout import Chat, Reply, load_sampler, which_sampler
@@ -75,6 +76,8 @@ class Config:
     """which prompt the oracles see (cor_prompt.py)"""
     prompt_file: str = ""
     """text file that replaces the style's fixed wording; empty: the built-in wording"""
+    template_args: tuple[str, ...] = ()
+    """arguments of the oracles' chat templates (name=value), such as enable_thinking=false"""
     samples: int = 1
     """chains per pair and pass; the first without a fault is the trace, all stay in the logs"""
     rstar: str = ""
@@ -279,9 +282,10 @@ def open_oracle(cfg: Config, number: int, opened: dict[Oracle, Chat]) -> Chat:
         close(opened)
         if who.base_url:
             opened[who] = EndpointSampler(who.base_url, who.model, who.api_key_env, Path(cfg.out) / "replies.jsonl",
-                                          cfg.concurrency, cfg.retries, cfg.timeout)
+                                          cfg.concurrency, cfg.retries, cfg.timeout,
+                                          extra=for_server(parse_arguments(cfg.template_args)))
         else:
-            opened[who] = load_sampler(who.model, cfg.dtype, cfg.sampler)
+            opened[who] = load_sampler(who.model, cfg.dtype, cfg.sampler, template_args=cfg.template_args)
     return opened[who]
 
 

@@ -74,13 +74,14 @@ def parse(config: type[C], presets: Mapping[str, C], argv: list[str] | None = No
 
 def as_trained(cfg: Any, named: Collection[str]) -> Any:
     """The config with style and wording of the judge at `cfg.model` (its judge.json), where no flag names them."""
-    preset = Asked(cfg.style, read_prompt(cfg.prompt_file))
+    preset = Asked(cfg.style, read_prompt(cfg.prompt_file), getattr(cfg, "max_tokens", 0))
     asked = how_to_ask(cfg.model, style=cfg.style if "--style" in named else None, default=preset,
-                       wording=preset.wording if "--prompt-file" in named else None)
-    if asked.wording == preset.wording:
-        return replace(cfg, style=asked.style)
-    file = "" if asked.wording is None else str(model_folder(cfg.model, weights=False) / NAME)
-    return replace(cfg, style=asked.style, prompt_file=file)
+                       wording=preset.wording if "--prompt-file" in named else None,
+                       max_tokens=preset.max_tokens if "--max-tokens" in named else 0)
+    changes = {"style": asked.style} | ({"max_tokens": asked.max_tokens} if preset.max_tokens else {})
+    if asked.wording != preset.wording:
+        changes["prompt_file"] = "" if asked.wording is None else str(model_folder(cfg.model, weights=False) / NAME)
+    return replace(cfg, **changes)
 
 
 def read_prompt(path: str) -> str | None:

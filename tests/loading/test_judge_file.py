@@ -151,3 +151,14 @@ def test_training_from_a_folder_without_the_file_keeps_the_presets_settings(tmp_
     cfg = parse("--model", make_folder(tmp_path / "plain", make_lm()))
     assert (cfg.style, cfg.prompt_file) == ("instruct", str(prompt))
     assert "no judge.json" in capsys.readouterr().err
+
+
+def test_distillation_asks_an_oracle_as_it_was_trained(tmp_path):
+    from prepare import distill
+    from runtime import cli
+
+    run = judge(tmp_path)
+    cfg = cli.parse(distill.Config, distill.PRESETS, ["--model", run, "--data", "x", "--out", "y"])
+    assert (cfg.style, cli.read_prompt(cfg.prompt_file), cfg.max_tokens) == ("plain", "Judge. {data}", 60)
+    cfg = cli.parse(distill.Config, distill.PRESETS, ["--model", run, "--data", "x", "--out", "y", "--max-tokens", "9"])
+    assert cfg.max_tokens == 9

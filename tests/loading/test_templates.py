@@ -7,7 +7,7 @@ import tiny_tokenizers
 from tiny_models import make_folder, make_lm, make_tokenizer
 
 from cor_prompt import encode_prompt
-from loading.templates import DATE, parse_arguments, set_arguments
+from loading.templates import DATE, for_server, parse_arguments, set_arguments
 from loading.tokenizer import load_tokenizer
 from runtime.errors import UserError
 
@@ -109,3 +109,9 @@ def test_a_date_that_is_none_is_refused():
     set_arguments(tokenizer, {"date": "tomorrow"})
     with pytest.raises(UserError, match="date"):
         encode_prompt([USER], tokenizer)
+
+
+def test_a_server_gets_the_arguments_in_the_request():
+    assert for_server({}) == {}
+    assert for_server({"enable_thinking": False}) == {"chat_template_kwargs": {"enable_thinking": False}}
+    assert for_server({"date": DATE})["chat_template_kwargs"]["date_string"] == "26 Jul 2024"
