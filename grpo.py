@@ -172,7 +172,7 @@ def verdict_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Po
                   cfg: Config) -> Tensor:
     """(P, G) rewards: +1 for the right verdict, else -1, nothing else. Eq. 8"""
     size = len(rollouts) // len(pairs)
-    rewards = [verdict_reward(r.text, pairs[i // size].winner) for i, r in enumerate(rollouts)]
+    rewards = [verdict_reward(r.answer, pairs[i // size].winner) for i, r in enumerate(rollouts)]
     return torch.tensor(rewards).view(len(pairs), size)
 
 
@@ -285,6 +285,8 @@ POSITIVE = ("steps", "prompts_per_step", "group_size", "mini_batch", "temperatur
 def train(cfg: Config, method: Method = Method()) -> None:
     """Reinforce. An interrupted run in `cfg.out` is continued."""
     cli.check_positive(cfg, *POSITIVE)
+    if cfg.group_size == 1 and not method.advantage(torch.ones(1, 1), cfg.scale_by_std).any():
+        raise UserError("--group-size 1: this method compares the responses of a group, and one alone teaches nothing")
     if cfg.dry_run:
         return sizes.dry_run(cfg)
     run = set_up(cfg, method)

@@ -33,6 +33,11 @@ def parse_verdict(text: str, rule: Rule = "train") -> Letter | None:
     return "A" if a in seen else "B"
 
 
+def open_thought(text: str) -> bool:
+    """Whether the text is a thought that has no end: where it was cut off, nothing in it is a verdict."""
+    return text.lstrip().startswith("<think>") and "</think>" not in text
+
+
 def verdict_reward(text: str, winner: str) -> float:
     """+1.0 for the right verdict under the training rule, -1.0 for anything else. Eq. 8"""
     if winner not in ("A", "B"):

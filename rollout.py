@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cor_prompt import encode_prompt
 from data import Message
-from reward import parse_verdict
+from loading.templates import thought_of_prompt
+from reward import open_thought, parse_verdict
 from runtime import ranks, run_folder, seeds
 from runtime.errors import UserError
 from runtime.metrics import Metrics
@@ -37,6 +38,11 @@ class Reply:
     prompt_tokens: int
     response_tokens: int
 
+    @property
+    def answer(self) -> str:
+        """The text in which a verdict counts: nothing of a thought that was cut off."""
+        return "" if self.finish_reason == "length" and open_thought(self.text) else self.text
+
 
 class Chat(Protocol):
     """All that judging needs: messages in, replies out."""
@@ -55,6 +61,12 @@ class Rollout:
     text: str  # our tokenizer's decode of response_ids without the final end-of-turn token
     finish_reason: Literal["stop", "length"]
     prompt_index: int  # which prompt of this call
+    cut_thought: bool = False  # the response ended at the limit while the model thought
+
+    @property
+    def answer(self) -> str:
+        """The text in which a verdict counts: nothing of a thought that was cut off."""
+        return "" if self.cut_thought else self.text
 
 
 class Sampler(Chat, Protocol):
@@ -75,7 +87,8 @@ def as_rollout(prompt: list[int], index: int, ids: list[int], logprobs: list[flo
     """Sampled ids -> `Rollout`; the text is our tokenizer's for every engine."""
     stopped = bool(ids) and ids[-1] in stops
     text = tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=False)
-    return Rollout(prompt, ids, logprobs, text, "stop" if stopped else "length", index)
+    thinks = not stopped and open_thought(thought_of_prompt(tokenizer)[0] + text)
+    return Rollout(prompt, ids, logprobs, text, "stop" if stopped else "length", index, thinks)
 
 
 def chat_by_ids(sampler: TorchSampler | VLLMSampler, conversations: Sequence[Sequence[Message]], n: int,
@@ -83,7 +96,9 @@ def chat_by_ids(sampler: TorchSampler | VLLMSampler, conversations: Sequence[Seq
     """n replies per conversation from a sampler that takes token ids."""
     prompts = [encode_prompt(messages, sampler.tokenizer) for messages in conversations]
     made = sampler.generate(prompts, n, temperature, max_tokens, seeds)
-    replies = [Reply(r.text, r.finish_reason, len(r.prompt_ids), len(r.response_ids)) for r in made]
+    opening = thought_of_prompt(sampler.tokenizer)[0]  # shown where the thought was cut off
+    replies = [Reply(opening * r.cut_thought + r.text, r.finish_reason, len(r.prompt_ids), len(r.response_ids))
+               for r in made]
     return [replies[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 
@@ -394,7 +409,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor,
                     verdict: Callable = parse_verdict) -> dict[str, float]:
     """Means over all ranks of rewards, lengths and verdicts. reward/se counts each group as one observation."""
     metrics, count = Metrics(), len(rollouts)
-    verdicts = [verdict(r.text, "train") for r in rollouts]
+    verdicts = [verdict(r.answer, "train") for r in rollouts]
     metrics.add("reward/mean", rewards.sum().item(), rewards.numel())
     metrics.add("reward/frac_constant_groups", (rewards == rewards[:, :1]).all(1).sum().item(), len(rewards))
     metrics.add("rollout/length_mean", sum(len(r.response_ids) for r in rollouts), count)

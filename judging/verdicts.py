@@ -59,7 +59,7 @@ def judge_pairs(sampler: Chat, pairs: Sequence[Pair], style: Style, *, n: int = 
             part, sampler.chat(conversations, n, temperature, max_tokens, seeds), strict=True
         ):
             for sample, reply in enumerate(replies):
-                verdict = read(reply.text, rule)
+                verdict = read(reply.text if rule == "official" else reply.answer, rule)
                 yield Judgement(pair.pair_id, pair.source, pair.category, pair.meta, order, sample, verdict,
                                 pair.winner, verdict == pair.winner, reply.finish_reason,
                                 reply.response_tokens, reply.text)

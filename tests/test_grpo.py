@@ -536,13 +536,19 @@ ZEROS = ["steps", "group_size", "mini_batch", "temperature", "eval_every", "save
 
 @pytest.mark.parametrize(("changes", "message"), [
     *(({name: 0}, f"--{name.replace('_', '-')} 0") for name in ZEROS),
-    ({"mini_batch": 3}, "--prompts-per-step 4, --mini-batch 3"), ({"data": "none.jsonl"}, "none.jsonl: no such file"),
+    ({"group_size": 1}, "--group-size 1"), ({"mini_batch": 3}, "--prompts-per-step 4, --mini-batch 3"),
+    ({"data": "none.jsonl"}, "none.jsonl: no such file"),
     ({"model": "none"}, "expected a folder with config.json"), ({"max_prompt_tokens": 3}, "no prompt fits"),
 ])
 def test_what_cannot_run_is_refused_before_anything_is_written(world, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         grpo.train(small(world, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_group_of_one_serves_a_method_that_needs_no_group(world, tmp_path):
+    method = grpo.Method(advantage=lambda rewards, scale_by_std: rewards)
+    grpo.train(small(world, tmp_path / "out", steps=1, group_size=1, held_out=""), method)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only without a GPU is the paper's run refused")

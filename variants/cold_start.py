@@ -46,7 +46,7 @@ def cold_start_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy:
                      cfg: grpo.Config) -> torch.Tensor:
     """`Method.score`: (P, G) rewards."""
     size = len(rollouts) // len(pairs)
-    rewards = [cold_start_reward(r.text, pairs[i // size].winner, cfg.style) for i, r in enumerate(rollouts)]
+    rewards = [cold_start_reward(r.answer, pairs[i // size].winner, cfg.style) for i, r in enumerate(rollouts)]
     return torch.tensor(rewards).view(len(pairs), size)
 
 

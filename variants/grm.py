@@ -101,7 +101,7 @@ def grm_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, t
     """`Method.score`: (P, G) rewards."""
     size = len(rollouts) // len(pairs)
     asked = [pairs[i // size] for i in range(len(rollouts))]
-    rewards = [grm_reward(read_scores(r.text, len(responses(pair))), label(pair))
+    rewards = [grm_reward(read_scores(r.answer, len(responses(pair))), label(pair))
                for r, pair in zip(rollouts, asked, strict=True)]
     return torch.tensor(rewards).view(len(pairs), size)
 

@@ -62,7 +62,7 @@ def with_verdict(rollout: Rollout, letter: str, tokenizer: Any) -> tuple[list[in
 
     If a token crosses the start of the tag, the part of its text before the tag is encoded again.
     """
-    if (said := parse_verdict(rollout.text)) is None:
+    if (said := parse_verdict(rollout.answer)) is None:
         return [], []
     start, kept = rollout.text.rindex(f"<answer>[[{said}]]</answer>"), len(rollout.response_ids)
     while True:

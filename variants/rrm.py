@@ -68,7 +68,7 @@ def rrm_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, t
               cfg: grpo.Config) -> torch.Tensor:
     """`Method.score`: (P, G) rewards."""
     size = len(rollouts) // len(pairs)
-    rewards = [1.0 if verdict(r.text) == pairs[i // size].winner else -1.0 for i, r in enumerate(rollouts)]
+    rewards = [1.0 if verdict(r.answer) == pairs[i // size].winner else -1.0 for i, r in enumerate(rollouts)]
     return torch.tensor(rewards).view(len(pairs), size)
 
 

@@ -464,7 +464,7 @@ def test_a_local_checkpoint_distils_itself(world, tmp_path, monkeypatch):
     assert 160 < summary["pass_1"]["prompt_tokens"] / 2 < 180 and len(rows(tmp_path / "out", "failed.jsonl")) == 5
     loaded, chat = [], distill.Meter.chat
     sampler_of = distill.load_sampler
-    monkeypatch.setattr(distill, "load_sampler", lambda *a: loaded.append(a) or sampler_of(*a))
+    monkeypatch.setattr(distill, "load_sampler", lambda *a, **_: loaded.append(a) or sampler_of(*a))
     calls = []
 
     def once(self, *args):
