@@ -11,6 +11,7 @@
     python judge.py pairs --model runs/grpo --data pairs.jsonl --out runs/verdicts
     some-program | python judge.py pairs --model rm-r1 --base-url http://localhost:8000/v1 --json
     python judge.py rank --model runs/grpo --question "What is 2+2?" --responses 5. 4. 22.
+    python judge.py serve --model runs/grpo             # rewards over HTTP: recipes/reward_client.py
 
 A row of `pairs` is {"question" or "context", "response_a", "response_b"}, one of `rank` and `score` has
 "responses" instead; none needs a winner. Without a verdict, or with as many votes for A as for B, the winner is
@@ -27,15 +28,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args
 
 from cor_prompt import Style, Trace, parse_trace, render
 from data import Message, Pair, read_pair
-from formats.layouts import read_row
+from formats.layouts import read_messages, read_row
 from formats.readers import read_rows
 from judging import pointwise, ranking
 from judging.endpoint import EndpointSampler, Server, drop_failures
 from judging.pointwise import Scores
+from judging.serving import Refused, make_server
 from judging.verdicts import (
     Judgement,
     NothingJudged,
@@ -57,7 +60,9 @@ from runtime.seeds import derive_seed, digest
 Method = Literal["knockout", "bradley-terry", "win-rate"]
 Candidates = tuple[str, Sequence[Message], list[str]]  # name, context, responses
 Context = str | Sequence[Message]  # a question, or a conversation that ends with the user
-Check = Callable[[Context, str], float]
+Response = str | Sequence[Message] | None  # a text, or the messages of a turn
+Group = tuple[Context, Sequence[Response]]
+Check = Callable[[Context, Response], float]
 
 
 @dataclass(frozen=True)
@@ -122,10 +127,11 @@ class Judge:
         """A judge behind an OpenAI-compatible server; with `kept` no reply in that file is paid for again."""
         return cls(EndpointSampler(base_url, model, api_key_env, kept, concurrency), **settings)
 
-    def pair(self, context: Context, response_a: str, response_b: str, votes: int = 1,
+    def pair(self, context: Context, response_a: Response, response_b: Response, votes: int = 1,
              temperature: float = 0.0, both_orders: bool = False) -> Verdict:
         """Which of the two responses is better?"""
-        pair = Pair("pair", "judge", messages(context), clean(response_a), clean(response_b), winner="A")
+        texts = response_text(response_a), response_text(response_b)
+        pair = Pair("pair", "judge", messages(context), *texts, winner="A")
         return self.pairs([pair], votes, temperature, both_orders)[0]  # any winner will do
 
     def pairs(self, pairs: Sequence[Pair], votes: int = 1, temperature: float = 0.0,
@@ -148,7 +154,7 @@ class Judge:
         chains = votes * (2 if both_orders else 1)  # a pair's verdicts come one after the other
         return [count(islice(judgements, chains)) for _ in pairs]
 
-    def table(self, groups: Sequence[tuple[Context, Sequence[str]]], votes: int = 1,
+    def table(self, groups: Sequence[Group], votes: int = 1,
               temperature: float = 0.0, both_orders: bool = True) -> ranking.Table:
         """`compare` for ranking.py over the responses of all (context, responses) groups, numbered through. Samples
         depend on the texts alone, not on their places."""
@@ -161,10 +167,10 @@ class Judge:
             return [share(verdict) for verdict in self.pairs(pairs, votes, temperature, both_orders)]
 
         prompts = [json.dumps(messages(context)) for context, _ in groups]
-        texts = [(p, clean(text)) for p, (_, group) in zip(prompts, groups, strict=True) for text in group]
+        texts = [(p, response_text(text)) for p, (_, group) in zip(prompts, groups, strict=True) for text in group]
         return ranking.Table(texts, ask, self.seed)
 
-    def rank(self, context: Context, responses: Sequence[str], method: Method = "bradley-terry",
+    def rank(self, context: Context, responses: Sequence[Response], method: Method = "bradley-terry",
              votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> Ranking:
         """Rate by a round robin, n(n-1)/2 comparisons, or find the best by a knockout, n - 1. A comparison takes
         `votes` verdicts, twice with `both_orders`."""
@@ -182,13 +188,13 @@ class Judge:
         return Ranking(tuple(ranking.best_first(scores)), tuple(map(float, scores)), table.asked,
                        silent.pop("verdict", 0), dict(silent))
 
-    def group_rewards(self, context: Context, responses: Sequence[str], checks: Sequence[Check] = (),
+    def group_rewards(self, context: Context, responses: Sequence[Response], checks: Sequence[Check] = (),
                       votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> list[float]:
         """A reward for each of one prompt's responses: its win rate against the others, 0..1 (0.5 where it is alone),
         plus what each check(context, response) returns, such as 1.0 if a final number is right: weigh there."""
         return self.rewards([(context, responses)], checks, votes, temperature, both_orders)[0]
 
-    def rewards(self, groups: Sequence[tuple[Context, Sequence[str]]], checks: Sequence[Check] = (),
+    def rewards(self, groups: Sequence[Group], checks: Sequence[Check] = (),
                 votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> list[list[float]]:
         """`group_rewards` of many (context, responses) groups, with one call for all their verdicts. Warns if there is
         not one verdict, for then all win rates are 0.5."""
@@ -205,13 +211,13 @@ class Judge:
             for context, responses in groups
         ]
 
-    def scores(self, context: Context, responses: Sequence[str], samples: int = 8,
+    def scores(self, context: Context, responses: Sequence[Response], samples: int = 8,
                temperature: float = 0.5) -> Scores:
         """Whole-number scores 1..10 for one response or several, summed over samples (pointwise.py)."""
         check_sampling(samples, temperature)
         if not responses:
             raise UserError("responses: none to score")
-        shared, texts = messages(context), [clean(response) for response in responses]
+        shared, texts = messages(context), [response_text(response) for response in responses]
         seed = derive_seed(self.seed, json.dumps(shared), *texts)
         shown = pointwise.orders(len(texts), samples, seed)
         asked = [pointwise.render_scoring(shared, [texts[i] for i in order]) for order in shown]
@@ -241,10 +247,24 @@ def share(verdict: Verdict) -> float:
 
 
 def messages(context: Context) -> tuple[Message, ...]:
-    turns: Sequence[Message] = [{"role": "user", "content": context}] if isinstance(context, str) else context
-    if not turns or turns[-1]["role"] != "user":
+    """A question or a conversation as checked messages; contents may be made of parts, tools have turns too."""
+    turns: Any = [{"role": "user", "content": context}] if isinstance(context, str) else list(context)
+    known = read_messages([without_none(turn) for turn in turns], "the conversation", "context")
+    if known[-1]["role"] not in ("user", "tool"):
         raise UserError("the conversation must end with a user message")
-    return tuple({"role": m["role"], "content": clean(m["content"])} for m in turns)
+    return tuple({"role": m["role"], "content": clean(m["content"])} for m in known)
+
+
+def response_text(response: Response) -> str:
+    """A text, the messages of a turn, or None where nothing was written."""
+    if response is None or isinstance(response, str):
+        return clean(response or "")
+    turns = read_messages([without_none(turn) for turn in response], "a response", "response") if response else ()
+    return "\n\n".join(clean(turn["content"]) for turn in turns)
+
+
+def without_none(turn: Any) -> Any:
+    return turn | {"content": ""} if isinstance(turn, dict) and turn.get("content") is None else turn
 
 
 def clean(text: str) -> str:
@@ -312,6 +332,26 @@ class Score(Source):
     """Chains per row, whose scores are summed (samples)."""
     temperature: float | Literal["none"] = 0.5
     """Sampling temperature; 0 takes the likeliest token; none leaves it, top_p and penalties to the server."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve(Server):
+    """Answer rankings and rewards over HTTP (docs/judge.md), for trainers that run elsewhere."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; another one opens the judge to everybody who reaches this machine."""
+    port: int = 8377
+    """Port to listen on; 0: a free one, which is printed."""
+    out: str = ""
+    """Folder for the replies of a --base-url, so that none is paid for twice; empty: they are kept in memory."""
+    votes: int = 1
+    """Verdicts per comparison and order; their shares count (samples)."""
+    both_orders: bool = True
+    """Compare in both orders; without it a coin decides who is shown first."""
+    max_tokens: int = 0
+    """Longest chain (tokens); 0: as the model was trained, else 2048."""
+    seed: int = 0
+    """Seed of samples, brackets and shown orders (an integer)."""
 
 
 # ---- rows in, results out ------------------------------------------------------------------------------
@@ -386,6 +426,60 @@ def run(cfg: Source, sampler: Chat | None = None) -> None:
         raise NothingJudged(likely_cause(judge.outputs))
     if bad and not judge.outputs:
         raise NothingJudged(f"none of {len(bad)} rows could be judged; {bad[0]}")
+
+
+MOST = 64  # responses of one prompt; their comparisons grow with the square
+
+
+def serve(cfg: Serve) -> None:
+    """Load the judge, say where it listens, answer until Ctrl-C."""
+    check_sampling(cfg.votes, cfg.sampling_temperature())
+    asked = cfg.asked(cfg.max_tokens)
+    kept = Path(cfg.out, "replies.jsonl") if cfg.out else None
+    sampler = cfg.connect(kept, asked) if cfg.base_url else load_sampler(cfg.model, cfg.dtype,
+                                                                         template_args=asked.flags())
+    judge = Judge(sampler, asked.style, asked.wording, asked.max_tokens, cfg.seed)
+    server = make_server(lambda path, body: answer(cfg, judge, path, body), cfg.host, cfg.port)
+    print(f"http://{cfg.host}:{server.server_port} answers POST /rewards and POST /rank", flush=True)
+    server.serve_forever()
+
+
+def answer(cfg: Serve, judge: Judge, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """/rewards: win rates of every response of every group, and how many outputs gave a verdict; /rank: rankings."""
+    if path not in ("/rewards", "/rank"):
+        raise Refused(404, "POST to /rewards or /rank")
+    method = body.get("method", "bradley-terry")
+    if method not in get_args(Method):
+        raise UserError(f"'method' must be one of {', '.join(get_args(Method))}")
+    groups = read_groups(body)
+    how: dict[str, Any] = {"votes": cfg.votes, "temperature": cfg.sampling_temperature()}
+    how["both_orders"] = cfg.both_orders
+    before = Counter(judge.outputs)
+    try:
+        found: dict[str, Any] = {"rewards": judge.rewards(groups, **how)} if path == "/rewards" else {
+            "rankings": [asdict(judge.rank(*group, method, **how)) for group in groups]}
+    except UserError as error:
+        raise Refused(502, f"the judge failed: {error}") from None
+    silent = judge.outputs - before
+    return found | {"verdicts": silent.pop("verdict", 0), "silent": dict(silent)}
+
+
+def read_groups(body: dict[str, Any]) -> list[tuple[list[Message], list[str]]]:
+    """{"groups": [{"prompt": text or messages, "responses": [text, messages or null, ...]}, ...]} as texts."""
+    if not isinstance(groups := body.get("groups"), list):
+        raise UserError("'groups' must be a list of {prompt, responses} objects")
+    found = []
+    for number, group in enumerate(groups):
+        prompt, responses = (group.get("prompt"), group.get("responses")) if isinstance(group, dict) else (None, None)
+        if not isinstance(prompt, (str, list)) or not isinstance(responses, list) or not 0 < len(responses) <= MOST:
+            raise UserError(f"group {number}: needs a 'prompt' (text or messages) and 1 to {MOST} 'responses'")
+        if not all(isinstance(response, (str, list, NoneType)) for response in responses):
+            raise UserError(f"group {number}: a response is a text, a list of messages or null")
+        try:
+            found.append((list(messages(prompt)), [response_text(response) for response in responses]))
+        except UserError as error:
+            raise UserError(f"group {number}: {error}") from None
+    return found
 
 
 def given(cfg: Source) -> dict[str, Any]:
@@ -521,7 +615,8 @@ def one_line(text: str) -> str:
 def main() -> None:
     import tyro
 
-    run(tyro.extras.subcommand_cli_from_dict({"pairs": Pairs, "rank": Rank, "score": Score}))
+    cfg = tyro.extras.subcommand_cli_from_dict({"pairs": Pairs, "rank": Rank, "score": Score, "serve": Serve})
+    serve(cfg) if isinstance(cfg, Serve) else run(cfg)
 
 
 if __name__ == "__main__":

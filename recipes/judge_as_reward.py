@@ -6,7 +6,7 @@
 
 The question comes to the writer as it stands, the writer answers G times, `Judge.rewards` has the judge compare
 the G answers with each other, and an answer's win rate is its reward. `judge_score` is all that plugs a judge into
-`grpo.train`; any other trainer that asks for a reward per response can call `Judge.group_rewards` itself. The mean
+`grpo.train`; other trainers call `Judge.group_rewards` themselves, or the client in reward_client.py. The mean
 reward is 0.5 whatever happens, because one's win is another's loss: look at something else to see progress.
 
 The writer first learns the form of an answer from both responses of each pair, good and bad alike. What it is
@@ -31,7 +31,7 @@ from cor_prompt import Style
 from data import Message, Pair, load_pairs, save_pairs
 from judge import Check, Judge
 from judging.endpoint import EndpointSampler
-from rollout import Rollout, load_sampler
+from rollout import Chat, Rollout, load_sampler
 from runtime import cli, disk
 from runtime.seeds import derive_seed
 from toy.world import keeps
@@ -79,10 +79,13 @@ class Config:
     """seed of data order and sampling"""
 
 
-def main(cfg: Config) -> None:
-    world, out = Path(cfg.world), Path(cfg.out)
-    asks = [pair for pair in load_pairs(str(world / "rl.jsonl")) if pair.category == "Chat"]
-    fresh = [pair for pair in load_pairs(str(world / "held_out.jsonl")) if pair.category == "Chat"]
+def requests(world: Path, name: str) -> list[Pair]:
+    return [pair for pair in load_pairs(str(world / f"{name}.jsonl")) if pair.category == "Chat"]
+
+
+def first_writer(world: Path, out: Path, seed: int) -> None:
+    """A writer in out/sft that knows the form of an answer, from good and bad ones alike."""
+    asks = requests(world, "rl")
     answers = [
         {"context_messages": list(pair.context), "winner": "A", "trace": response}
         for pair in asks
@@ -91,8 +94,19 @@ def main(cfg: Config) -> None:
     disk.write_whole(out / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in answers))
     disk.write_whole(out / "asks.jsonl", save_pairs(asks))
     sft.train(replace(sft.PRESETS["tiny"], model=str(world / "start"), data=str(out / "answers.jsonl"), held_out="",
-                      prompt_file="", out=str(out / "sft"), epochs=3.0, seed=cfg.seed))
+                      prompt_file="", out=str(out / "sft"), epochs=3.0, seed=seed))
 
+
+def measure(writer: Chat, fresh: Sequence[Pair], seed: int) -> float:
+    """The share of rules that one answer to each new request keeps."""
+    seeds = [derive_seed(seed, "writer", i) for i in range(len(fresh))]
+    replies = writer.chat([pair.context for pair in fresh], 1, 1.0, 12, seeds)
+    return rules_kept(fresh, [reply.text for [reply] in replies])
+
+
+def main(cfg: Config) -> None:
+    world, out = Path(cfg.world), Path(cfg.out)
+    first_writer(world, out, cfg.seed)
     system = (world / "prompt.txt").read_text().removesuffix("\n")
     sampler = EndpointSampler(cfg.base_url, cfg.judge) if cfg.base_url else load_sampler(cfg.judge)
     judge = Judge(sampler, system=system, max_tokens=60, seed=cfg.seed)
@@ -101,11 +115,9 @@ def main(cfg: Config) -> None:
                        seed=cfg.seed),
                grpo.Method(prompt=the_question, score=judge_score(judge)))
 
+    fresh = requests(world, "held_out")
     for name in ("sft", "grpo"):
-        writer = load_sampler(str(out / name))
-        seeds = [derive_seed(cfg.seed, "writer", i) for i in range(len(fresh))]
-        replies = writer.chat([pair.context for pair in fresh], 1, 1.0, 12, seeds)
-        kept = rules_kept(fresh, [reply.text for [reply] in replies])
+        kept = measure(load_sampler(str(out / name)), fresh, cfg.seed)
         print(f"{name:5} keeps {kept:.3f} of the rules of {len(fresh)} new requests")
 
 
