@@ -42,3 +42,22 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy") / "world"
     files.build(files.Build(str(folder), sft_pairs=24, rl_pairs=24, held_out_pairs=6, sft_held_out_pairs=6))
     return folder
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Runs the scripts in forks of one process that has imported torch; see survival_worker.py."""
+    from survival_worker import Server
+
+    server = Server()
+    with server.process as process:  # leaving it closes stdin, which ends the server
+        yield server
+        process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def verdicts(tmp_path_factory):
+    """The folder of a world of two verdicts, smaller still; see tiny_models.py. Nobody writes into it."""
+    from tiny_models import make_world
+
+    return make_world(tmp_path_factory.mktemp("verdicts"))

@@ -30,6 +30,7 @@ import resource
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -41,6 +42,11 @@ CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncat
            "shutil.rmtree")
 PATIENCE = 60.0  # seconds in which a rank whose peer died has to end; it takes a moment on an idle machine
 LIMIT = 240.0  # seconds a whole run may take; it takes two or three
+FLOAT64 = """
+import eval
+load = eval.load_sampler
+eval.load_sampler = lambda path, dtype, *rest, **more: load(path, "float64", *rest, **more)
+"""  # a patch: in float32 the batch that a prompt is in could, by its rounding, change what is sampled
 
 
 def digest(path: Path) -> str:
@@ -146,8 +152,8 @@ def be_rank(order: dict[str, Any], rank: int, port: int, out: int, status: int) 
         script = importlib.import_module(order["script"])
         join, mine = ranks.join_ranks, order.get("kill") or {}
 
-        def join_and_say_so() -> None:
-            join()
+        def join_and_say_so(**more: Any) -> None:
+            join(**more)
             os.write(status, b"joined\n")
 
         ranks.join_ranks = join_and_say_so
@@ -270,6 +276,23 @@ def what_is_there(out: Path) -> dict[str, Any]:
         exported = None
     parts = sorted(str(p.relative_to(out)) for p in out.rglob("*") if "part" in p.name or p.suffix == ".old")
     return {"model": exported, "checkpoint": [newest.name, digest(newest)] if newest else None, "parts": parts}
+
+
+ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+class Server:
+    """The other side: starts this file as a process, sends it orders and reads its replies."""
+
+    def __init__(self, **environment: str) -> None:
+        self.process = subprocess.Popen([sys.executable, __file__], cwd=Path(__file__).parents[1], text=True,
+                                        env=ENVIRONMENT | environment, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    def __call__(self, order: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        print(json.dumps(order), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
 
 
 def main() -> None:

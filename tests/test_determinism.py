@@ -11,9 +11,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from survival_worker import tree
-from test_survival import Server
-from tiny_models import make_world
+from survival_worker import Server, tree
 
 from toy import oracle as toy_oracle
 
@@ -28,9 +26,8 @@ def servers() -> Iterator[list[Server]]:
 
 
 @pytest.fixture(scope="module")
-def commands(world, tmp_path_factory) -> Iterator[dict[str, list[str]]]:
+def commands(world, verdicts) -> Iterator[dict[str, list[str]]]:
     """Command lines but for --out and --seed. The oracle is toy/'s, in this process."""
-    verdicts = make_world(tmp_path_factory.mktemp("verdicts"))
     model, prompt = ["--model", str(world / "start")], ["--prompt-file", str(world / "prompt.txt")]
     start = ["--model", str(verdicts / "start"), "--data", str(verdicts / "pairs.jsonl")]
     with toy_oracle.make_server(toy_oracle.Serve(port=0)) as oracle:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from survival_worker import FLOAT64
 from tiny_models import make_folder, make_lm
 
 import eval as ev
@@ -344,20 +345,20 @@ def test_the_context_caps_the_budget_and_that_is_said(tmp_path, folder, capsys):
     assert "longest prompt" not in capsys.readouterr().out
 
 
-def test_two_processes_judge_as_one(tmp_path, folder):
+def test_two_processes_judge_as_one(tmp_path, folder, server, monkeypatch):
     cfg = model_run(tmp_path, folder, both_orders=True, votes=2)
+    load = ev.load_sampler  # in float64: two processes make other batches
+    monkeypatch.setattr(ev, "load_sampler", lambda path, dtype, *rest, **more: load(path, "float64", *rest, **more))
     summary = ev.evaluate(cfg)
     expected = all_lines(cfg.out)
     assert 0 < summary["overall"]["verdict_rate"] < 1 and len(expected) == 44
 
     def two(out):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "eval.py",
-                   "run", "--model", folder, "--data", cfg.data, "--out", out, "--prompt-file", cfg.prompt_file,
-                   "--both-orders", "--votes", "2", "--temperature", "1", "--max-tokens", "9", "--sampler", "torch",
-                   "--at-once", "6"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
+        argv = ["run", "--model", folder, "--data", cfg.data, "--out", out, "--prompt-file", cfg.prompt_file,
+                *"--both-orders --votes 2 --temperature 1 --max-tokens 9 --sampler torch --at-once 6".split()]
+        reply = server({"script": "eval", "ranks": 2, "out": out, "argv": argv, "patch": FLOAT64})
+        assert reply["codes"] == [0, 0], reply["output"]
+        return "".join(reply["output"])
 
     out = tmp_path / "two"
     printed = two(str(out))

@@ -22,9 +22,8 @@ from typing import Any
 
 import pytest
 import torch
-from survival_worker import tree
-from test_survival import SIZES, Server
-from tiny_models import make_world
+from survival_worker import FLOAT64, Server, tree
+from test_survival import SIZES
 
 from runtime import errors, run_folder, states
 
@@ -45,6 +44,7 @@ class Command:
     pages: int = 0  # that its files fill
 
     def __call__(self, *flags: str, patch: str = "") -> tuple[int, str]:
+        patch = FLOAT64 + patch if self.script == "eval" else patch  # what is continued is asked in other batches
         order = {"script": self.script, "ranks": 1, "out": str(self.out), "argv": [*self.argv, *flags], "patch": patch}
         reply = self.server(order)
         return reply["codes"][0], reply["output"][0]
@@ -64,18 +64,18 @@ class Command:
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory) -> Iterator[Callable[[str], Command]]:
-    folder, made, server = make_world(tmp_path_factory.mktemp("world")), {}, Server()
+def command(server, verdicts, tmp_path_factory) -> Callable[[str], Command]:
+    made: dict[str, Command] = {}
     out = tmp_path_factory.mktemp("disk") / "run"
 
     def make(script: str) -> Command:
         shutil.rmtree(out, ignore_errors=True)
         if script not in made:
-            argv = ["--preset", "tiny", "--held-out", str(folder / "held_out.jsonl"), "--save-every", "1", "--lr",
+            argv = ["--preset", "tiny", "--held-out", str(verdicts / "held_out.jsonl"), "--save-every", "1", "--lr",
                     "0.01", "--prompt-file", "", *SIZES.get((script, 1), "").split()]
             if script == "eval":
                 argv = "run --sampler torch --max-tokens 6 --votes 3 --temperature 1 --at-once 9".split()
-            where = ["--model", str(folder / "start"), "--data", str(folder / "pairs.jsonl"), "--out", str(out)]
+            where = ["--model", str(verdicts / "start"), "--data", str(verdicts / "pairs.jsonl"), "--out", str(out)]
             new = Command(server, script, out, [*argv, *where])
             code, said = new()
             assert code == 0, said
@@ -85,9 +85,7 @@ def command(tmp_path_factory) -> Iterator[Callable[[str], Command]]:
             shutil.rmtree(out)
         return made[script]
 
-    with server.process as process:  # leaving it closes stdin, which ends the server
-        yield make
-        process.stdin.close()
+    return make
 
 
 @contextlib.contextmanager

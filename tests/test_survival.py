@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import random
 import re
@@ -19,17 +18,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from survival_worker import PATIENCE, tree
-from tiny_models import make_world
+from survival_worker import ENVIRONMENT, PATIENCE, Server, tree
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 GRPO = "--steps 3 --prompts-per-step 4 --group-size 3 --mini-batch 2 --max-response-tokens 6 --eval-every 2"
 SIZES = {
     ("sft", 1): "--steps 3 --batch-size 4 --eval-every 2",
@@ -37,34 +34,6 @@ SIZES = {
     ("grpo", 1): GRPO,
     ("grpo", 2): GRPO,
 }
-
-
-class Server:
-    """survival_worker.py in a process of its own."""
-
-    def __init__(self, **environment: str) -> None:
-        command = [sys.executable, str(ROOT / "tests" / "survival_worker.py")]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | environment, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL)
-
-    def __call__(self, order: dict[str, Any]) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
-        print(json.dumps(order), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    server = Server()
-    with server.process as process:  # leaving it closes stdin, which ends the server
-        yield server
-        process.stdin.close()
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @dataclass
@@ -136,14 +105,14 @@ class Job:
 
 
 @pytest.fixture(scope="module")
-def jobs(server, world, tmp_path_factory) -> Callable[[str, int], Job]:
+def jobs(server, verdicts, tmp_path_factory) -> Callable[[str, int], Job]:
     made: dict[tuple[str, int], Job] = {}
 
     def make(script: str, ranks: int) -> Job:
         if (script, ranks) not in made:
             out = tmp_path_factory.mktemp("runs") / f"{script}-{ranks}"
-            argv = ["--preset", "tiny", "--model", str(world / "start"), "--data", str(world / "pairs.jsonl"),
-                    "--held-out", str(world / "held_out.jsonl"), "--prompt-file", "", "--out", str(out),
+            argv = ["--preset", "tiny", "--model", str(verdicts / "start"), "--data", str(verdicts / "pairs.jsonl"),
+                    "--held-out", str(verdicts / "held_out.jsonl"), "--prompt-file", "", "--out", str(out),
                     "--save-every", "1", "--lr", "0.01", *SIZES[script, ranks].split()]
             job = Job(server, script, ranks, out, argv)
             reply = job.run(record=True)
