@@ -84,7 +84,7 @@ class RunFolder:
             free = free | {"steps"}  # a longer run of this kind begins with the same steps
         was = self.defaults | before
         return [*(f"{k} was {was[k]!r}, is {v!r}" for k, v in now.items() if k not in free and was[k] != v),
-                *(f"the content of --{k.replace("_", "-")} has changed" for k in read if was_read and was_read.get(k) != read[k])]
+                *(f"the content of {k} has changed" for k in read if was_read and was_read.get(k) != read[k])]
 
     def log(self, record: Mapping[str, Any], name: str = "metrics.jsonl") -> None:
         if ranks.rank() == 0:

@@ -700,8 +700,8 @@ def test_the_bar_says_what_a_step_is_doing(monkeypatch, capsys):
 
 def test_what_a_run_will_use_is_said_first(capsys):
     cfg = SimpleNamespace(steps=3, prompts_per_step=4, group_size=2, max_response_tokens=60, data="a.jsonl", model="m",
-                          out="runs/x")
-    steps.announce(cfg, 12, 5)
+                          held_out="", out="runs/x")
+    steps.announce(cfg, 48)
     said = capsys.readouterr().out
-    for words in ("3 steps of 4 pairs x 2 responses of up to 60 tokens", "12 pairs of a.jsonl", "m on 1 x", "runs/x"):
+    for words in ("a.jsonl: 12 of 48 pairs, 3 rounds of 4 x 2 responses of up to 60 tokens", "m on 1 x", "in runs/x"):
         assert words in said
