@@ -152,7 +152,7 @@ def refused(row: Row, what: str) -> Unusable:
     lacks = ", ".join(column for column in LAYOUTS[name].split() if column not in row) or "none"
     return Unusable(what, f"columns found: {', '.join(map(str, row))[:200] or 'none'}; nearest known layout: {name} "
                           f"({LAYOUTS[name].replace(' ', ', ')}), missing: {lacks}; "
-                          "`python -m prepare.build_data --columns` reads columns with other names")
+                          "other names: prepare.build_data --columns prompt=NAME,chosen=NAME,rejected=NAME")
 
 
 # ---- what was asked and answered -----------------------------------------------------------------------

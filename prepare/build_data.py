@@ -12,15 +12,14 @@
     4. 12 % of the rows are for distillation, the rest for reinforcement; rows of one prompt stay together
     5. with --augment, pairs in which one response answers another prompt are added to both (prepare/augment.py)
 
-OUT gets to_distil.jsonl, rl.jsonl, held_out.jsonl, to_distil_held_out.jsonl (those that are not empty), card.md and
-card.json. The same command on the same rows writes the same bytes, and continues a build that was interrupted.
+OUT gets to_distil.jsonl, rl.jsonl, held_out.jsonl, to_distil_held_out.jsonl (those that are not empty) and card.json,
+which says what is in them. The same command on the same rows writes the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from data import Pair, save_pairs, swap
 from evaluation.benchmarks import Benchmark, load_benchmark
 from loading.tokenizer import load_tokenizer
 from prepare.augment import augmented
-from prepare.card import Drop, Rows, Signs, make_card, near, overlap, page, questions, repeats, watch
+from prepare.card import Drop, Rows, Signs, make_card, near, overlap, questions, repeats, watch
 from prepare.sources import Kind, fixed, read_source
 from runtime import cli, errors
 from runtime.disk import write_whole
@@ -154,13 +153,12 @@ def split_sizes(cfg: Config, total: int) -> dict[str, int]:
 def unique(pairs: Sequence[Pair]) -> list[Pair]:
     """Logs and resumed runs know a pair by its source and id: a second one of the same name gets a number."""
     used: set[tuple[str, str]] = set()
-    count: Counter[tuple[str, str]] = Counter()
     named = []
     for pair in pairs:
-        key, name = (pair.source, pair.pair_id), pair.pair_id
+        name, number = pair.pair_id, 1
         while (pair.source, name) in used:
-            count[key] += 1
-            name = f"{pair.pair_id}~{count[key] + 1}"
+            number += 1
+            name = f"{pair.pair_id}~{number}"
         used.add((pair.source, name))
         named.append(replace(pair, pair_id=name))
     return named
@@ -247,7 +245,7 @@ def build(cfg: Config) -> dict[str, str]:
     written = [*(pairs[k] for k in order), *added]
     card = make_card(settings(cfg), replace(rows, drops=drops), written, lengths, splits)
     texts = {name: save_pairs(those) for name, those in splits.items()}
-    return texts | {"card.md": page(card), "card.json": json.dumps(card, indent=2, ensure_ascii=False) + "\n"}
+    return texts | {"card.json": json.dumps(card, indent=2, ensure_ascii=False) + "\n"}
 
 
 def settings(cfg: Config) -> dict[str, Any]:
@@ -264,7 +262,7 @@ def open_folder(cfg: Config) -> Path:
 
 def write(folder: Path, files: Mapping[str, str]) -> None:
     """Every file appears whole; the card goes first and comes back last, so that where it stands, everything does."""
-    for name in ("card.json", "card.md", *(name for name in FILES if name not in files)):
+    for name in ("card.json", *(name for name in FILES if name not in files)):
         (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
         write_whole(folder / name, content)
@@ -298,8 +296,8 @@ def main(cfg: Config) -> None:
         f"{name} {part['pairs']:,}" for name, part in card["splits"].items()))
     for reason, drop in card["dropped"].items():
         print(f"dropped {drop['rows']:,}: {errors.visible(reason)}")
-    print(f"what is in them: {cfg.out}/card.md\nnext:")
-    print("\n".join(f"  {command}" for command in next_commands(Path(cfg.out), files)))
+    for title, lines in (("look at this first", card["warnings"]), ("next", next_commands(Path(cfg.out), files))):
+        print("\n".join([f"{title}:", *(f"  {errors.visible(line)}" for line in lines)]))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from data import Message, Pair, preferred
-from evaluation import tables
 from evaluation.benchmarks import Benchmark
 from runtime import steps
 from runtime.seeds import derive_seed
@@ -280,50 +279,3 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
     if not card["overlap"]:
         found.append("not compared with any benchmark (--rewardbench, --rm-bench, --rmb)")
     return found
-
-
-# ---- the page ------------------------------------------------------------------------------------------
-
-
-def page(card: Mapping[str, Any]) -> str:
-    """The card as Markdown tables; docs/data.md says what their columns mean."""
-    rows, splits, sources = card["rows"], card["splits"], card["sources"]
-    groups = sorted({c for split in splits.values() for c in split["categories"]})
-    parts = {
-        "Look at this first": [["warning"], *([line] for line in card["warnings"])],
-        "Files": [["file", "pairs", "A wins", *groups],
-                  *([name, s["pairs"], s["a_wins"], *(s["categories"].get(c, 0) for c in groups)]
-                    for name, s in splits.items())],
-        "Sources": [["source", "category", "pairs", "A wins", "longer wins", "with a system turn", *splits],
-                    *([name, ", ".join(s["categories"]), s["pairs"], s["a_wins"], s["longer_wins"], s["system_turn"],
-                       *(split["sources"].get(name, 0) for split in splits.values())] for name, s in sources.items())],
-        "Dropped": [["reason", "rows", "from", "first places"],
-                    *([reason, d["rows"], listed(d["sources"]), ", ".join(d["first"])]
-                      for reason, d in card["dropped"].items())],
-        "Signs that give the label away": [
-            ["source", "rows", "marker in chosen", "in rejected", "several questions in chosen", "in rejected"],
-            *([name, *s.values()] for name, s in card["signs"].items())],
-        f"Lengths: prompts in {card['unit']}, responses in characters": [
-            ["source", "prompt p50", "p90", "p99", "max", "over-long", "chosen p50", "p90", "rejected p50", "p90"],
-            *([name, *s["prompt"].values(), s["over_long"],
-               *((s[side] or {}).get(p) for side in ("chosen", "rejected") for p in ("p50", "p90"))]
-              for name, s in sources.items())],
-        "Duplicates": [[key.replace("_", " ") for key in card["duplicates"]],
-                       [listed(n) if isinstance(n, dict) else n for n in card["duplicates"].values()]],
-        f"Overlap with benchmarks: {card['config']['ngram']} words in a row": [
-            ["benchmark", "its questions", "rows", "from", "examples (pair: shared words)"],
-            *([name, o["questions"], o["rows"], listed(o["sources"]), "; ".join(f"{i}: {g}" for i, g in o["examples"])]
-              for name, o in card["overlap"].items())],
-    }
-    total = ", ".join(f"{count:,} {what}" for what, count in rows.items())
-    shown = (tables.as_markdown(title, [list(map(cell, line)) for line in grid]) for title, grid in parts.items())
-    return "\n".join([f"# Data card\n\nRows: {total}.\n", *shown])
-
-
-def cell(value: Any) -> str:
-    """A share as a percentage, nothing as a dash."""
-    return f"{value:.1%}" if isinstance(value, float) else "-" if value is None else str(value)
-
-
-def listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
