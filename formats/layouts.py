@@ -143,15 +143,12 @@ def split_sides(first: Turns, second: Turns) -> tuple[Turns, str, str]:
 
 def refused(row: Row, what: str) -> Unusable:
     """What a row lacks, the columns that it has, and the known layout that comes nearest."""
-    def likeness(name: str) -> tuple[float, int]:
-        needed = LAYOUTS[name].split()
-        known = sum(column in row for column in needed)
-        return known / len(needed), known
-
-    name = max(LAYOUTS, key=likeness)
-    lacks = ", ".join(column for column in LAYOUTS[name].split() if column not in row) or "none"
+    asked = set(PROMPTS) if any(name in row for name in PROMPTS) else set()
+    lacks = {name: [column for column in layout.split() if column not in {*row, *asked}]
+             for name, layout in LAYOUTS.items()}
+    name = min(LAYOUTS, key=lambda name: len(lacks[name]) / len(LAYOUTS[name].split()))
     return Unusable(what, f"columns found: {', '.join(map(str, row))[:200] or 'none'}; nearest known layout: {name} "
-                          f"({LAYOUTS[name].replace(' ', ', ')}), missing: {lacks}; "
+                          f"({LAYOUTS[name].replace(' ', ', ')}), missing: {', '.join(lacks[name]) or 'nothing'}; "
                           "other names: prepare.build_data --columns prompt=NAME,chosen=NAME,rejected=NAME")
 
 
