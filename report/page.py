@@ -1,13 +1,12 @@
-"""A folder of runs -> tables and one trace in the terminal, curves as PNG, and one self-contained HTML page.
+"""A folder of runs -> tables in the terminal, curves as PNG, and one page that loads nothing.
 
-    python -m report runs/demo          training runs, evaluations and probes below it, up to three levels
+    python -m report runs/toy           training runs, evaluations and probes in it, up to three levels below
     python -m report runs/grpo          one run
 
-A stage NAME joins FOLDER/NAME (training), FOLDER/eval/NAME (evaluation) and FOLDER/probe/NAME.json. Curves over
-votes and budgets are shown wherever eval.py left one. The page's slider goes over all evaluations: of the stages, of
-rounds in training (`rollouts/`), and those of several votes in FOLDER/curve, of which the tables say nothing. Texts
-come from strangers and from models: on the page they are escaped or set as text, no script but its own may run
-(Content-Security-Policy), nothing is loaded, and control and bidi characters are spelt out here and there.
+The page shows pairs first, then curves, then tables. A stage NAME joins FOLDER/NAME (training), FOLDER/eval/NAME
+(evaluation) and FOLDER/probe/NAME.json. The slider goes over all evaluations: of the stages, of rounds in training
+(`rollouts/`), and those of several votes in FOLDER/curve. Texts come from strangers and from models: they are escaped
+or set as text, only the page's own script may run (Content-Security-Policy), and control characters are spelled out.
 """
 
 from __future__ import annotations
@@ -33,31 +32,33 @@ from report.stages import Key, Stage, find_curves, find_stages, is_number, load_
 from runtime import disk
 from runtime.errors import visible
 
-PANELS = (
-    ("loss", "nats per token", ("train/loss", "eval/loss")),
-    ("reward", "mean, from -1 to 1", ("reward/mean",)),
-    ("held-out verdicts", "share", ("eval/accuracy", "eval/consistency")),
-    ("response length", "tokens", ("rollout/length_mean", "eval/length_mean")),
-    ("KL to the start checkpoint", "nats per token", ("policy/ref_kl",)),
-    ("entropy", "nats per token", ("policy/entropy",)),
-    ("clipped", "share of tokens", ("policy/clip_fraction",)),
-    ("no verdict", "share of rollouts", ("rollout/frac_no_verdict",)),
+PANELS = (  # title, unit, {label: metric}
+    ("loss", "nats per token", {"training": "train/loss", "held-out": "eval/loss"}),
+    ("reward", "mean, from -1 to 1", {"reward": "reward/mean"}),
+    ("held-out verdicts", "share", {"accuracy": "eval/accuracy", "consistency": "eval/consistency"}),
+    ("response length", "tokens", {"training": "rollout/length_mean", "held-out": "eval/length_mean"}),
+    ("KL to the start checkpoint", "nats per token", {"KL": "policy/ref_kl"}),
+    ("entropy", "nats per token", {"entropy": "policy/entropy"}),
+    ("clipped", "share of tokens", {"clipped": "policy/clip_fraction"}),
+    ("no verdict", "share of rollouts", {"no verdict": "rollout/frac_no_verdict"}),
 )
-AXES = (0.14, 0.16, 0.83, 0.8)  # of a panel: left, bottom, width, height as shares of the picture
+GREY = "#808080"  # legible on white and on black
+AXES = (0.17, 0.2, 0.79, 0.67)  # of a panel: left, bottom, width, height as shares of the picture
 Panel = tuple[str, str, bytes, tuple[float, float] | None]  # title, remark, PNG, first and last x
+Point = tuple[float, float]
 Table = list[list[str]]  # the first row is the header
 
 
 @dataclass(frozen=True)
 class Config:
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
-    """What to report on: a run, an evaluation, or a folder of them."""
+    """a run, an evaluation, or a folder of them"""
     out: str = ""
-    """Page to write; empty: FOLDER/report.html. The curves go to the folder `plots` beside it."""
+    """page to write; empty: FOLDER/report.html. The curves go to the folder `plots` beside it"""
     pairs: int = 200
-    """Held-out pairs in the page's browser, first those that the last stage changed (pairs)."""
+    """most held-out pairs on the page; those that the last stage changed come first"""
     megabytes: float = 3.0
-    """Size at which the browser takes no further pair (MB of traces)."""
+    """size of the traces at which the page takes no further pair (MB)"""
 
 
 # ---- tables --------------------------------------------------------------------------------------------
@@ -95,42 +96,9 @@ def cell(value: Any, digits: int = 3) -> str:
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
 
 
-# ---- the terminal --------------------------------------------------------------------------------------
-
-
-def print_change(stages: Sequence[Stage], texts: dict[Key, Pair]) -> None:
-    """One held-out pair that the last stage judges right and the stage before it judged wrong."""
-    judged = [s for s in stages if s.verdicts]
-    if len(judged) < 2:
-        return
-    before, after = judged[-2:]
-    key = next((k for k in sorted(after.verdicts, key=natural) if wrong_then_right(before, after, k)), None)
-    if not key:
-        return
-    lines = [f"pair {key[1]}: wrong at {before.name}, right at {after.name}".replace("\n", " ")]
-    if pair := texts.get(key):
-        lines += indented("question", question(pair)) + indented("response A", pair.response_a)
-        lines += indented("response B", pair.response_b)
-    for stage in (before, after):
-        judgement = stage.verdicts[key]["AB"]
-        title = f"{stage.name} says {judgement.verdict or 'nothing'} (better: {judgement.winner})"
-        lines += indented(title, judgement.text)
-    print("\n".join(map(visible, lines)) + "\n")
-
-
-def wrong_then_right(before: Stage, after: Stage, key: Key) -> bool:
-    """Wrong in the file's order before, right in every order after."""
-    old, new = before.verdicts.get(key, {}), after.verdicts[key]
-    return "AB" in old and "AB" in new and not old["AB"].correct and all(j.correct for j in new.values())
-
-
 def natural(key: Key) -> tuple[str, list[str | int]]:
     """Sort key that puts pair-9 before pair-10."""
     return key[0], [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", key[1]))]
-
-
-def indented(title: str, text: str) -> list[str]:
-    return [f"  {title.replace(chr(10), ' ')}:", *(f"    {line}" for line in text.split("\n"))]
 
 
 def question(pair: Pair) -> str:
@@ -144,47 +112,72 @@ def question(pair: Pair) -> str:
 def draw_curves(metrics: Sequence[dict[str, Any]]) -> Iterator[Panel]:
     """Every panel that has a metric in this run, with its last values."""
     for title, unit, names in PANELS:
-        curves = {n: [(m["step"], m[n]) for m in metrics if is_number(m.get(n)) and is_number(m.get("step"))]
-                  for n in names}
-        curves = {name: points for name, points in curves.items() if points}
+        curves = {label: [(m["step"], m[n]) for m in metrics if is_number(m.get(n)) and is_number(m.get("step"))]
+                  for label, n in names.items()}
+        curves = {label: points for label, points in curves.items() if points}
         if curves:
-            last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in curves.items())
-            yield f"{title} ({unit})", f"last: {last}", plot(curves), edges(curves)
+            last = ", ".join(f"{label} {points[-1][1]:.4g}" for label, points in curves.items())
+            width = 2 * max(half_window(points) for points in curves.values()) + 1
+            smoothed = f"; pale: each step, strong: mean over {width} steps" if width > 1 else ""
+            yield title, f"last: {last}{smoothed}", plot(curves, unit), edges(curves)
 
 
 def draw_evaluations(curves: Mapping[str, dict[str, Any]]) -> Iterator[Panel]:
-    """Each evaluation over votes or budgets, and whether there is a curve; the bars are one standard error."""
+    """Each evaluation over votes or budgets; the bars are one standard error."""
     for name, curve in curves.items():
         points = [(x, y) for x, y, _ in drawn(curve)]
-        image = plot({"accuracy": points}, curve["xlabel"], [error for *_, error in drawn(curve)])
-        yield f"{name}: {curve['title']} (accuracy)", f"{curve['remark']}; {curve['note']}", image, None
+        image = plot({"": points}, "accuracy", curve["xlabel"], [error for *_, error in drawn(curve)])
+        yield f"{name}: {curve['title']}", f"{curve['remark']}; {curve['note']}", image, None
 
 
-def edges(curves: Mapping[str, list[tuple[float, float]]]) -> tuple[float, float]:
+def edges(curves: Mapping[str, Sequence[Point]]) -> tuple[float, float]:
     """x at the left and the right end of a panel's axis: the page's script finds a step's place by them."""
     xs = [x for points in curves.values() for x, _ in points]
     margin = (max(xs) - min(xs)) * 0.03 or 0.5
     return min(xs) - margin, max(xs) + margin
 
 
-def plot(curves: dict[str, list[tuple[float, float]]], xlabel: str = "step", errors: Sequence[float] = ()) -> bytes:
-    """One panel on a transparent ground, in greys that are legible on white and on black."""
-    from matplotlib.figure import Figure
+def half_window(points: Sequence[Point]) -> int:
+    """Neighbours on each side that smoothing takes; 0 for a curve of few points."""
+    return min(10, len(points) // 30)
 
-    figure = Figure(figsize=(5.2, 2.9), dpi=110)
+
+def smooth(points: Sequence[Point]) -> list[float]:
+    """The mean of every value and its neighbours.
+
+    >>> smooth([(i, i % 2) for i in range(30)])[:3]
+    [0.5, 0.3333333333333333, 0.6666666666666666]
+    """
+    k, values = half_window(points), [y for _, y in points]
+    windows = [values[max(0, i - k) : i + k + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def plot(curves: Mapping[str, Sequence[Point]], ylabel: str = "", xlabel: str = "step",
+         errors: Sequence[float] = ()) -> bytes:
+    """One panel on a transparent ground. It is shown at half its size, where 8 points are 11 pixels."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(3.5, 2.4), dpi=200)
     axes = figure.add_axes(AXES, xlim=edges(curves))
-    for (name, points), colour in zip(curves.items(), ("#3987e5", "#e8743b"), strict=False):
-        marker = "o" if len(points) < 40 else None
-        x, y = zip(*points, strict=True)
-        axes.errorbar(x, y, list(errors) or None, color=colour, marker=marker, markersize=3, linewidth=1.4, capsize=2,
-                      label=name)
-    axes.tick_params(colors="#808080", labelsize=8)
-    axes.grid(color="#808080", alpha=0.25, linewidth=0.6)
-    axes.set_xlabel(xlabel, color="#808080", fontsize=8)
+    for (label, points), colour in zip(curves.items(), ("#3987e5", "#e8743b"), strict=False):
+        x = [x for x, _ in points]
+        if half_window(points):
+            axes.plot(x, [y for _, y in points], color=colour, alpha=0.35, linewidth=0.7)
+        axes.errorbar(x, smooth(points), list(errors) or None, color=colour, marker="o" if len(points) < 30 else None,
+                      markersize=3, linewidth=1.3, capsize=2, label=label)
+    axes.tick_params(colors=GREY, labelsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.ticklabel_format(axis="y", scilimits=(-2, 5))
+    axes.yaxis.get_offset_text().set(color=GREY, fontsize=8)
+    axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
+    axes.set_xlabel(xlabel, color=GREY, fontsize=8.5)
+    axes.set_ylabel(ylabel, color=GREY, fontsize=8.5)
     for side, spine in axes.spines.items():
-        spine.set(color="#808080", visible=side in ("left", "bottom"))
+        spine.set(color=GREY, visible=side in ("left", "bottom"))
     if len(curves) > 1:
-        axes.legend(fontsize=8, frameon=False, labelcolor="#808080")
+        axes.legend(fontsize=8.5, frameon=False, labelcolor=GREY, ncols=2, loc="lower left", bbox_to_anchor=(0, 0.98))
     buffer = BytesIO()
     figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
     return buffer.getvalue()
@@ -254,12 +247,23 @@ def as_figure(run_name: str, title: str, remark: str, png: bytes, ends: tuple[fl
             f'src="data:image/png;base64,{source}"></div><small>{foot}</small></figure>\n')
 
 
+def introduction(stages: Sequence[Stage]) -> str:
+    """What each training run was: model, data, steps, day and command; of a folder without one, what was judged."""
+    lines = []
+    for s in [s for s in stages if s.metrics] or stages:
+        did = f"trained for {sum('time/step' in m for m in s.metrics)} steps on" if s.metrics else "judged"
+        lines.append(f"{s.name}, {s.config.get('date')}: {s.config.get('model')} {did} {s.config.get('data')}")
+        lines += [f"$ python {s.config['command']}"] if s.config.get("command") else []
+    return "<br>\n".join(escape(visible(line)) for line in lines)
+
+
 def page(title: str, stages: Sequence[Stage], curves: dict[str, list[Panel]], data: Any,
          evaluated: Mapping[str, dict[str, Any]]) -> str:
-    parts = ["<h2>Stages</h2>\n", as_html(stage_table(stages))]
+    parts = []
     for name, panels in curves.items():
         figures = "".join(as_figure(name.removeprefix("Training: "), *panel) for panel in panels)
         parts.append(f'<h2>{escape(visible(name))}</h2>\n<div class="grid">\n{figures}</div>\n')
+    parts += ["<h2>Stages</h2>\n", as_html(stage_table(stages))]
     for name, curve in evaluated.items():
         parts += [f"<h3>{escape(visible(name))}</h3>\n", as_html(curve_grid(curve))]
     if probes := probe_table(stages):
@@ -267,7 +271,8 @@ def page(title: str, stages: Sequence[Stage], curves: dict[str, list[Panel]], da
     policy = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     content = json.dumps(data).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return TEMPLATE.substitute(title=escape(visible(title)), policy=policy, style=STYLE, body="".join(parts),
-                               hidden="" if data["pairs"] else " hidden", data=content, script=SCRIPT)
+                               introduction=introduction(stages), hidden="" if data["pairs"] else " hidden",
+                               data=content, script=SCRIPT)
 
 
 HERE = Path(__file__).parent
@@ -276,7 +281,7 @@ TEMPLATE = Template((HERE / "report.template.html").read_text("utf-8"))  # what 
 
 
 def report(cfg: Config) -> Path:
-    """Print the tables and one trace, write the curves and the page; returns the page's path."""
+    """Print the tables, write the curves and the page; returns the page's path."""
     folder = Path(cfg.folder)
     out = Path(cfg.out) if cfg.out else folder / "report.html"
     stages = find_stages(folder)
@@ -286,15 +291,11 @@ def report(cfg: Config) -> Path:
     print(as_text("", stage_table(listed)))
     if probes := probe_table(stages):
         print(as_text("", probes))
-    print_change(listed, texts)
-    for name, curve in evaluated.items():
-        print(as_text(visible(f"{name}: {curve['title']}"), curve_grid(curve)) + visible(curve["remark"]) + "\n")
     curves = {f"Training: {s.name}": list(draw_curves(s.metrics)) for s in stages if s.metrics}
     curves |= {"Votes and budgets": list(draw_evaluations(evaluated))} if evaluated else {}
     for name, panels in curves.items():
         for title, _, png, _ in panels:
-            words = f"{name.removeprefix('Training: ')} {title.partition(' (')[0]}"
-            slug = re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-").lower()
+            slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{name.removeprefix('Training: ')} {title}").strip("-").lower()
             disk.write_whole(out.parent / "plots" / f"{slug}.png", png)
     disk.write_whole(out, page(f"Report: {folder.resolve().name}", listed, curves, browser_data(stages, texts, cfg),
                               evaluated))

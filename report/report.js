@@ -7,12 +7,12 @@ const FILTERS = {
   "all": () => true,
   "right": pair => pair.right[now] === true,
   "wrong": pair => pair.right[now] === false,
-  "wrong to right": pair => pair.right[against()] === false && pair.right[now] === true,
-  "right to wrong": pair => pair.right[against()] === true && pair.right[now] === false,
+  "wrong → right": pair => pair.right[against()] === false && pair.right[now] === true,
+  "right → wrong": pair => pair.right[against()] === true && pair.right[now] === false,
   "no verdict": pair => pair.traces[now].some(trace => !trace.verdict),
-  "A/B flips": pair => flips(pair.traces[now]),
+  "flips with the order": pair => flips(pair.traces[now]),
 };
-let now = 0, chosen = null;  // the slider's evaluation, the pair that is shown
+let now = 0, chosen = null, filter = "all";  // the slider's evaluation, the pair that is shown
 
 const tick = right => right === true ? "✓" : right === false ? "✗" : "·";
 const look = right => right === true ? "right" : right === false ? "wrong" : "soft";
@@ -45,7 +45,13 @@ function changes(words, old) {  // which words are new: those that the longest c
   return found;
 }
 
-function chain(parent, trace, old) {  // a part within one of its own name is not opened: no text can nest deeply
+function invented(quote, response) {  // whether a piece of the quote (between dots) does not occur in the response
+  const plain = text => text.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, " ").trim();
+  return response !== undefined && !/characters more\]$/.test(response)
+    && !quote.split(/\.\.\.|…/).every(piece => plain(response).includes(plain(piece)));
+}
+
+function chain(parent, trace, old, responses = {}) {  // no part opens within one of its name: no text can nest deeply
   const split = text => text.split(WORDS).filter(word => word.trim());
   const fresh = old ? changes(split(trace.text), split(old.text)) : new Set();
   let here = add(parent, "pre"), n = 0;
@@ -57,7 +63,13 @@ function chain(parent, trace, old) {  // a part within one of its own name is no
     else if (fresh.has(n) && word.trim()) add(here, "ins", word);
     else here.append(word);
     n += word.trim() !== "";
-    if (slash && open) here = open.parentNode;
+    if (!slash || !open) continue;
+    const quote = [...open.childNodes].slice(1, -1).map(node => node.textContent).join(""), letter = part.slice(6);
+    if (part.startsWith("quote") && invented(quote, responses[letter])) {
+      open.classList.add("invented");
+      open.title = "Response " + letter + " does not say this.";
+    }
+    here = open.parentNode;
   }
 }
 
@@ -65,14 +77,18 @@ function column(parent, pair, i) {
   const card = add(parent, "div", "", "card"), traces = pair.traces[i], before = pair.traces[against()] || [];
   if (i === now) card.classList.add("now");
   add(card, "h3", data.stages[i] + (traces.length ? "" : ": not judged"));
+  const [, a, b] = pair.asked || [];
   for (const trace of traces) {
     const head = add(card, "h4", trace.order === "BA" ? "B shown as A: " : "");
     const said = trace.verdict ? "says " + trace.verdict : "no verdict";
     add(head, "span", said + " " + tick(trace.right), look(trace.right));
     if (trace.cut) add(head, "span", " cut off", "soft");
-    chain(card, trace, i === now && before.find(other => other.order === trace.order));
+    chain(card, trace, i === now && before.find(other => other.order === trace.order),
+      trace.order === "BA" ? {A: b, B: a} : {A: a, B: b});
   }
-  if (flips(traces)) add(card, "p", "Both orders get the same letter: the place decides, not the text.", "soft");
+  const count = card.querySelectorAll(".invented").length;
+  if (count) add(card, "p", `${count} quote${count === 1 ? " does" : "s do"} not occur in the response.`, "wrong note");
+  if (flips(traces)) add(card, "p", "Both orders get the same letter: the place decides, not the text.", "wrong note");
 }
 
 function response(parent, pair, letter, text, votes) {
@@ -88,8 +104,10 @@ function show(pair) {
   if (!pair) return void add(section, "p", "No pair is like that at this evaluation.", "soft");
   add(section, "h3", pair.id + (pair.kind ? ", " + pair.kind : ""));
   const strip = add(section, "p", "", "strip");
+  add(strip, "span", "History:", "soft");
   for (const [i, right] of pair.right.entries()) {
-    const button = add(strip, "button", tick(right), look(right));
+    const button = add(strip, "button", tick(right) + " ", look(right));
+    add(button, "small", data.stages[i].replace(/^.* (?=step \d+$)/, ""));
     button.title = data.stages[i];
     if (i === now) button.setAttribute("aria-current", "true");
     button.addEventListener("click", () => move(i));
@@ -109,9 +127,11 @@ function show(pair) {
 function list() {
   const nav = at("list"), scroll = nav.scrollTop, focused = nav.contains(document.activeElement);
   const kept = data.pairs.filter(pair => ["", "=" + pair.kind].includes(at("kind").value));
-  const wanted = kept.filter(FILTERS[at("filter").value]);
-  for (const option of at("filter").options)
-    option.textContent = `${option.value} (${kept.filter(FILTERS[option.value]).length})`;
+  const wanted = kept.filter(FILTERS[filter]);
+  for (const button of at("filter").children) {
+    button.textContent = `${button.value} (${kept.filter(FILTERS[button.value]).length})`;
+    button.setAttribute("aria-pressed", button.value === filter);
+  }
   at("count").textContent = wanted.length + " of " + data.total + " pairs";
   chosen = wanted.includes(chosen) ? chosen : wanted[0];
   nav.replaceChildren();
@@ -165,7 +185,11 @@ function jump(event) {  // to the evaluation that is nearest to the place in the
 }
 
 if (data.pairs.length) {
-  for (const name of Object.keys(FILTERS)) add(at("filter"), "option").value = name;
+  for (const name of Object.keys(FILTERS)) {
+    const button = add(at("filter"), "button");
+    button.value = name;
+    button.addEventListener("click", () => { filter = name; list(); });
+  }
   add(at("kind"), "option", "all").value = "";
   const kinds = [...new Set(data.pairs.map(pair => pair.kind))].sort();
   for (const kind of kinds) add(at("kind"), "option", kind || "-").value = "=" + kind;
@@ -177,9 +201,15 @@ if (data.pairs.length) {
     add(plot, "i").hidden = true;
     plot.addEventListener("click", jump);
   }
-  for (const id of ["filter", "kind", "against"]) at(id).addEventListener("change", list);
+  for (const id of ["kind", "against"]) at(id).addEventListener("change", list);
   at("list").addEventListener("keydown", keys);
   at("when").max = data.stages.length - 1;
   at("when").addEventListener("input", () => move(Number(at("when").value)));
   move(data.last[1]);
 }
+
+function scrolls() {  // a table that is wider than the page says that it scrolls
+  for (const box of document.querySelectorAll(".wide")) box.classList.toggle("more", box.scrollWidth > box.clientWidth);
+}
+addEventListener("resize", scrolls);
+scrolls();

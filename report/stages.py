@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ class Stage:
     verdicts: dict[Key, dict[str, Judgement]] = field(default_factory=dict)
     votes: dict[Key, list[int]] = field(default_factory=dict)
     probe: dict[str, Any] = field(default_factory=dict)
-    data: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    data: str = ""  # file of the pairs that were judged
 
     @property
     def run(self) -> str:
@@ -63,6 +65,7 @@ def find_stages(folder: Path) -> list[Stage]:
 
     for path in below(folder, "metrics.jsonl"):
         stage(path.parent).metrics = [row for _, row in disk.read_jsonl(path, torn_end_ok=True)]
+        stage(path.parent).config = settings(path)
     for path in below(folder, "summary.json"):
         logs = sorted(path.parent.glob("judgements*.jsonl"))  # several processes leave a log each
         judged = [judgement for log in logs for judgement in read_log(log)]
@@ -71,6 +74,7 @@ def find_stages(folder: Path) -> list[Stage]:
             one = stage(path.parent)
             one.summary, one.listed = read_summary(path), not curve
             one.judge(judged)
+            one.config = one.config or settings(path)
             one.data = str(read_object(path.parent / "config.json").get("data", ""))
     for path in below(folder, "probe/*.json"):
         stage(path.with_suffix("")).probe = read_object(path)
@@ -85,6 +89,12 @@ def find_stages(folder: Path) -> list[Stage]:
     rank = {name: i for i, name in enumerate(ORDER)}
     order = {one.name: (rank.get(one.run, len(rank)), one.run) for one in stages.values()}  # an evaluation ends its run
     return sorted(stages.values(), key=lambda s: (*order[s.name], s.step is None and s.verdicts != {}, s.step or 0))
+
+
+def settings(log: Path) -> dict[str, Any]:
+    """The configuration beside a log, and as `date` the day on which the log was last written."""
+    day = date.fromtimestamp(log.stat().st_mtime).isoformat()
+    return read_object(log.parent / "config.json") | {"date": day}
 
 
 def below(folder: Path, name: str) -> Iterator[Path]:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
-from test_report import judge, make_pairs, write_demo, write_evaluation
+from report_files import judge, make_pairs, write_demo, write_evaluation
 
 import model as product
 from data import Pair, load_pairs, save_pairs

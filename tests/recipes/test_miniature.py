@@ -19,13 +19,9 @@ from pathlib import Path
 import pytest
 import tyro
 
-import eval as evaluation
 import grpo
-import sft
 from cor_prompt import encode_prompt, encode_target, parse_trace, render
-from evaluation import probes
 from judging.verdicts import Judgement
-from prepare import build_data, distill
 from recipes import miniature
 from recipes.miniature import ROWS, Row, Task, code_below, code_of, execute, plan
 from recipes.miniature_results import (
@@ -48,7 +44,6 @@ from runtime.errors import UserError
 from toy import probe, world
 from toy.files import Build, build, build_tokenizer
 from toy.world import Flaws
-from variants import scalar_rm, toy_forms
 
 # ---- the rows ------------------------------------------------------------------------------------------
 
@@ -59,40 +54,23 @@ def commands() -> list[tuple[str, list[str]]]:
     return [(task.row, shlex.split(command)) for task in tasks for command in task.commands]
 
 
-def test_rows_have_different_names_and_start_from_rows_that_exist():
-    names = [row.name for row in ROWS]
-    assert len(set(names)) == len(names)
-    assert {need for row in ROWS for need in row.needs} <= set(names)
-
-
 @pytest.mark.parametrize(("row", "words"), commands(), ids=lambda value: value if isinstance(value, str) else "")
 def test_every_command_is_one_that_its_script_takes(row, words):
-    here = f"runs/tables/seed-3/{row}"
-    if words[:2] == ["python", "sft.py"]:
-        assert cli.parse(sft.Config, sft.PRESETS, words[2:]).out == here
-    elif words[:3] == ["python", "-m", "prepare.distill"]:
-        assert cli.parse(distill.Config, distill.PRESETS, words[3:]).out == here
-    elif words[:3] == ["python", "-m", "prepare.build_data"]:
-        assert cli.parse(build_data.Config, build_data.PRESETS, words[3:]).out == here
-    elif words[:3] == ["python", "-m", "evaluation.probes"]:
-        assert tyro.cli(probes.Probes, args=words[3:]).out == here
-    elif words[:3] == ["python", "-m", "variants.toy_forms"]:
-        assert tyro.cli(toy_forms.Config, args=words[3:]).form in row
-    elif words[:3] == ["python", "-m", "variants.scalar_rm"]:
-        assert cli.parse(scalar_rm.Config, scalar_rm.PRESETS, words[3:]).out == here
-    elif words[:4] == ["python", "-m", "toy", "build"]:
-        assert tyro.cli(Build, args=words[4:]).seed == 3
-    elif words[:4] == ["python", "-m", "toy", "probe"]:
-        assert tyro.cli(probe.Probe, args=words[4:]).model == f"runs/tables/seed-3/{row}"
-    elif words[:2] == ["python", "grpo.py"] or (words[1] == "-m" and words[2] != "toy"):
-        script = importlib.import_module(words[2]) if words[1] == "-m" else grpo
-        cfg = cli.parse(getattr(script, "Config", grpo.Config), getattr(script, "PRESETS", grpo.PRESETS),
-                        words[2 + (words[1] == "-m") :])
-        assert cfg.out == f"runs/tables/seed-3/{row}" and cfg.held_out and cfg.seed == 3
-    elif words[:3] == ["python", "eval.py", "run"]:
-        assert tyro.cli(evaluation.Run, args=words[3:]).both_orders
+    if words[0] != "python":
+        assert words[0] in ("cat", "grep", "head", "mkdir")
+        return
+    name, args = (words[2], words[3:]) if words[1] == "-m" else (words[1].removesuffix(".py"), words[2:])
+    if name == "toy":
+        if args[0] != "serve":
+            assert tyro.cli({"build": Build, "probe": probe.Probe}[args[0]], args=args[1:])
+        return
+    script = importlib.import_module(name)
+    if name in ("eval", "evaluation.probes", "variants.toy_forms"):
+        kind, args = {"eval": ("Run", args[1:]), "evaluation.probes": ("Probes", args)}.get(name, ("Config", args))
+        assert tyro.cli(getattr(script, kind), args=args)
     else:
-        assert words[0] in ("cat", "grep", "head", "mkdir") or words[:4] == ["python", "-m", "toy", "serve"]
+        cfg = cli.parse(getattr(script, "Config", grpo.Config), getattr(script, "PRESETS", grpo.PRESETS), args)
+        assert cfg.out == f"runs/tables/seed-3/{row}" and getattr(cfg, "seed", 3) == 3
 
 
 def test_every_row_of_a_table_is_a_row_that_is_run():
@@ -225,20 +203,14 @@ def test_rows_wait_for_those_they_start_from_and_are_run_once(tmp_path, capsys):
 
 
 def test_a_changed_command_is_run_again_with_all_that_starts_from_it(tmp_path, capsys):
+    """And in an empty folder: the command appends."""
     execute(tasks_of(CHAIN, tmp_path), at_once=1)
     capsys.readouterr()
-    changed = (CHAIN[0], replace(CHAIN[1], commands=("mkdir -p {here}", "cat {a}/out > {here}/out")), CHAIN[2])
+    changed = (CHAIN[0], replace(CHAIN[1], commands=("mkdir -p {here}", "cat {a}/out >> {here}/out")), CHAIN[2])
     execute(tasks_of(changed, tmp_path), at_once=1)
     said = capsys.readouterr().out
     assert "seed 0 a" not in said and "seed 0 b" in said and (tmp_path / "seed-0/c/out").read_text().strip() == "1"
-
-
-def test_a_row_that_is_run_again_starts_with_an_empty_folder(tmp_path):
-    execute(tasks_of(CHAIN[:1], tmp_path), at_once=1)
-    changed = (replace(CHAIN[0], commands=("mkdir -p {here}", "echo other >> {here}/out")),)
-    execute(tasks_of(changed, tmp_path), at_once=1)
-    assert (tmp_path / "seed-0/a/out").read_text() == "other\n"
-    assert "seed 0" not in (tmp_path / "seed-0/logs/a.log").read_text()
+    assert "/a/out" in (log := (tmp_path / "seed-0/logs/b.log").read_text()) and log.count("cat") == 1
 
 
 def test_a_failed_row_stops_only_what_starts_from_it_and_is_tried_again(tmp_path, capsys):

@@ -9,77 +9,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from report_files import GRPO, HOSTILE, judge, make_pairs, write_demo, write_evaluation, write_jsonl
 
-from data import Pair, load_pairs, save_pairs
-from judging.verdicts import Judgement, tally
+from data import save_pairs
 from report import page as rp
 from runtime.errors import UserError
-
-HOSTILE = (
-    "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> --><svg/onload=alert(3)></div></title>"
-    "\" onmouseover='alert(4)' &lt;b&gt; javascript:alert(5) \x1b[31mred\x07"
-    "\u202egnp.exe\u2066 \u200bzero \ud800 \u2028 \x00"
-)
-
-
-def make_pairs(hostile=""):
-    return [
-        Pair(f"p{i}{hostile}", "toy", ({"role": "user", "content": f"question {i} {hostile}"},),
-             f"first {i} {hostile}", f"second {i} {hostile}", "A", ("Chat", "Math")[i % 2] + hostile)
-        for i in range(12)
-    ]
-
-
-def judge(pair, order, right, text):
-    winner = "A" if order == "AB" else "B"
-    verdict = {True: winner, False: "BA"["AB".index(winner)], None: None}[right]
-    return Judgement(pair.pair_id, pair.source, pair.category, {}, order, 0, verdict, winner, right is True,
-                     "stop", 20, f"<eval>{text}</eval>[[{verdict}]]")
-
-
-def write_jsonl(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_evaluation(folder, judgements, data, **extra):
-    write_jsonl(folder / "judgements.jsonl", [asdict(j) for j in judgements])
-    kinds = {j.category for j in judgements}
-    summary = {"overall": tally(judgements) | extra,
-               "by_category": {k: tally([j for j in judgements if j.category == k]) for k in kinds}}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "config.json").write_text(json.dumps({"data": str(data)}))
-
-
-SFT = [
-    {"step": i, "train/loss": 2.0 / (i + 1), "time/step": 30.0} | ({"eval/loss": 1.0} if i else {}) for i in range(4)
-]
-STEADY = {"rollout/length_mean": 20.0, "policy/entropy": 0.5, "policy/clip_fraction": 0.0,
-          "rollout/frac_no_verdict": 0.0, "time/step": 6.0}
-GRPO = [{"step": i, "reward/mean": 0.1 * i, "policy/ref_kl": 0.01 * i} | STEADY for i in range(5)]
-GRPO += [{"step": 5, "eval/accuracy": 0.9, "eval/consistency": 0.8, "eval/length_mean": 21.0}]
-
-
-def write_demo(folder, hostile=""):
-    """start: no verdict at all; sft: wrong on every third pair; grpo: right but for pair 9."""
-    pairs = make_pairs(hostile)
-    data = folder / "held_out.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
-    data.write_text(save_pairs(pairs).encode("utf-8", "replace").decode())
-    pairs = load_pairs(str(data))
-    right = {"start": lambda i: None, "sft": lambda i: i % 3 > 0, "grpo": lambda i: i != 9}
-    for name, judged_right in right.items():
-        made = [
-            judge(p, o, judged_right(i), f"{name} {i} {hostile}") for i, p in enumerate(pairs) for o in ("AB", "BA")
-        ]
-        write_evaluation(folder / "eval" / name, made, data, accuracy_se=0.05)
-    write_jsonl(folder / "sft" / "metrics.jsonl", SFT)
-    write_jsonl(folder / "grpo" / "metrics.jsonl", GRPO)
-    for name, share in (("sft", 0.625), ("grpo", 1.0)):
-        (folder / "probe").mkdir(exist_ok=True)
-        probe = {f"verdict_right{hostile}": {"share": share, "n": 40, "verdict_rate": 1.0}, "plain": 3}
-        (folder / "probe" / f"{name}.json").write_text(json.dumps(probe))
-    return folder
 
 
 def test_tables_by_hand(tmp_path):
@@ -103,8 +37,7 @@ def test_terminal_and_files(tmp_path, capsys):
     out = rp.report(rp.Config(str(folder)))
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == str(out) == str(folder / "report.html")
-    assert "pair p0: wrong at sft, right at grpo" in printed and "    question 0" in printed
-    assert "sft says B (better: A)" in printed and "grpo says A (better: A)" in printed and "<eval>grpo 0" in printed
+    assert "0.917 ± 0.050" in printed and "0.625 (n 40)" in printed
     plots = sorted(path.name for path in (folder / "plots").iterdir())
     assert plots == ["grpo-clipped.png", "grpo-entropy.png", "grpo-held-out-verdicts.png",
                      "grpo-kl-to-the-start-checkpoint.png", "grpo-no-verdict.png", "grpo-response-length.png",
@@ -163,7 +96,7 @@ def test_hostile_texts_stay_texts(tmp_path, capsys):
     assert all(c.isprintable() or c == "\n" for c in raw)
     assert "&lt;U+202E&gt;" in raw and "u003cU+202E" in raw
     printed = capsys.readouterr().out
-    assert all(c.isprintable() or c == "\n" for c in printed) and "<U+001B>[31m" in printed
+    assert all(c.isprintable() or c == "\n" for c in printed)
     data = json.loads(page.texts["data"])  # and it is all there, as text
     assert "</script><script>alert(1)</script>" in data["pairs"][0]["traces"][1][0]["text"]
     assert "<U+202E>" in data["pairs"][0]["asked"][0] and "\u202e" not in json.dumps(data, ensure_ascii=False)
@@ -251,14 +184,30 @@ def test_curves_stand_beside_the_stages(tmp_path, capsys):
     page = rp.report(rp.Config(str(folder))).read_text(encoding="utf-8")
     assert (folder / "plots" / "votes-and-budgets-votes-majority-of-k-of-3-votes.png").exists()
     assert page.count("<h3>") == 2 and "<td>0.400</td>" in page and "&lt;b&gt;" in page and "<b>" not in page
-    assert "\x1b" not in page and "no curve: <U+001B>[31m" in capsys.readouterr().out
+    assert "\x1b" not in page and "no curve: &lt;U+001B&gt;[31m" in page
 
 
-def test_without_the_data_file(no_plots, tmp_path, capsys):
+def test_pairs_come_first_and_tables_last_after_an_introduction(no_plots, tmp_path):
+    folder = write_demo(tmp_path / "demo")
+    settings = {"model": "runs/<start>", "data": "runs/sft.jsonl", "command": "sft.py --preset tiny"}
+    (folder / "sft" / "config.json").write_text(json.dumps(settings))
+    page = rp.report(rp.Config(str(folder))).read_text(encoding="utf-8")
+    texts = ("runs/&lt;start&gt; trained for 4 steps on runs/sft.jsonl", "$ python sft.py", "Held-out pairs",
+             "Training: sft", "Training: grpo", "<h2>Stages")
+    assert (places := [page.index(text) for text in texts]) == sorted(places)
+    assert re.search(r"sft, 20\d\d-\d\d-\d\d: ", page)
+
+
+def test_smoothing_is_a_mean_of_neighbours():
+    points = [(float(i), float(i % 2)) for i in range(90)]
+    assert rp.smooth(points[:29]) == [y for _, y in points[:29]]  # few points stay as they are
+    assert rp.smooth(points)[:2] == [0.5, 0.4]  # of 0 1 0 1, and of 0 1 0 1 0
+
+
+def test_without_the_data_file(no_plots, tmp_path):
     folder = write_demo(tmp_path / "demo")
     (folder / "held_out.jsonl").unlink()
     assert read_browser(rp.report(rp.Config(str(folder))))["pairs"][0]["asked"] is None
-    assert "question" not in capsys.readouterr().out
     (folder / "held_out.jsonl").write_text("something else")
     rp.report(rp.Config(str(folder)))
 

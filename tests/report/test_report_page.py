@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 from browser import CHROMIUM, Browser
-from test_report import HOSTILE, SFT, judge, write_demo, write_evaluation, write_jsonl
+from report_files import HOSTILE, SFT, judge, write_demo, write_evaluation, write_jsonl
 
 from data import load_pairs
 from report import page as rp
@@ -64,6 +64,8 @@ def shown(browser, page):
 
 
 def set_to(browser, name, value):
+    if name == "filter":
+        return browser.eval(f"document.querySelector('#filter [value=\"{value}\"]').click()")
     kind = "input" if name == "when" else "change"
     browser.eval(f"(at('{name}').value = {json.dumps(value)}, at('{name}').dispatchEvent(new Event('{kind}')))")
 
@@ -104,9 +106,10 @@ def test_sliding_shows_each_evaluations_trace_of_one_pair(shown):
         assert {0: "start 4", 1: "sft 4", 3: "at step 2", 6: "vote"}.get(i, "") in text
         heads = words(shown, ".columns:last-child h3")
         assert heads == ([STAGES[i - 1]] if i else []) + [name]
-    assert words(shown, ".strip button") == ["✗", "✓", "✓", "✓", "✓", "✓", "✓"]
+    labels = ["start", "sft", "step 0", "step 2", "step 4", "grpo", "curve/votes"]
+    assert words(shown, ".strip button") == [f"{'✗✓'[i > 0]} {label}" for i, label in enumerate(labels)]
     shown.eval("document.querySelectorAll('.strip button')[3].click()")
-    assert shown.eval("now") == 3 and words(shown, ".strip [aria-current]") == ["✓"]
+    assert shown.eval("now") == 3 and words(shown, ".strip [aria-current]") == ["✓ step 2"]
 
 
 def test_new_words_are_underlined(shown):
@@ -120,14 +123,33 @@ def test_new_words_are_underlined(shown):
         assert shown.eval(changes.format(json.dumps(new), json.dumps(old))) == found, (new, old)
 
 
+def test_a_quote_that_the_response_does_not_hold_is_marked(shown):
+    """`said` quotes nothing but "", so that the page's own function is asked."""
+    assert words(shown, ".invented") == []
+    response = "Two plus two is four, as *everybody* knows."
+    for quote, wrong in (("two plus two is FOUR", False), ("Two plus two ... everybody knows", False), ("", False),
+                         ("two plus two is five", True), ("Two plus two … nobody knows", True)):
+        assert shown.eval(f"invented({json.dumps(quote)}, {json.dumps(response)})") == wrong, quote
+    text = "<eval><quote_A>four</quote_A> <quote_B>four</quote_B> <quote_A>open</eval>"
+    responses = json.dumps({"A": response, "B": "Five."})
+    shown.eval(f"chain(at('pair'), {{text: {json.dumps(text)}, verdict: null}}, false, {responses})")
+    assert words(shown, ".invented") == ["<quote_B>four</quote_B>"]
+
+
+def test_a_wide_table_says_that_it_scrolls(browser, page):
+    for width, wide in ((390, True), (1280, False)):
+        browser.open(page, width=width)
+        assert browser.eval("document.querySelector('.wide').classList.contains('more')") == wide
+
+
 # what each filter keeps, by evaluation (against the one before)
 KEPT = {
     "no verdict": {0: range(12), 1: [], 6: []},
     "right": {1: [1, 2, 4, 5, 7, 8, 10, 11], 5: [i for i in range(12) if i != 9]},
     "wrong": {1: [0, 3, 6, 9], 4: [2]},
-    "wrong to right": {1: [1, 2, 4, 5, 7, 8, 10, 11], 3: [0, 3, 6, 9], 5: [2], 0: []},
-    "right to wrong": {4: [2], 5: [9], 3: []},
-    "A/B flips": {3: [1], 4: [], 6: []},
+    "wrong → right": {1: [1, 2, 4, 5, 7, 8, 10, 11], 3: [0, 3, 6, 9], 5: [2], 0: []},
+    "right → wrong": {4: [2], 5: [9], 3: []},
+    "flips with the order": {3: [1], 4: [], 6: []},
 }
 
 
@@ -139,7 +161,7 @@ def test_filters(shown, name):
         set_to(shown, "when", i)
         found = [int(text[1:]) for text in words(shown, "#list button > :first-child")]
         assert sorted(found) == list(wanted), i
-        assert words(shown, "#filter option:checked") == [f"{name} ({len(wanted)})"]
+        assert words(shown, "#filter [aria-pressed=true]") == [f"{name} ({len(wanted)})"]
         assert words(shown, "#count") == [f"{len(wanted)} of 12 pairs"]
         assert bool(words(shown, "#pair > h3")) == bool(wanted)
     set_to(shown, "kind", "=Chat")
@@ -287,7 +309,7 @@ def test_hostile_text_stays_text(browser, one_plot, tmp_path):
     inside = browser.eval(
         "[...new Set([...document.querySelectorAll('#pair *, #list *, #bar *')].map(e => e.tagName))]"
     )
-    assert set(inside) <= set("H3 H4 P DIV PRE SPAN B MARK INS BUTTON LABEL INPUT OUTPUT".split())
+    assert set(inside) <= set("H3 H4 P DIV PRE SPAN B MARK INS SMALL BUTTON LABEL INPUT OUTPUT".split())
     assert browser.eval(
         "[...document.querySelectorAll('*')].every(e => [...e.attributes].every(a => !/^on/.test(a.name)))"
     )
