@@ -96,7 +96,7 @@ test-slow: install
 test-vllm: .venv-vllm/installed
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm tests/test_vllm.py
 
-# mutmut stands beside the tested set in an environment of its own; docs/mutants.md.
+# mutmut stands beside the tested set in an environment of its own; docs/tests.md.
 .venv-mutants/installed: requirements.txt
 	$(PYTHON) -m venv .venv-mutants
 	.venv-mutants/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt mutmut==3.8.1

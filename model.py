@@ -25,7 +25,7 @@ from loading.weights import read_weights
 from ops.attention import block_mask, register, spans, visible
 from ops.head import Scores, target_scores
 from runtime.errors import UserError
-from runtime.ranks import rank, wait_longer
+from runtime.ranks import rank
 
 
 class Policy(nn.Module):
@@ -131,9 +131,7 @@ def make_mesh(compute_dtype: torch.dtype, shard_ranks: int = 0) -> Any:
         return init_device_mesh(kind, (ranks,))
     if ranks % shard_ranks:
         raise UserError(f"--shard-ranks {shard_ranks} does not divide {ranks} ranks")
-    mesh = init_device_mesh(kind, (ranks // shard_ranks, shard_ranks), mesh_dim_names=("copy", "shard"))
-    wait_longer(mesh)
-    return mesh
+    return init_device_mesh(kind, (ranks // shard_ranks, shard_ranks), mesh_dim_names=("copy", "shard"))
 
 
 # ---- weights out ---------------------------------------------------------------------------------------

@@ -31,8 +31,8 @@ from model import Policy
 from runtime import cli, ranks, sizes, states, steps
 from runtime.errors import UserError
 from runtime.metrics import Metrics, per_second
-from runtime.run_folder import RunFolder, digests
-from runtime.steps import StopSignal
+from runtime.run_folder import RunFolder
+from runtime.steps import BAD_STEPS, StopSignal
 from settings import SFT_PRESETS as PRESETS, SFTConfig as Config
 
 
@@ -86,9 +86,7 @@ def train(cfg: Config) -> None:
     longest = cfg.max_length - min(len(example.prompt_ids) for example in examples)  # tokens a trace may have
     best = fit(cfg, policy, tokenizer, examples, held_out, nll_loss, Asked(cfg.style, system, longest))
     if ranks.rank() == 0:
-        preset = cfg.preset + ("-instruct" if cfg.preset.startswith("paper") else "")
-        print(f"distilled model: {cfg.out}/model" + (f" (held-out loss {best:.4f} nats/token)" if held_out else ""),
-              f"next: python grpo.py --preset {preset} --model {cfg.out}", sep="\n")
+        print(f"distilled model: {cfg.out}/model" + (f" (held-out loss {best:.4f} nats/token)" if held_out else ""))
 
 
 POSITIVE = ("epochs", "batch_size", "micro_batch_tokens", "max_grad_norm", "eval_every", "save_every")
@@ -109,12 +107,14 @@ def fit(cfg: Config, policy: Policy, tokenizer: Any, examples: Sequence[Group], 
     loss(policy, groups, cfg, backward) -> (sum, count) of this rank. `asked` is how the exported judge is asked.
     """
     cfg = replace(cfg, steps=cfg.steps or max(1, int(cfg.epochs * len(examples) / cfg.batch_size)))
-    steps.announce(cfg, len(examples))
+    if ranks.rank() == 0:
+        used = min(len(examples), cfg.steps * cfg.batch_size)
+        print(f"{cfg.data}: {used} of {len(examples)} pairs, {cfg.steps} steps of {cfg.batch_size}; "
+              f"held out: {cfg.held_out or 'none'}", flush=True)
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
-    read = digests(cfg.model, cli.read_prompt(cfg.prompt_file), data=examples, held_out=held_out)
-    folder = RunFolder(cfg.out, cfg, read)
+    folder = RunFolder(cfg.out, cfg)
     progress = states.resume(folder, policy, optimizer) or {"step": 0, "best": math.inf}
-    start, best = progress["step"], progress["best"]
+    start, best, bad = progress["step"], progress["best"], 0
     folder.rewind(start)
     with StopSignal() as stop, steps.progress(cfg.steps, start, "sft") as bar:
         for step in range(start, cfg.steps):
@@ -140,11 +140,12 @@ def fit(cfg: Config, policy: Policy, tokenizer: Any, examples: Sequence[Group], 
                 model.save_hf(policy, tokenizer, folder.path / "model", judge=judge)
             folder.log({"step": step} | record)
             steps.show(bar, record, loss="train/loss", held_out="eval/loss", speed="tokens/s")
-            stopping = stop.after(record)
+            bad = steps.count_bad(record, bad)
+            stopping = stop.requested() or bad == BAD_STEPS
             if last or stopping or (step + 1) % cfg.save_every == 0:
                 states.keep_state(folder, policy, optimizer, {"step": step + 1, "best": best})
             if stopping and not last:
-                stop.leave()
+                steps.stop_early(bad)
     return best
 
 

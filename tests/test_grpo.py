@@ -444,7 +444,7 @@ def test_rewards_of_the_loop_are_verdicts_only(world):  # Eq. 8
     pairs = load_pairs(str(world / "rl.jsonl"))[:2]
     right, wrong = (f"<answer>[[{x}]]</answer>" for x in (pairs[0].winner, "B" if pairs[0].winner == "A" else "A"))
     texts = [right, wrong, "", f"<answer>[[{pairs[1].winner}]]</answer>", "[[A]]", right + " " * 81]
-    made = [Rollout([1], [2], [0.0], t, "stop", 0) for t in texts]
+    made = [Rollout([1], [2] * size, [0.0] * size, t, "stop", 0) for size, t in enumerate(texts, 1)]
     got = grpo.verdict_score(made, pairs, None, None, None)
     assert got.tolist() == [[1, -1, -1], [1, -1, -1]]
 
