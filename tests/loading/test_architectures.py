@@ -18,6 +18,8 @@ from loading.folder import TESTED
 from model import load_policy, save_hf
 from rollout import TorchSampler
 
+pytestmark = pytest.mark.numeric
+
 # What a family's config can switch on and the default of a miniature leaves off.
 SETTINGS: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
