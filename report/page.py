@@ -42,6 +42,7 @@ PANELS = (  # title, unit, {label: metric}
     ("clipped", "share of tokens", {"clipped": "policy/clip_fraction"}),
     ("no verdict", "share of rollouts", {"no verdict": "rollout/frac_no_verdict"}),
 )
+PAIRS, TRACES = 200, 3e6  # on the page at most: held-out pairs, and bytes of their traces
 GREY = "#808080"  # legible on white and on black
 AXES = (0.17, 0.2, 0.79, 0.67)  # of a panel: left, bottom, width, height as shares of the picture
 Panel = tuple[str, str, bytes, tuple[float, float] | None]  # title, remark, PNG, first and last x
@@ -55,10 +56,6 @@ class Config:
     """a run, an evaluation, or a folder of them"""
     out: str = ""
     """page to write; empty: FOLDER/report.html. The curves go to the folder `plots` beside it"""
-    pairs: int = 200
-    """most held-out pairs on the page; those that the last stage changed come first"""
-    megabytes: float = 3.0
-    """size of the traces at which the page takes no further pair (MB)"""
 
 
 # ---- tables --------------------------------------------------------------------------------------------
@@ -112,9 +109,9 @@ def question(pair: Pair) -> str:
 def draw_curves(metrics: Sequence[dict[str, Any]]) -> Iterator[Panel]:
     """Every panel that has a metric in this run, with its last values."""
     for title, unit, names in PANELS:
-        curves = {label: [(m["step"], m[n]) for m in metrics if is_number(m.get(n)) and is_number(m.get("step"))]
-                  for label, n in names.items()}
-        curves = {label: points for label, points in curves.items() if points}
+        found = {label: [(m["step"], m[name]) for m in metrics if is_number(m.get(name)) and is_number(m.get("step"))]
+                 for label, name in names.items()}
+        curves = {label: points for label, points in found.items() if points}
         if curves:
             last = ", ".join(f"{label} {points[-1][1]:.4g}" for label, points in curves.items())
             width = 2 * max(half_window(points) for points in curves.values()) + 1
@@ -186,7 +183,7 @@ def plot(curves: Mapping[str, Sequence[Point]], ylabel: str = "", xlabel: str = 
 # ---- the page ------------------------------------------------------------------------------------------
 
 
-def browser_data(stages: Sequence[Stage], texts: dict[Key, Pair], cfg: Config) -> dict[str, Any]:
+def browser_data(stages: Sequence[Stage], texts: dict[Key, Pair]) -> dict[str, Any]:
     """What the page's script shows. Only values come from outside, never a key, so nothing can pollute it."""
     judged = [s for s in stages if s.verdicts]
     last = [-1, -1, *(i for i, s in enumerate(judged) if s.listed)][-2:]
@@ -196,11 +193,11 @@ def browser_data(stages: Sequence[Stage], texts: dict[Key, Pair], cfg: Config) -
     keys.sort(key=lambda key: right[key][last[0]] == right[key][last[1]])  # what the last stage changed comes first
     rows: list[dict[str, Any]] = []
     size = 0
-    for key in keys[: cfg.pairs]:
+    for key in keys[:PAIRS]:
         votes = [s.votes.get(key) for s in judged]
         row = browser_row(key, of(judged, key), texts.get(key)) | {"right": right[key], "votes": votes}
         size += len(json.dumps(row))
-        if size > cfg.megabytes * 1e6:
+        if size > TRACES:
             break
         rows.append(row)
     places = [[visible(s.run), ends.get(s.run) if s.step is None else s.step] for s in judged]
@@ -253,7 +250,7 @@ def introduction(stages: Sequence[Stage]) -> str:
     for s in [s for s in stages if s.metrics] or stages:
         did = f"trained for {sum('time/step' in m for m in s.metrics)} steps on" if s.metrics else "judged"
         lines.append(f"{s.name}, {s.config.get('date')}: {s.config.get('model')} {did} {s.config.get('data')}")
-        lines += [f"$ python {s.config['command']}"] if s.config.get("command") else []
+        lines += [f"$ {s.config['command']}"] if s.config.get("command") else []
     return "<br>\n".join(escape(visible(line)) for line in lines)
 
 
@@ -297,7 +294,7 @@ def report(cfg: Config) -> Path:
         for title, _, png, _ in panels:
             slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{name.removeprefix('Training: ')} {title}").strip("-").lower()
             disk.write_whole(out.parent / "plots" / f"{slug}.png", png)
-    disk.write_whole(out, page(f"Report: {folder.resolve().name}", listed, curves, browser_data(stages, texts, cfg),
+    disk.write_whole(out, page(f"Report: {folder.resolve().name}", listed, curves, browser_data(stages, texts),
                               evaluated))
     print(out)
     return out

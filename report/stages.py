@@ -92,9 +92,10 @@ def find_stages(folder: Path) -> list[Stage]:
 
 
 def settings(log: Path) -> dict[str, Any]:
-    """The configuration beside a log, and as `date` the day on which the log was last written."""
-    day = date.fromtimestamp(log.stat().st_mtime).isoformat()
-    return read_object(log.parent / "config.json") | {"date": day}
+    """The configuration beside a log, the day on which the log was last written, and the command (of judge.json)."""
+    command = read_object(log.parent / "model" / "judge.json").get("command", "")
+    return read_object(log.parent / "config.json") | {
+        "date": date.fromtimestamp(log.stat().st_mtime).isoformat(), "command": command}
 
 
 def below(folder: Path, name: str) -> Iterator[Path]:
@@ -138,11 +139,10 @@ def find_curves(folder: Path) -> dict[str, dict[str, Any]]:
     for path in below(folder, "summary.json"):
         if curve := read_object(path).get("curve"):
             try:
-                texts = [curve[name] for name in ("title", "xlabel", "remark", "note")]
+                curve |= {name: str(curve[name]) for name in ("title", "xlabel", "remark", "note")}
                 points = drawn(curve)
-                good = all(is_number(value) for point in points for value in point) and all(e >= 0 for *_, e in points)
-                if not points or not good or not all(isinstance(text, str) for text in texts):
-                    raise TypeError("a text or a number is none")
+                if not all(is_number(value) for point in points for value in point) or min(e for *_, e in points) < 0:
+                    raise TypeError("a point is no number")
                 curve_grid(curve)
             except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
                 raise UserError(f"{path}: its curve is not as eval.py writes it ({error})") from None

@@ -123,7 +123,7 @@ def read_browser(path):
     return json.loads(Page(path.read_text(encoding="utf-8")).texts["data"])
 
 
-def test_browser_holds_changed_pairs_first_and_stays_small(no_plots, tmp_path):
+def test_browser_holds_changed_pairs_first_and_stays_small(no_plots, tmp_path, monkeypatch):
     folder = write_demo(tmp_path / "demo")
     data = read_browser(rp.report(rp.Config(str(folder))))
     assert data["stages"] == ["start", "sft", "grpo"] and data["total"] == 12
@@ -134,10 +134,10 @@ def test_browser_holds_changed_pairs_first_and_stays_small(no_plots, tmp_path):
     assert one["asked"] == ["question 0 ", "first 0 ", "second 0 "]
     assert [[t["order"] for t in traces] for traces in one["traces"]] == [["AB", "BA"]] * 3
     assert [t["verdict"] for t in one["traces"][2]] == ["A", "B"] and one["traces"][0][0]["verdict"] is None
-    few = rp.report(rp.Config(str(folder), pairs=2))
-    assert len(read_browser(few)["pairs"]) == 2
-    small = rp.report(rp.Config(str(folder), megabytes=0.003))
-    assert 0 < len(read_browser(small)["pairs"]) < 12
+    monkeypatch.setattr(rp, "TRACES", 3000)
+    assert 0 < len(read_browser(rp.report(rp.Config(str(folder))))["pairs"]) < 12
+    monkeypatch.setattr(rp, "PAIRS", 1)
+    assert len(read_browser(rp.report(rp.Config(str(folder))))["pairs"]) == 1
     assert len(rp.clip("x" * 100_000)) < 13_000
 
 
@@ -189,8 +189,9 @@ def test_curves_stand_beside_the_stages(tmp_path, capsys):
 
 def test_pairs_come_first_and_tables_last_after_an_introduction(no_plots, tmp_path):
     folder = write_demo(tmp_path / "demo")
-    settings = {"model": "runs/<start>", "data": "runs/sft.jsonl", "command": "sft.py --preset tiny"}
-    (folder / "sft" / "config.json").write_text(json.dumps(settings))
+    (folder / "sft" / "config.json").write_text(json.dumps({"model": "runs/<start>", "data": "runs/sft.jsonl"}))
+    (folder / "sft" / "model").mkdir()
+    (folder / "sft" / "model" / "judge.json").write_text(json.dumps({"command": "python sft.py --preset tiny"}))
     page = rp.report(rp.Config(str(folder))).read_text(encoding="utf-8")
     texts = ("runs/&lt;start&gt; trained for 4 steps on runs/sft.jsonl", "$ python sft.py", "Held-out pairs",
              "Training: sft", "Training: grpo", "<h2>Stages")
