@@ -1,8 +1,8 @@
 # make demo          the two stages in the tiny world, three to five minutes on two cores (make demo SEED=1)
-# make controls      a clean teacher, and distillation twice as long, in the same world
+# make controls      a clean teacher, and distillation twice as long, in the same world, up to eight minutes
 # make tables        the paper's experiments in the tiny world, three seeds, 84 CPU-minutes; goes on where it stopped
-# make variants      the methods it is discussed with, from the same checkpoints; after make tables
-# make test          lint, types and the fast tests
+# make variants      the methods it is discussed with, from the same checkpoints, 42 CPU-minutes; after make tables
+# make test          lint, types and the fast tests, three to six minutes
 # make test-processors    the tests that compare numbers, as other processors would run them, five minutes
 # make test-slow     the end-to-end bounds, kills, long sequences
 # make test-vllm     vLLM on the CPU, in an environment of its own, against the trainer's log-probs
@@ -13,6 +13,7 @@
 # make traps-red     the same without the runs: every fault must turn its tests red, six minutes
 # make bench         speed and memory against TRL, a few minutes; make bench-full has the rest, an hour and more
 # make real          a real 135M chat model on real text, on the CPU, under 40 minutes
+# make help          this list
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -23,8 +24,11 @@ REAL := runs/real
 DATA ?= recipes/real/pairs.jsonl
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo controls tables variants exercises traps traps-red test test-processors test-slow test-vllm mutants bench bench-full real install handout autograder
+.PHONY: demo controls tables variants exercises traps traps-red test test-processors test-slow test-vllm mutants bench bench-full real install help handout autograder
 install: .venv/installed
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -211,7 +211,7 @@ def as_markdown(title: str, grid: Grid) -> str:
 
 COLUMNS = {
     "accuracy": "accuracy",
-    "accuracy_se": "+-",
+    "accuracy_se": "±",
     "vote_accuracy": "majority",
     "consistency": "consistent",
     "verdict_rate": "verdicts",
