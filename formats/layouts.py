@@ -21,11 +21,7 @@ LAYOUTS = {  # what a refused row is compared with
     "HelpSteer3": "context response1 response2 overall_preference",
     "HelpSteer2 preferences": "prompt response_1 response_2 preference_strength",
     "MT-bench and Arena conversations": "conversation_a conversation_b winner",
-    "Arena 55k": "prompt response_a response_b winner_model_a winner_model_b winner_tie",
-    "PPE": "prompt response_1 response_2 winner",
     "JudgeBench": "question response_A response_B label",
-    "LLMBar": "input output_1 output_2 label",
-    "RM-R1's published rows": "context_messages winner",
 }
 PROMPTS = ("context", "messages", "conversations", "conversation", "prompt", "question", "instruction", "input")
 ORDERED = (("chosen", "rejected"), ("accepted", "rejected"))  # the first one is better
@@ -161,17 +157,16 @@ def read_sides(row: Row, first: str, second: str) -> tuple[Turns, Turns]:
     if "instruction" in given and isinstance(more := row.get("input"), str):  # the two halves of an Alpaca prompt
         given["instruction"] = [{"role": "user", "content": f"{text(row, 'instruction')}\n{more}".strip()}]
         del given["input"]
-    if ONE_HOT[0] in row and (listed := from_lists(row, first, second)):
-        return listed
-    if not given and isinstance(row[first], str) and isinstance(row[second], str):
-        return from_transcripts(row, first, second)
-    one, two = as_turns(row, first, "assistant"), as_turns(row, second, "assistant")
+    talks = from_lists(row, first, second) if ONE_HOT[0] in row else None
+    if talks:
+        given = {}
+    elif not given and isinstance(row[first], str) and isinstance(row[second], str):
+        talks = from_transcripts(row, first, second)
+    one, two = talks or (as_turns(row, first, "assistant"), as_turns(row, second, "assistant"))
     if first.startswith("conversation") and type(row.get("turn")) is int and row["turn"] > 0:  # the one that was judged
         one, two = one[: 2 * row["turn"]], two[: 2 * row["turn"]]
-    whole = [side[0]["role"] != "assistant" for side in (one, two)]
-    if whole[0] != whole[1]:
-        raise Unusable(f"of '{first}' and '{second}' one is a whole conversation, the other is not")
-    start = one if whole[0] else max(given.values(), key=len, default=[])
+    whole = one[0]["role"] != "assistant"
+    start = one if whole else max(given.values(), key=len, default=[])
     for name, turns in given.items():
         if turns != start[: len(turns)] and (len(turns) > 1 or turns[0] not in start):
             raise Unusable(f"'{name}' is not a part of the conversation; --columns {name}= leaves it out")
@@ -185,7 +180,8 @@ def read_sides(row: Row, first: str, second: str) -> tuple[Turns, Turns]:
         before = []
     if before[:1] and before[0]["role"] == start[0]["role"] == "system":
         raise Unusable("two different system texts")
-    return (before + one, before + two) if whole[0] else (before + start + one, before + start + two)
+    before += [] if whole else start
+    return before + one, before + two
 
 
 def as_turns(row: Row, name: str, role: str) -> Turns:
@@ -201,8 +197,7 @@ def as_turns(row: Row, name: str, role: str) -> Turns:
 
 def history_turns(row: Row) -> Turns:
     """Earlier turns, as messages or as [question, answer] pairs."""
-    if not (past := row.get("history")):
-        return []
+    past = row.get("history") or []
     paired = isinstance(past, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in past)
     return alternate(past, "history") if paired else read_turns(row, "history")
 
@@ -227,15 +222,14 @@ def read_turns(row: Row, name: str) -> Turns:
         raise Unusable(f"'{name}' is not a list of {{role, content}} messages", repr(value)[:80])
     for message in value:
         said = message if isinstance(message, dict) else {}
-        role = said.get("role", said.get("from"))
-        role = ROLES.get(role.lower()) if isinstance(role, str) else None
+        role = ROLES.get(str(said.get("role", said.get("from"))).lower())
         if role is None:
             raise Unusable(f"'{name}' holds something else than {{role, content}} messages", repr(message)[:80])
         calls = said.get("tool_calls") or said.get("function_call")
-        called = [json.dumps(calls, ensure_ascii=False, default=str)] if calls else []
         body = said.get("content", said.get("value"))
         texts = [content(body, name)] if body or not calls else []
-        turns.append({"role": role, "content": "\n".join(texts + called)})
+        texts += [json.dumps(calls, ensure_ascii=False, default=str)] if calls else []
+        turns.append({"role": role, "content": "\n".join(texts)})
     return turns
 
 

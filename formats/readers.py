@@ -29,8 +29,7 @@ def read_rows(source: str, split: str = "train") -> Rows:
     if path.is_file():
         yield from _file_rows(path, source)
     elif path.suffix in SUFFIXES or path.exists() or source.partition(":")[0].count("/") != 1:
-        raise UserError(f"{source}: no such file; give a .jsonl, .csv or .parquet file or a hub id "
-                        "(owner/name:config/split)")
+        raise UserError(f"{source}: no such file; give one, or a hub id (owner/name:config/split)")
     else:
         import datasets
 
@@ -39,8 +38,8 @@ def read_rows(source: str, split: str = "train") -> Rows:
         try:
             table = datasets.load_dataset(name, *[config] * bool(config), split=wanted or split)
         except Exception as error:  # the hub client raises many kinds; each means that there is no data
-            raise UserError(f"{source}: neither a file nor a hub data set within reach ({error}); "
-                            "a configuration and a split are named as owner/name:config/split") from None
+            raise UserError(f"{source}: neither a file nor a hub data set (owner/name:config/split) within reach "
+                            f"({error})") from None
         for number, row in enumerate(table, 1):
             yield f"{source}: row {number}", dict(row)
 
@@ -57,11 +56,10 @@ def _file_rows(path: Path, source: str) -> Rows:
             content, suffix = gzip.decompress(content), Path(path.stem).suffix
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{source}: not a whole gzip file ({error})") from None
+    content = content.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors and spreadsheets write
     if suffix == ".parquet":
         yield from _parquet_rows(content, source)
-        return
-    content = content.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors and spreadsheets write
-    if suffix in (".csv", ".tsv"):
+    elif suffix in (".csv", ".tsv"):
         yield from _table_rows(content, source, "," if suffix == ".csv" else "\t")
     elif suffix == ".json" and content.lstrip()[:1] == b"[":
         for number, row in enumerate(parse_json(content, source), 1):
