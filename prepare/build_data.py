@@ -30,7 +30,7 @@ from data import Pair, save_pairs, swap
 from evaluation.benchmarks import Benchmark, load_benchmark
 from loading.tokenizer import load_tokenizer
 from prepare.augment import augmented
-from prepare.card import Drop, Rows, Signs, make_card, near, overlap, questions, repeats, watch
+from prepare.card import Drop, Rows, Signs, make_card, overlap, questions, repeats, same_prompts, watch
 from prepare.sources import Kind, fixed, read_source
 from runtime import cli, errors
 from runtime.disk import write_whole
@@ -191,7 +191,7 @@ def measure(cfg: Config, tokenizer: Any) -> tuple[Rows, list[Kind]]:
     lengths, unit = prompt_lengths(pairs, cfg, tokenizer)
     shared = {name: overlap(pairs, others, cfg.ngram) for name, others in benchmarks.items()}
     sizes = {name: len({q for pair in others for q in questions(pair)}) for name, others in benchmarks.items()}
-    return Rows(pairs, drops, seen, lengths, unit, repeats(pairs), near(pairs), shared, sizes), kinds
+    return Rows(pairs, drops, seen, lengths, unit, repeats(pairs), same_prompts(pairs), shared, sizes), kinds
 
 
 def read_columns(given: str) -> dict[str, str]:
@@ -209,11 +209,10 @@ def leave_out(rows: Rows, cfg: Config) -> dict[int, str]:
     """{index of a row that a --drop-... flag takes out: reason}."""
     long = [i for i, n in enumerate(rows.lengths) if n > cfg.max_prompt_tokens]
     shared = [i for hits in rows.overlap.values() for i in hits]
-    return (
-        (dict.fromkeys(shared, "shares words with a benchmark (--drop-overlap)") if cfg.drop_overlap else {})
-        | (dict.fromkeys(rows.repeats, "repeats an earlier row (--drop-duplicates)") if cfg.drop_duplicates else {})
-        | (dict.fromkeys(long, "over-long prompt (--drop-long)") if cfg.drop_long else {})
-    )
+    flagged = ((cfg.drop_overlap, shared, "shares words with a benchmark (--drop-overlap)"),
+               (cfg.drop_duplicates, rows.repeats, "repeats an earlier row (--drop-duplicates)"),
+               (cfg.drop_long, long, "over-long prompt (--drop-long)"))
+    return {i: reason for asked, found, reason in flagged if asked for i in found}
 
 
 def build(cfg: Config) -> dict[str, str]:

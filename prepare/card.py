@@ -3,8 +3,6 @@
 words       letters, digits and underscores, in lower case; the rest separates
 n-gram      n words in a row; of a shorter text all its words, so that it only matches a text which is the same
 repeat      a row whose turns and two responses came before, in whichever order
-near        prompts whose sets of 5-grams overlap by 80 % (Jaccard), found by MinHash: 8 bands of 2 hashes, a
-            pair at the limit is missed once in 3,500
 percentile  nearest rank: the smallest value with that share of the values at or below it
 """
 
@@ -12,25 +10,20 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
 from data import Message, Pair, preferred
 from evaluation.benchmarks import Benchmark
 from runtime import steps
-from runtime.seeds import derive_seed
 
 T = TypeVar("T")
 ADDED = "added (--augment)"  # the source of pairs that no row was
 MARKER = re.compile(r"<\|?im_start\|?>")
 ASKS = re.compile(r"<\|?im_start\|?>\s*user")
 POINTS = (50, 90, 99, 100)
-BANDS, ROWS, ALIKE = 8, 2, 0.8
 MANY = 20  # rows below which a share says little, so that it raises no warning
 
 
@@ -96,28 +89,11 @@ def repeats(pairs: Sequence[Pair]) -> dict[int, int]:
     return found
 
 
-def near(pairs: Sequence[Pair]) -> list[int]:
-    """For each row the first row of its group: near prompts, and what is near to those."""
-    root = list(range(len(pairs)))
-
-    def leader(i: int) -> int:
-        while root[i] != i:
-            root[i] = i = root[root[i]]
-        return i
-
-    a, b = (np.array([derive_seed("near", name, k) | 1 for k in range(BANDS * ROWS)], np.uint64) for name in "ab")
-    sets, buckets = [], dict[tuple[int, bytes], int]()
-    for i, pair in enumerate(watch(pairs, "near prompts")):
-        turns = [m["content"] for m in pair.messages or pair.context if m["role"] != "system"]
-        hashes = np.unique(np.array([zlib.crc32(g.encode()) for g in grams("\n".join(turns), 5)], np.uint64))
-        sets.append(hashes)
-        least = ((hashes[:, None] * a + b) >> np.uint64(32)).min(0).reshape(BANDS, ROWS)
-        for other in sorted({buckets.setdefault((k, band.tobytes()), i) for k, band in enumerate(least)} - {i}):
-            both = np.intersect1d(sets[other], hashes, assume_unique=True).size
-            if both >= ALIKE * (len(sets[other]) + len(hashes) - both):
-                low, high = sorted((leader(other), leader(i)))
-                root[high] = low
-    return [leader(i) for i in range(len(pairs))]
+def same_prompts(pairs: Sequence[Pair]) -> list[int]:
+    """For each row the first row with the same words in its turns, whatever their case, signs and blanks."""
+    first: dict[Any, int] = {}
+    texts = ["\n".join(m["content"] for m in pair.messages or pair.context if m["role"] != "system") for pair in pairs]
+    return [first.setdefault(tuple(re.findall(r"\w+", text.casefold())) or text, i) for i, text in enumerate(texts)]
 
 
 def overlap(pairs: Sequence[Pair], others: Iterable[Pair], n: int) -> dict[int, str]:
@@ -166,7 +142,7 @@ class Rows:
     lengths: list[int]  # of the prompts, in `unit`
     unit: str
     repeats: dict[int, int]
-    groups: list[int]  # near()
+    groups: list[int]  # same_prompts()
     overlap: dict[Benchmark, dict[int, str]]
     benchmark_questions: dict[Benchmark, int]
 
@@ -191,8 +167,7 @@ def make_card(settings: dict[str, Any], rows: Rows, kept: Sequence[Pair], length
             "repeats": len(twice),
             "sources": count(rows.pairs[i].source for i in twice),
             "contradictions": sum(preferred(rows.pairs[i]) != preferred(rows.pairs[j]) for i, j in twice.items()),
-            "near_prompts": sum(i != group for i, group in enumerate(rows.groups)),
-            "near_groups": sum(n > 1 for n in Counter(rows.groups).values()),
+            "same_prompts": sum(i != group for i, group in enumerate(rows.groups)),
             "largest_group": max(Counter(rows.groups).values()),
         },
         "overlap": {name: of_overlap(rows.pairs, hits, rows.benchmark_questions[name])
@@ -255,14 +230,12 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
         for name, kind in (("marker", "a turn marker"), ("turns", "more than one question")):
             good, bad = row[f"chosen_{name}"], row[f"rejected_{name}"]
             if row["rows"] >= MANY and abs(good - bad) >= 0.05:
-                left = "; all its rows were dropped" if source not in card["sources"] else ""
                 found.append(f"{source}: {kind} in {bad:.1%} of the rejected and {good:.1%} of the chosen sides gives "
-                             f"the label away{left}")
+                             "the label away")
     for source, row in card["sources"].items():
         longer = row["longer_wins"]
         if longer is not None and uneven(longer, row["pairs"]):
-            found.append(f"{source}: the longer response wins in {longer:.1%} of the pairs, so length alone is right "
-                         "that often")
+            found.append(f"{source}: the longer response wins in {longer:.1%} of the pairs")
         if uneven(row["a_wins"], row["pairs"]):
             found.append(f"{source}: A wins in {row['a_wins']:.1%} of the pairs")
         if row["over_long"]:
@@ -274,8 +247,8 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
         found.append(f"{twice['contradictions']} repeated pairs carry the opposite label: one of each two is wrong")
     for name, row in card["overlap"].items():
         if row["rows"]:
-            found.append(f"{name}: rows that share {card['config']['ngram']} words in a row with its questions: "
-                         f"{row['rows']}; read the examples below (--drop-overlap takes them out)")
+            found.append(f"{name}: {row['rows']} rows share {card['config']['ngram']} words in a row with its "
+                         "questions; read the examples in the card (--drop-overlap takes them out)")
     if not card["overlap"]:
         found.append("not compared with any benchmark (--rewardbench, --rm-bench, --rmb)")
     return found

@@ -33,7 +33,7 @@ from cor_prompt import Style, render
 from data import Message, Pair, load_pairs, save_pairs
 from evaluation import tables
 from judging.endpoint import EndpointSampler
-from judging.verdicts import judge_pairs
+from judging.verdicts import NothingJudged, judge_pairs
 from loading.folder import weights_digest
 from loading.templates import for_server, parse_arguments
 from prepare.hint import hinted, leaks
@@ -403,9 +403,8 @@ def shares(traced: Sequence[Pair]) -> dict[str, float]:
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:
-    groups = {"all": summary["all"]}
-    for kind in ("category", "source"):
-        groups |= {f"{kind} {value or '(none)'}": row for value, row in summary[kind].items()}
+    groups = {"all": summary["all"]} | {f"{kind} {value or '(none)'}": row for kind in ("category", "source")
+                                        for value, row in summary[kind].items()}
     shown = [[label, str(row["pairs"]), *(f"{100 * row[end]:.1f} %" for end in ("pass_1", "pass_2", "lost"))]
              for label, row in groups.items()]
     print(tables.as_text("traces", [["", "pairs", "right in pass 1", "repaired in pass 2", "lost"], *shown]))
@@ -420,8 +419,10 @@ def main() -> None:
     cfg = cli.parse(Config, PRESETS)
     summary = distil(cfg)
     print_summary(summary)
-    kept = summary["all"]["pairs"] - round(summary["all"]["lost"] * summary["all"]["pairs"])
-    print(f"{cfg.out}: {kept} traces in traces.jsonl, the others in failed.jsonl")
+    print(f"{cfg.out}: traces.jsonl has what was kept, failed.jsonl the other pairs")
+    if summary["all"]["lost"] == 1.0:
+        raise NothingJudged(f"{cfg.out}: no chain was kept. The lines above say why: is --max-tokens too small, or the "
+                            "model no judge?")
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def test_paths_that_are_no_files_are_refused_with_the_remedy(tmp_path, monkeypat
     for source in (str(tmp_path), "folder.jsonl", "owner/folder", "missing.jsonl", "runs/toy/missing.jsonl",
                    "runs/missing.parquet", "runs/missing.jsonl", "runs/missing.json", "runs/missing.txt",
                    "", ".", "a", "a/b/c"):
-        with pytest.raises(UserError, match="no such file; .*or a hub id"):
+        with pytest.raises(UserError, match=r"no such file; .*or a hub id"):
             load_pairs(source)
 
 

@@ -66,8 +66,9 @@ LAYOUTS = {  # a row; its winner if that is not the first response; its context 
     "TRL implicit": ({"chosen": f"Human: {Q} Assistant: {GOOD}", "rejected": f"Human: {Q} Assistant: {BAD}"}, "A"),
     "hh-rlhf": ({side: f"\n\nHuman: hi\n\nAssistant: hello\n\nHuman: {Q}\n\nAssistant: {said}"
                  for side, said in (("chosen", GOOD), ("rejected", BAD))}, "A", [*EARLIER, ASK]),
-    "hh-rlhf and a system column": ({"system": "s"} | {side: f"\n\nHuman: {Q}\n\nAssistant: {said}" for side, said in
-                                    (("chosen", GOOD), ("rejected", BAD))}, "A", [{"role": "system", "content": "s"}, ASK]),
+    "hh-rlhf and a system column": (
+        {"system": "s", "chosen": f"\n\nHuman: {Q}\n\nAssistant: {GOOD}",
+         "rejected": f"\n\nHuman: {Q}\n\nAssistant: {BAD}"}, "A", [{"role": "system", "content": "s"}, ASK]),
     "code": ({"input": Q, "accepted": GOOD, "rejected": BAD}, "A"),
     "math": ({"prompt": Q, "initial_reason_steps": "", "full_chosen": GOOD, "full_rejected": BAD, "chosen": "2",
               "rejected": "3"}, "A"),

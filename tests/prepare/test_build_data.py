@@ -254,7 +254,7 @@ def test_rows_of_one_prompt_are_never_in_two_files(tmp_path):
     assert len(set.union(*prompts)) == sum(map(len, prompts)) == 25
     assert len(splits["held_out.jsonl"]) == 20
     twice = card["duplicates"]
-    assert (twice["near_prompts"], twice["near_groups"], twice["largest_group"]) == (75, 25, 4)
+    assert (twice["same_prompts"], twice["largest_group"]) == (75, 4)
 
 
 # ---- rows that cannot be pairs -------------------------------------------------------------------------
@@ -332,8 +332,8 @@ def test_the_signs_betray_magpie_ultra(tmp_path):
     assert not any("marker" in line for line in card["warnings"])  # too few rows to say so
     many = [ultra(n, "x<|im_start|>") for n in range(25)] + [sky(n) for n in range(25, 50)]
     _, card = make(tmp_path / "many", skywork=many)
-    assert ("magpie_ultra: a turn marker in 100.0% of the rejected and 0.0% of the chosen sides gives the label away; "
-            "all its rows were dropped") in card["warnings"]
+    assert ("magpie_ultra: a turn marker in 100.0% of the rejected and 0.0% of the chosen sides gives the label away"
+            ) in card["warnings"]
 
 
 def test_counts_balance_lengths_and_who_is_longer(tmp_path):
@@ -398,24 +398,19 @@ def test_repeats_and_contradictions(tmp_path):
     splits, card = make(tmp_path, pairs=rows)
     twice = card["duplicates"]
     assert (twice["repeats"], twice["contradictions"], twice["sources"]) == (2, 1, {"mine": 2})
-    assert (twice["near_prompts"], twice["near_groups"], twice["largest_group"]) == (3, 1, 4)
+    assert (twice["same_prompts"], twice["largest_group"]) == (3, 4)
     assert [p.pair_id for p in splits["rl.jsonl"]] == ["p0", "p1", "p0~2", "turned", "new"]
     splits, card = make(tmp_path / "b", pairs=rows, drop_duplicates=True)
     assert [p.pair_id for p in splits["rl.jsonl"]] == ["p0", "p1", "new"]
     assert card["dropped"]["repeats an earlier row (--drop-duplicates)"]["rows"] == 2
 
 
-def test_near_prompts_are_those_that_share_four_fifths_of_their_runs_of_five_words():
+def test_prompts_are_the_same_if_their_words_are():
     def rows(*prompts):
         return [Pair(str(i), "s", (user(text),), "a", "b", "A") for i, text in enumerate(prompts)]
 
-    words = [f"w{i}" for i in range(60)]
-    text, one, three = " ".join(words), " ".join(["new", *words[1:]]), " ".join(words[:-1] + ["x", "y", "z"])
-    middle = " ".join([*words[:15], "x", *words[16:30], "y", *words[31:45], "z", *words[46:]])
-    assert cards.near(rows(text, one, "something else", text.upper() + "!", three)) == [0, 0, 2, 0, 0]
-    assert cards.near(rows(text, middle)) == [0, 1]  # 41 of 71 runs in common
-    assert cards.near(rows("2 + 2?", "2 - 3?", "?", "!", "?")) == [0, 1, 2, 3, 2]
-    assert cards.near([]) == []
+    assert cards.same_prompts(rows("Two words.", "two  WORDS!", "two other words", "?", "!", "?")) == [0, 0, 2, 3, 4, 3]
+    assert cards.same_prompts([]) == []
 
 
 def test_overlap_is_n_words_in_a_row_in_the_clients_turns(tmp_path):
