@@ -36,9 +36,9 @@ from rollout import Rollout, Sampler, make_engine, rollout_metrics, torch_sample
 from runtime import cli, disk, ranks, sizes, states, steps
 from runtime.errors import UserError
 from runtime.metrics import Clock, Metrics
-from runtime.run_folder import RunFolder
+from runtime.run_folder import RunFolder, digests
 from runtime.seeds import derive_seed
-from runtime.steps import BAD_STEPS, StopSignal
+from runtime.steps import StopSignal
 from settings import GRPO_PRESETS as PRESETS, GRPOConfig as Config
 
 # ---- the equations: pure tensor functions --------------------------------------------------------------
@@ -118,6 +118,7 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
     device = next(policy.parameters()).device
     packed = [list(micro_batches(mini, cfg.micro_batch_tokens, device)) for mini in mini_batches]
     metrics = Metrics()
+    steps.note("scoring")
     score_rollouts(policy, reference, packed, cfg)  # (3)
     for m, (mini, batches) in enumerate(zip(mini_batches, packed, strict=True)):  # (5)
         divisor = max(1, sum(ranks.gather(loss_divisor(mini, cfg.agg, cfg.max_response_tokens))))
@@ -129,6 +130,7 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
         lr = steps.learning_rate(step * len(mini_batches) + m, cfg)
         lr = 0.0 if cfg.compat == "official" and step == 0 else lr
         metrics.add_norm(model.optimizer_step(policy, optimizer, lr, cfg.max_grad_norm))
+        steps.note(f"updated {m + 1} of {len(mini_batches)} times")
     graphs = {"compile/graphs": compiled_graphs()} if device.type == "cuda" else {}
     return metrics.reduce() | {"optim/lr": lr} | graphs
 
@@ -291,7 +293,6 @@ def train(cfg: Config, method: Method = Method()) -> None:
         return sizes.dry_run(cfg)
     run = set_up(cfg, method)
     state = states.resume(run.folder, run.policy, run.optimizer) or {"step": 0, "position": 0}
-    bad = silent = 0
     run.folder.rewind(state["step"])
     moments = model.HostMoments(run.optimizer, cfg.offload_optimizer)
     with StopSignal() as stop, steps.progress(cfg.steps, state["step"], "grpo") as bar:
@@ -315,13 +316,12 @@ def train(cfg: Config, method: Method = Method()) -> None:
             steps.show(bar, record, reward="reward/mean", no_verdict="rollout/frac_no_verdict", kl="policy/ref_kl",
                        held_out="eval/accuracy", speed="tokens/s")
             state["step"] = step + 1
-            bad, silent = steps.count_bad(record, bad), steps.count_silent(record, silent)
-            stopping, last = stop.requested() or bad == BAD_STEPS, step + 1 == cfg.steps
+            stopping, last = stop.after(record), step + 1 == cfg.steps
             if stopping or last or (step + 1) % cfg.save_every == 0:
                 states.keep_state(run.folder, run.policy, run.optimizer, state)
             if stopping and not last:
                 run.sampler.close()
-                steps.stop_early(bad)
+                stop.leave()
     moments.to_host()
     finish(run)
 
@@ -345,21 +345,20 @@ def set_up(cfg: Config, method: Method) -> Run:
     sampler: Sampler = engine or torch_sampler(cfg, policy, tokenizer, mesh)
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
     return Run(cfg, method, tokenizer, system, pairs, held_out, policy, reference, sampler, optimizer,
-               RunFolder(cfg.out, cfg))
+               RunFolder(cfg.out, cfg, digests(cfg.model, system, data=pairs, held_out=held_out)))
 
 
 def fitting_pairs(cfg: Config, method: Method, tokenizer: Any, system: str | None) -> list[Pair]:
-    """Training pairs whose prompt fits; says what the run will use."""
+    """Training pairs whose prompt fits; says how many did not fit, and what the run will use."""
     pairs = load_pairs(cfg.data)
     fitting = [pair for pair in pairs
                if len(encode_prompt(method.prompt(pair, cfg.style, system), tokenizer)) <= cfg.max_prompt_tokens]
-    if ranks.rank() == 0:
-        used, long = min(len(fitting), cfg.steps * cfg.prompts_per_step), len(pairs) - len(fitting)
-        print(f"{cfg.data}: {used} of {len(pairs)} pairs, {cfg.steps} rounds of {cfg.prompts_per_step} x "
-              f"{cfg.group_size}; {long} prompts exceed --max-prompt-tokens {cfg.max_prompt_tokens}; "
-              f"held out: {cfg.held_out or 'none'}", flush=True)
+    if ranks.rank() == 0 and len(fitting) < len(pairs):
+        print(f"{len(pairs) - len(fitting)} of {len(pairs)} prompts exceed --max-prompt-tokens "
+              f"{cfg.max_prompt_tokens}: left out")
     if not fitting:
         raise UserError(f"{cfg.data}: no prompt fits --max-prompt-tokens {cfg.max_prompt_tokens}")
+    steps.announce(cfg, len(fitting))
     return fitting
 
 
@@ -376,7 +375,9 @@ def finish(run: Run) -> None:
     run.sampler.close()
     if ranks.rank() == 0:
         accuracy = f" (held-out accuracy {record['eval/accuracy']:.3f})" if record else ""
-        print(f"trained model: {run.folder.path / 'model'}{accuracy}")
+        print(f"trained model: {run.folder.path / 'model'}{accuracy}",
+              f"next: python eval.py run --model {run.cfg.out} --data {run.cfg.held_out or 'PAIRS'} --out runs/eval/x; "
+              f"python -m report {run.cfg.out}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from loading.weights import read_weights
 from ops.attention import block_mask, register, spans, visible
 from ops.head import Scores, target_scores
 from runtime.errors import UserError
-from runtime.ranks import rank
+from runtime.ranks import rank, wait_longer
 
 
 class Policy(nn.Module):
@@ -131,7 +131,9 @@ def make_mesh(compute_dtype: torch.dtype, shard_ranks: int = 0) -> Any:
         return init_device_mesh(kind, (ranks,))
     if ranks % shard_ranks:
         raise UserError(f"--shard-ranks {shard_ranks} does not divide {ranks} ranks")
-    return init_device_mesh(kind, (ranks // shard_ranks, shard_ranks), mesh_dim_names=("copy", "shard"))
+    mesh = init_device_mesh(kind, (ranks // shard_ranks, shard_ranks), mesh_dim_names=("copy", "shard"))
+    wait_longer(mesh)
+    return mesh
 
 
 # ---- weights out ---------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from cor_prompt import encode_prompt
 from data import Message
 from loading.templates import thought_of_prompt
 from reward import open_thought, parse_verdict
-from runtime import ranks, run_folder, seeds
+from runtime import ranks, run_folder, seeds, steps
 from runtime.errors import UserError
 from runtime.metrics import Metrics
 from runtime.ranks import gather, rank
@@ -159,6 +159,7 @@ class TorchSampler:
                     made = [as_rollout(prompts[wave[k // n]], wave[k // n], ids[k], logprobs[k], self.stop_ids,
                                        self.tokenizer) for k in range(len(ids))]
                     found |= {i: made[k * n : (k + 1) * n] for k, i in enumerate(wave)}
+                    steps.note(f"sampled {len(found) * n} of {len(prompts) * n}")
         finally:
             self.lm.train(mode)
         return [rollout for i in range(len(prompts)) for rollout in found[i]]

@@ -31,8 +31,8 @@ from model import Policy
 from runtime import cli, ranks, sizes, states, steps
 from runtime.errors import UserError
 from runtime.metrics import Metrics, per_second
-from runtime.run_folder import RunFolder
-from runtime.steps import BAD_STEPS, StopSignal
+from runtime.run_folder import RunFolder, digests
+from runtime.steps import StopSignal
 from settings import SFT_PRESETS as PRESETS, SFTConfig as Config
 
 
@@ -86,7 +86,9 @@ def train(cfg: Config) -> None:
     longest = cfg.max_length - min(len(example.prompt_ids) for example in examples)  # tokens a trace may have
     best = fit(cfg, policy, tokenizer, examples, held_out, nll_loss, Asked(cfg.style, system, longest))
     if ranks.rank() == 0:
-        print(f"distilled model: {cfg.out}/model" + (f" (held-out loss {best:.4f} nats/token)" if held_out else ""))
+        preset = cfg.preset + ("-instruct" if cfg.preset.startswith("paper") else "")
+        print(f"distilled model: {cfg.out}/model" + (f" (held-out loss {best:.4f} nats/token)" if held_out else ""),
+              f"next: python grpo.py --preset {preset} --model {cfg.out}", sep="\n")
 
 
 POSITIVE = ("epochs", "batch_size", "micro_batch_tokens", "max_grad_norm", "eval_every", "save_every")
@@ -107,14 +109,12 @@ def fit(cfg: Config, policy: Policy, tokenizer: Any, examples: Sequence[Group], 
     loss(policy, groups, cfg, backward) -> (sum, count) of this rank. `asked` is how the exported judge is asked.
     """
     cfg = replace(cfg, steps=cfg.steps or max(1, int(cfg.epochs * len(examples) / cfg.batch_size)))
-    if ranks.rank() == 0:
-        used = min(len(examples), cfg.steps * cfg.batch_size)
-        print(f"{cfg.data}: {used} of {len(examples)} pairs, {cfg.steps} steps of {cfg.batch_size}; "
-              f"held out: {cfg.held_out or 'none'}", flush=True)
+    steps.announce(cfg, len(examples))
     optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
-    folder = RunFolder(cfg.out, cfg)
+    read = digests(cfg.model, cli.read_prompt(cfg.prompt_file), data=examples, held_out=held_out)
+    folder = RunFolder(cfg.out, cfg, read)
     progress = states.resume(folder, policy, optimizer) or {"step": 0, "best": math.inf}
-    start, best, bad = progress["step"], progress["best"], 0
+    start, best = progress["step"], progress["best"]
     folder.rewind(start)
     with StopSignal() as stop, steps.progress(cfg.steps, start, "sft") as bar:
         for step in range(start, cfg.steps):
@@ -140,12 +140,11 @@ def fit(cfg: Config, policy: Policy, tokenizer: Any, examples: Sequence[Group], 
                 model.save_hf(policy, tokenizer, folder.path / "model", judge=judge)
             folder.log({"step": step} | record)
             steps.show(bar, record, loss="train/loss", held_out="eval/loss", speed="tokens/s")
-            bad = steps.count_bad(record, bad)
-            stopping = stop.requested() or bad == BAD_STEPS
+            stopping = stop.after(record)
             if last or stopping or (step + 1) % cfg.save_every == 0:
                 states.keep_state(folder, policy, optimizer, {"step": step + 1, "best": best})
             if stopping and not last:
-                steps.stop_early(bad)
+                stop.leave()
     return best
 
 

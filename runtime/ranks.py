@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from typing import Any
 
+PATIENCE = 120.0  # minutes: a collective waits for the slowest rank's generation
 
-def join_ranks(timeout_minutes: float = 120.0) -> None:
-    """Under torchrun: join the process group. The timeout must be longer than the slowest rank's generation."""
-    from datetime import timedelta
 
+def join_ranks(timeout_minutes: float = PATIENCE) -> None:
+    """Under torchrun: join the process group."""
     import torch
     import torch.distributed as dist
     import torch.distributed.checkpoint  # imported later, it would keep the group's threads alive
@@ -23,6 +24,14 @@ def join_ranks(timeout_minutes: float = 120.0) -> None:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+
+
+def wait_longer(mesh: Any) -> None:
+    """Give the groups of a mesh the patience of the whole group; on GPUs theirs is ten minutes."""
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    for group in mesh.get_all_groups():
+        _set_pg_timeout(timedelta(minutes=PATIENCE), group)
 
 
 def leave_ranks() -> None:

@@ -42,7 +42,7 @@ def digests(model: str, prompt: str | None, **pairs: Sequence[Any]) -> dict[str,
     if ranks.rank() == 0:
         found = {"model": weights_digest(model), "prompt_file": digest(prompt)}
         for name, some in pairs.items():
-            found[name] = digest([digest([kv for kv in dataclasses.asdict(p).items() if kv[1]]) for p in some])
+            found[name] = digest([digest([kv for kv in vars(one).items() if kv[1]]) for one in some])
     return ranks.gather(found)[0]
 
 
@@ -84,7 +84,7 @@ class RunFolder:
             free = free | {"steps"}  # a longer run of this kind begins with the same steps
         was = self.defaults | before
         return [*(f"{k} was {was[k]!r}, is {v!r}" for k, v in now.items() if k not in free and was[k] != v),
-                *(f"what {k} names has changed" for k in read if was_read and was_read.get(k) != read[k])]
+                *(f"the content of {k} has changed" for k in read if was_read and was_read.get(k) != read[k])]
 
     def log(self, record: Mapping[str, Any], name: str = "metrics.jsonl") -> None:
         if ranks.rank() == 0:

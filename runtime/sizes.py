@@ -32,7 +32,6 @@ CONTEXT = 2.0  # GB: CUDA context, NCCL's buffers, workspaces of libraries
 AWAKE = 3.0  # GB inside the engine's share that are neither weights nor KV cache: CUDA graphs, its activations
 ASLEEP = 1.5  # GB that a vLLM engine keeps when it sleeps at level 2
 SHARE_LIMIT = 0.95  # largest share of the card with which an engine starts
-PROMPT, RESPONSE = 1200, 700  # mean tokens of a prompt and of a response; they decide no memory
 
 # hidden size, layers, heads, key/value heads, intermediate size, vocabulary, tied embeddings of the presets' models
 WIDTHS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
@@ -205,9 +204,6 @@ def storage(cfg: Any, shape: Shape, ranks: int) -> dict[str, float]:
     return {name: size / 1e9 for name, size in sizes.items()}
 
 
-# ---- steps ---------------------------------------------------------------------------------------------
-
-
 def longest_row(cfg: Any) -> int:
     """Tokens of the largest micro-batch: the budget, or one sequence that exceeds it and stands alone."""
     return max(cfg.micro_batch_tokens, longest_sequence(cfg))
@@ -216,22 +212,6 @@ def longest_row(cfg: Any) -> int:
 def longest_sequence(cfg: Any) -> int:
     """Tokens of the longest prompt with its response that the settings let through."""
     return cfg.max_prompt_tokens + cfg.max_response_tokens if _second_stage(cfg) else cfg.max_length
-
-
-def mean_lengths(cfg: Any) -> tuple[int, int]:
-    """Assumed mean tokens of a prompt and a response, bounded by the settings."""
-    if _second_stage(cfg):
-        return min(PROMPT, cfg.max_prompt_tokens), min(RESPONSE, cfg.max_response_tokens)
-    prompt = min(PROMPT, cfg.max_length * PROMPT // (PROMPT + RESPONSE))
-    return prompt, min(RESPONSE, cfg.max_length - prompt)
-
-
-def micro_batches(cfg: Any, pairs: int) -> int:
-    """Micro-batches that one GPU makes of this many pairs with responses of the assumed lengths."""
-    prompt, response = mean_lengths(cfg)
-    group = prompt + getattr(cfg, "group_size", 1) * (response - 1)  # a response's last token is never an input
-    fit = cfg.micro_batch_tokens // group  # whole groups in a micro-batch
-    return math.ceil(pairs / fit) if fit else pairs * math.ceil(group / cfg.micro_batch_tokens)
 
 
 # ---- refusals ------------------------------------------------------------------------------------------
@@ -262,13 +242,19 @@ def refuse(cfg: Any, shape: Shape, ranks: int) -> None:
             raise UserError(f"{first} and {second} do not divide")
 
 
+HELP = {
+    "training": "more GPUs, a larger --shard-ranks, a smaller --micro-batch-tokens, --checkpointing",
+    "sampling": "more GPUs, a larger --shard-ranks, a smaller --engine-memory with a larger --tp, --offload-optimizer",
+}
+
+
 def refuse_layout(cfg: Any, shape: Shape, ranks: int, gpu_gb: float) -> None:
     """UserError for a layout that does not fit: the largest component, and what would help."""
     for phase, parts in _phases(cfg, shape, ranks, gpu_gb).items():
         total, largest = sum(parts.values()), max(parts, key=lambda name: parts[name])
         if total > gpu_gb:
             raise UserError(f"{phase} needs {total:.1f} GB of {gpu_gb:g}; the largest part is the {largest} with "
-                            f"{parts[largest]:.1f}. {_help(cfg, shape, ranks, gpu_gb, phase, largest)}")
+                            f"{parts[largest]:.1f}. Would help: {HELP[phase]}")
     if _second_stage(cfg) and not _torch_sampler(cfg):
         held, needed = engine_tokens(cfg, shape, cfg.engine_memory, gpu_gb), longest_sequence(cfg)
         if held < needed:
@@ -284,75 +270,38 @@ def _phases(cfg: Any, shape: Shape, ranks: int, gpu_gb: float) -> dict[str, dict
     return {"training": training_memory(cfg, shape, ranks)} | sampling
 
 
-def _help(cfg: Any, shape: Shape, ranks: int, gpu_gb: float, phase: str, largest: str) -> str:
-    ways = ["a larger --shard-ranks" if cfg.shard_ranks not in (0, ranks) else "more GPUs"]
-    if phase == "sampling" and not cfg.offload_optimizer:
-        ways.append("--offload-optimizer")
-    if phase == "sampling" and not _torch_sampler(cfg):
-        best = largest_share(cfg, shape, ranks, gpu_gb)
-        enough = engine_tokens(cfg, shape, best, gpu_gb) >= longest_sequence(cfg)
-        ways.append(f"--engine-memory {best:.2f}" + ("" if enough else " with a larger --tp"))
-    if largest in ("activations", "head"):
-        ways.append("a smaller --micro-batch-tokens" if cfg.checkpointing else "--checkpointing")
-    return "Would help: " + ", ".join(ways)
-
-
 # ---- in print ------------------------------------------------------------------------------------------
 
 
 def report(cfg: Any, shape: Shape, ranks: int, gpu_gb: float) -> str:
-    """The page that --dry-run prints: steps, memory by component and phase, engine, host, disk."""
-    size = storage(cfg, shape, ranks)
-    head = f"{shape.head / 1e6:.0f}e6" if shape.head else "tied"
+    """What --dry-run prints: parameters, work of a step, memory by component and phase, engine, host, disk."""
+    size, phases = storage(cfg, shape, ranks), _phases(cfg, shape, ranks, gpu_gb)
+    pairs, mini = (cfg.prompts_per_step, cfg.mini_batch) if _second_stage(cfg) else (cfg.batch_size, cfg.batch_size)
+    responses = f" x {cfg.group_size} responses" if _second_stage(cfg) else ""
+    names = dict.fromkeys(name for parts in phases.values() for name in parts)
+    table = {name: [parts.get(name, 0.0) for parts in phases.values()] for name in names}
+    table["peak"] = [sum(parts.values()) for parts in phases.values()]
+    lines = [f"{cfg.preset}: {cfg.model} on {_gpus(ranks)} of {gpu_gb:g} GB (1e9 bytes); estimated, not measured",
+             f"parameters  {shape.total / 1e9:.2f}e9 in {shape.layers} layers",
+             f"a step      {pairs} pairs{responses}, {pairs // mini} optimiser steps of {mini // ranks} pairs a GPU",
+             "", f"{'GB a GPU':<14}" + "".join(f"{phase:>10}" for phase in phases)]
+    lines += [f"{name:<14}" + "".join(f"{gb:>10.1f}" for gb in row) for name, row in table.items() if any(row)]
+    lines[-1] += "   fits" if max(table["peak"]) <= gpu_gb else "   DOES NOT FIT"
+    if _second_stage(cfg) and not _torch_sampler(cfg):
+        best = largest_share(cfg, shape, ranks, gpu_gb)
+        held, most = (engine_tokens(cfg, shape, share, gpu_gb) for share in (cfg.engine_memory, best))
+        lines.append(f"engine        --engine-memory {cfg.engine_memory:.2f} holds {held:,} tokens of KV; the largest "
+                     f"that fits, {best:.2f}, {most:,}")
     host = size["moments"] + max(size["state"], size["export"])
-    return "\n".join([
-        f"{cfg.preset}: {cfg.model} on {_gpus(ranks)} of {gpu_gb:g} GB (1e9 bytes); estimated, not measured",
-        f"parameters  {shape.total / 1e9:.2f}e9: {shape.layers} layers of {shape.layer / 1e6:.0f}e6, "
-        f"embedding {shape.vocab * shape.hidden / 1e6:.0f}e6, head {head}",
-        *_step_lines(cfg, ranks), "",
-        *_memory_lines(cfg, shape, ranks, gpu_gb), "",
-        f"host memory {host:.0f} GB a node: moments {size['moments']:.0f}, then a resume state {size['state']:.0f} or "
-        f"rank 0's export {size['export']:.0f}",
-        f"disk        {size['disk_state']:.0f} GB a resume state (2 kept, 3 while one is written), "
-        f"{size['disk_export']:.0f} GB the exported model (twice while it is replaced)",
-    ])
+    lines += ["", f"host memory {host:.0f} GB a node: moments {size['moments']:.0f}, then a resume state "
+              f"{size['state']:.0f} or rank 0's export {size['export']:.0f}",
+              f"disk        {size['disk_state']:.0f} GB a resume state (2 kept, 3 while one is written), "
+              f"{size['disk_export']:.0f} GB the exported model (twice while it is replaced)"]
+    return "\n".join(lines)
 
 
 def _gpus(count: int) -> str:
     return f"{count} GPU{'s' if count > 1 else ''}"
-
-
-def _step_lines(cfg: Any, ranks: int) -> list[str]:
-    prompt, response = mean_lengths(cfg)
-    assumed = f"{prompt} prompt and {response} response tokens on average (assumed)"
-    if not _second_stage(cfg):
-        return [f"a step      {cfg.batch_size} pairs, {cfg.batch_size // ranks} a GPU, {assumed}",
-                f"passes      {micro_batches(cfg, cfg.batch_size // ranks)} micro-batches of "
-                f"{cfg.micro_batch_tokens} tokens a GPU"]
-    kind = "torch" if _torch_sampler(cfg) else f"vllm, an engine on {_gpus(cfg.tp)}"
-    count, mini = cfg.prompts_per_step * cfg.group_size, cfg.mini_batch // ranks
-    return [f"a round     {cfg.prompts_per_step} prompts x {cfg.group_size} = {count:,} responses ({kind}), "
-            f"{cfg.prompts_per_step // cfg.mini_batch} optimiser steps of {cfg.mini_batch} prompts, {mini} a GPU",
-            f"tokens      {count * response:,} sampled a round; {assumed}",
-            f"passes      {micro_batches(cfg, mini)} micro-batches of {cfg.micro_batch_tokens} tokens an optimiser "
-            "step and GPU, each scored by the reference and, but for the first step, once before"]
-
-
-def _memory_lines(cfg: Any, shape: Shape, ranks: int, gpu_gb: float) -> list[str]:
-    phases = _phases(cfg, shape, ranks, gpu_gb)
-    lines = [f"{'GB a GPU':<14}" + "".join(f"{phase:>10}" for phase in phases)]
-    for name in dict.fromkeys(name for parts in phases.values() for name in parts):
-        if any(parts.get(name) for parts in phases.values()):
-            lines.append(f"{name:<14}" + "".join(f"{parts.get(name, 0.0):>10.1f}" for parts in phases.values()))
-    peaks = [sum(parts.values()) for parts in phases.values()]
-    fits = "fits" if max(peaks) <= gpu_gb else "DOES NOT FIT"
-    lines.append(f"{'peak':<14}" + "".join(f"{peak:>10.1f}" for peak in peaks) + f"   {fits}")
-    if _second_stage(cfg) and not _torch_sampler(cfg):
-        shares = (cfg.engine_memory, largest_share(cfg, shape, ranks, gpu_gb))
-        tokens = [engine_tokens(cfg, shape, share, gpu_gb) for share in shares]
-        lines.append(f"engine        --engine-memory {shares[0]:.2f} holds {tokens[0]:,} tokens of KV; the largest "
-                     f"that fits, {shares[1]:.2f}, {tokens[1]:,}")
-    return lines
 
 
 def dry_run(cfg: Any) -> None:

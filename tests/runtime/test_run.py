@@ -28,7 +28,7 @@ from runtime.errors import UserError
 from runtime.metrics import Clock, Metrics
 from runtime.run_folder import RunFolder
 from runtime.seeds import derive_seed
-from runtime.steps import BAD_STEPS, StopSignal, learning_rate
+from runtime.steps import StopSignal, learning_rate
 from settings import SFTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -439,7 +439,7 @@ from runtime import ranks
 from runtime.steps import StopSignal
 from runtime.metrics import Metrics
 def main():
-    ranks.join_ranks(1)
+    ranks.join_ranks()
     metrics = Metrics()
     metrics.add("loss", 10.0 if ranks.rank() == 0 else 2.0, 4 if ranks.rank() == 0 else 2)
     metrics.add("empty", 0.0, ranks.rank())
@@ -549,14 +549,6 @@ def test_with_data_of_ones_own_no_preset_keeps_its_held_out_file(argv, held_out)
     assert cli.parse(SFTConfig, {"tiny": preset}, argv).held_out == held_out
 
 
-def test_rounds_without_a_verdict_are_said_once(capsys):
-    count, said = 0, []
-    for share in [1.0] * 4 + [0.9] + [1.0] * 7:
-        count = steps.count_silent({"rollout/frac_no_verdict": share}, count)
-        said.append("no response of the last 5 rounds" in capsys.readouterr().err)
-    assert said.index(True) == 9 and said.count(True) == 1
-
-
 def test_an_unknown_preset_is_named_with_the_choices():
     with pytest.raises(UserError, match="--preset huge: unknown; choose one of large, tiny"):
         cli.parse(Config, PRESETS, ["--preset", "huge", "--lr", "1"])
@@ -605,6 +597,18 @@ def test_T15_visible_text_controls_nothing(text):
     if text.isprintable():
         assert shown == text
     assert shown.count("\n") == text.count("\n")
+
+
+def test_the_groups_of_a_mesh_wait_as_long_as_the_whole_group():
+    code = """import torch
+import torch.distributed as dist
+from types import SimpleNamespace
+from runtime import ranks
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+group = dist.new_group([0])
+ranks.wait_longer(SimpleNamespace(get_all_groups=lambda: [group]))
+print(group._get_backend(torch.device("cpu")).options._timeout.total_seconds() == 60 * ranks.PATIENCE)"""
+    assert python(code).stdout == "True\n"
 
 
 LEAVE_CODE = """
@@ -658,11 +662,46 @@ def test_a_bug_has_no_remedy(error):
 
 
 def test_bad_steps_in_a_row_are_counted_and_end_a_run():
-    bad = 0
-    for skipped, expected in [(0.5, 1), (1.0, 2), (0.0, 0), (1.0, 1)]:
-        bad = steps.count_bad({"optim/skipped": skipped}, bad)
-        assert bad == expected
-    with pytest.raises(KeyboardInterrupt):
-        steps.stop_early(BAD_STEPS - 1)
-    with pytest.raises(errors.UserError, match="not finite"):
-        steps.stop_early(BAD_STEPS)
+    with StopSignal() as stop:
+        for skipped in (0.5, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0):
+            assert not stop.after({"optim/skipped": skipped})
+        with pytest.raises(KeyboardInterrupt):
+            stop.leave()
+        assert stop.after({"optim/skipped": 1.0})
+        with pytest.raises(errors.UserError, match="not finite"):
+            stop.leave()
+
+
+def test_rounds_without_a_verdict_are_said_once(capsys):
+    with StopSignal() as stop:
+        for share in (1.0, 1.0, 1.0, 1.0, 0.9, *[1.0] * 4):
+            assert not stop.after({"optim/skipped": 0.0, "rollout/frac_no_verdict": share})
+        assert capsys.readouterr().out == ""
+        for _ in range(5):
+            stop.after({"optim/skipped": 0.0, "rollout/frac_no_verdict": 1.0})
+    assert capsys.readouterr().out.count("verdict") == 1
+
+
+def test_a_stop_is_confirmed_at_once(capfd):
+    with StopSignal():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert "Ctrl-C again stops now" in capfd.readouterr().err
+
+
+def test_the_bar_says_what_a_step_is_doing(monkeypatch, capsys):
+    with steps.progress(3, 0, "grpo") as bar:
+        steps.note("sampled 1 of 8")  # too early
+        later = time.monotonic() + 60
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        steps.note("sampled 4 of 8")
+        assert bar.desc.startswith("grpo, sampled 4 of 8")
+    assert "sampled 4 of 8" in (said := capsys.readouterr().err) and "sampled 1" not in said
+
+
+def test_what_a_run_will_use_is_said_first(capsys):
+    cfg = SimpleNamespace(steps=3, prompts_per_step=4, group_size=2, max_response_tokens=60, data="a.jsonl", model="m",
+                          held_out="", out="runs/x")
+    steps.announce(cfg, 48)
+    said = capsys.readouterr().out
+    for words in ("a.jsonl: 12 of 48 pairs, 3 rounds of 4 x 2 responses of up to 60 tokens", "m on 1 x", "in runs/x"):
+        assert words in said

@@ -17,7 +17,6 @@ from tiny_models import make_config, make_lm
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 from transformers import AttentionInterface, AutoConfig
 
-import batch
 import grpo
 import model
 import sft
@@ -191,24 +190,6 @@ def test_constants_are_those_of_the_files_they_describe():
     assert inspect.signature(model.save_hf).parameters["shard_bytes"].default == sizes.EXPORT_FILE
 
 
-# ---- steps ---------------------------------------------------------------------------------------------
-
-
-def test_assumed_lengths_stay_inside_the_settings():
-    assert sizes.mean_lengths(paper(max_prompt_tokens=64, max_response_tokens=60)) == (64, 60)
-    prompt, response = sizes.mean_lengths(dataclasses.replace(sft.Config(), max_length=256))
-    assert prompt + response <= 256 and prompt > response > 0
-
-
-@pytest.mark.parametrize("cfg, pairs", [(paper(), 16), (sft.Config(), 16), (paper(), 1), (paper(group_size=16), 4)])
-def test_micro_batches_are_those_that_batch_makes(cfg, pairs):
-    """A group of 1200 + 7 x 699 = 6093 inputs: two fit 16384, so 16 groups make 8; one of 16 responses is cut."""
-    prompt, response = sizes.mean_lengths(cfg)
-    made = [batch.Group([1] * prompt, [[1] * response] * getattr(cfg, "group_size", 1)) for _ in range(pairs)]
-    plan = batch.plan(batch.split(made, cfg.micro_batch_tokens), cfg.micro_batch_tokens, one_row=True)
-    assert sizes.micro_batches(cfg, pairs) == len(plan)
-
-
 # ---- properties ----------------------------------------------------------------------------------------
 
 configs = st.builds(
@@ -330,6 +311,8 @@ def test_every_preset_says_what_it_needs_on_eight_gpus(script, preset, tmp_path,
     if cfg.model.startswith("runs/"):
         found = re.search(r"\d+b", preset)
         write_config(tmp_path / cfg.model, found[0].upper() if found else "0.5B")
+    if cfg.prompt_file:
+        (tmp_path / cfg.prompt_file).write_text("Judge.")
     if preset in REFUSED:
         with pytest.raises(UserError, match=REFUSED[preset]):
             dry_run(script, ["--preset", preset, "--dry-run", "8"])
