@@ -17,6 +17,7 @@ as wrong. `score` needs no model: it reads such logs and published outcome table
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
@@ -206,17 +207,18 @@ def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]], asked: Asked) -
 
 
 class Pointwise:
-    """A judge as a model that gives scores: the mean over the chains that have one. A response is asked about once."""
+    """A judge as a model that gives scores: the mean over the chains that have one, NaN where none has. A response is
+    asked about once."""
 
     def __init__(self, sampler: Any, cfg: Run):
         self.judge, self.cfg = Judge(sampler, max_tokens=cfg.max_tokens[0], seed=cfg.seed), cfg
-        self.known: dict[str, float | None] = {}
+        self.known: dict[str, float] = {}
 
-    def score(self, context: Sequence[Message], response: str) -> float | None:
+    def score(self, context: Sequence[Message], response: str) -> float:
         key = dumps([*context, response])
         if key not in self.known:
             found = self.judge.scores(context, [response], self.cfg.votes, self.cfg.sampling_temperature())
-            self.known[key] = found.totals[0] / found.samples if found.samples else None
+            self.known[key] = found.totals[0] / found.samples if found.samples else math.nan
         return self.known[key]
 
 

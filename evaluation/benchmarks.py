@@ -486,6 +486,8 @@ def gaps(benchmark: Benchmark, outcomes: Sequence[Outcome]) -> list[str]:
         found.append(f"subsets without a verdict: {', '.join(absent)}; their sections are left open")
     if benchmark == "rewardbench-2":
         partial = items - sum(map(len, cells(outcomes).values()))
+        if "rewardbench-2/Ties" not in seen:
+            found.append("Ties, and so the average, needs scores: eval.py run --scalar or --pointwise")
     else:
         partial = sum(len(some) < some[0].of for members in seen.values() for some in members.values())
     if partial:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -195,6 +196,8 @@ def _judged(benchmark: Benchmark, judgements: Sequence[Judgement], where: str) -
             slot, of, correct = f"{int(meta['first'])}-{int(meta['second'])}", int(meta["responses"]), lead(judgements)
             if (found := read_scores(one.text)) is not None:
                 scores = found if one.winner == "A" else found[::-1]  # A as shown is the first response or the second
+            elif re.fullmatch(r"A \S+ B \S+", one.text):  # one of them is missing
+                scores = math.nan, math.nan
             group, item, slot = _best_of_four(group, item, slot)
     except (KeyError, ValueError) as error:
         raise UserError(f"{where}: not a verdict on {benchmark}, its meta has no {error}; judge with "

@@ -9,6 +9,7 @@ match without a winner is decided by the draw, which is a chance of 1/4, what th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -79,7 +80,7 @@ def split_scores(seen: Sequence[Seen]) -> tuple[list[float], list[float]] | None
     """Scores of the right and of the wrong responses, which are first and second in every match that has scores."""
     right, wrong = dict[int, float](), dict[int, float]()
     for (i, j), _, scores in seen:
-        if scores is None:
+        if scores is None or math.isnan(sum(scores)):
             return None
         right[i], wrong[j] = scores
     return list(right.values()), list(wrong.values())

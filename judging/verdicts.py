@@ -84,8 +84,8 @@ def why_silent(judgement: Judgement) -> str:
     j, text = judgement, judgement.text.rpartition("</think>")[2]
     if j.finish_reason == "length":
         return "cut off" if j.response_tokens else "prompt too long"
-    if re.fullmatch(r"A \S+ B \S+", text):  # what judging.scalar writes
-        return "equal scores"
+    if re.fullmatch(r"A \S+ B \S+", text):  # what judging.pointwise.judge_scalar writes
+        return "no readable score" if "nan" in text else "equal scores"
     if said := re.fullmatch(r"\(no reply: (.*)\)", text):  # what judging.endpoint writes
         return f"no reply: {said[1]}"
     letters = {letter for letter in "AB" if f"[[{letter}]]" in text}
@@ -106,13 +106,13 @@ def likely_cause(silent: Mapping[str, int]) -> str:
 
 
 def read_scores(text: str) -> tuple[float, float] | None:
-    """The scores in a judgement's text, of A and B as shown; None for a chain.
+    """The scores in a judgement's text, of A and B as shown; None for a chain, and where one is missing.
 
     >>> read_scores("A 0.5 B -1e-05 [[A]]"), read_scores("<answer>[[A]]</answer>")
     ((0.5, -1e-05), None)
     """
     found = re.match(r"A (\S+) B (\S+)(?: \[\[[AB]\]\])?$", text)
-    return (float(found[1]), float(found[2])) if found and "None" not in found.groups() else None
+    return (float(found[1]), float(found[2])) if found and not {"None", "nan"} & set(found.groups()) else None
 
 
 def named(judgement: Judgement) -> Letter | None:

@@ -89,7 +89,8 @@ def test_an_unfinished_knockout_is_left_out_and_said():
     pairs = {("0", "1"): 1.0, ("2", "3"): 0.0}
     outcomes = [bm.Outcome("Math/1", "rewardbench-2/Math", "-".join(m), share, 4) for m, share in pairs.items()]
     assert bm.score("rewardbench-2", outcomes)["subsets"]["Math"] is None
-    assert "1 items are not judged completely: left out" in bm.gaps("rewardbench-2", outcomes)
+    notes = " ".join(bm.gaps("rewardbench-2", outcomes))
+    assert "1 items are not judged completely: left out" in notes and "Ties, and so the average, needs scores" in notes
 
 
 class Known:
@@ -178,7 +179,17 @@ def test_a_judge_of_single_responses_fills_the_whole_table(tmp_path):
     rows = [*(four(1, subset) for subset in rb2.SUBSETS[:5]), several("ref", 1, 1, 2), several("tied", 1, 2, 2)]
     _, table = run(tmp_path, rows, boxes, pointwise=True, votes=2, temperature=1.0)
     assert table["subsets"]["Factuality"] == 1.0 and table["overall"]["average"] == pytest.approx((5 + 1.01) / 6)
-    assert boxes.asked == 2 * (5 * 0 + 4 + 3 + 4), "equal questions and responses are asked once"
+    assert boxes.asked == 2 * (4 + 3 + 4), "equal questions and responses are asked once"
+
+
+def test_scores_that_cannot_be_read_are_wrong_and_said(tmp_path):
+    class Mute:
+        def chat(self, conversations, n, temperature, max_tokens, seeds):
+            texts = ["hm" if "good" in c[-1]["content"] else "\\boxed{3}" for c in conversations]
+            return [[Reply(text, "stop", 9, 5)] for text in texts]
+
+    summary, table = run(tmp_path, [four(1)], Mute(), pointwise=True)
+    assert table["subsets"]["Math"] == 0.0 and summary["silent"] == {"no readable score": 3}
 
 
 # ---- JudgeBench, RMB, limits ---------------------------------------------------------------------------
