@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import lru_cache
@@ -104,7 +105,7 @@ def _takes_system(tokenizer: Any) -> bool:
     except UserError:
         takes = False
     if not takes and rank() == 0:
-        print("the chat template has no system role: the instructions open the first user turn instead", flush=True)
+        print("the chat template has no system role: the instructions open the first user turn", file=sys.stderr)
     return takes
 
 
