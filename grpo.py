@@ -370,7 +370,7 @@ def finish(run: Run) -> None:
     run.folder.log({"step": run.cfg.steps} | record)
     run.sampler.sleep()  # the export gathers whole float32 weights and needs the engine's memory
     judge = about(run.cfg, Asked(run.cfg.style, run.system, run.cfg.max_response_tokens),
-                  run.folder.config.get("read", {}), run.method.prompt.__module__)
+                  run.folder.config.get("read", {}), run.method.prompt)
     model.save_hf(run.policy, run.tokenizer, run.folder.path / "model", judge=judge)
     run.sampler.close()
     if ranks.rank() == 0:

@@ -51,7 +51,7 @@ def how_to_ask(model: str, *, style: Any = None, wording: str | None = None, max
         _say(f"{model} has no {NAME}: style {asked.style}, {'given' if wording else 'built-in'} wording{_hint(model)}")
         return asked
     if known.get("prompt", "cor_prompt") != "cor_prompt":
-        _say(f"{model} was trained with the prompt of {known['prompt']}; what it is shown here is another one")
+        _say(f"{model} was trained with the prompt of {known['prompt']}.py and is shown another one here")
     for name, flag in (("style", "--style"), ("wording", "--prompt-file")):
         if name in given and given[name] != known[name]:
             was = f"style {known[name]}" if name == "style" else "another wording"
@@ -114,10 +114,14 @@ def _hint(model: str) -> str:
             f"> rm-r1.txt, then add --prompt-file rm-r1.txt --style {style}")
 
 
-def about(cfg: Any, asked: Asked, read: Mapping[str, str], prompt: str = "cor_prompt") -> dict[str, Any]:
-    """What judge.json says of a model that `cfg` trains; its template arguments are added from the tokenizer."""
+def about(cfg: Any, asked: Asked, read: Mapping[str, str], prompt: Any = None) -> dict[str, Any]:
+    """What judge.json says of a model that `cfg` trains; its template arguments are added from the tokenizer.
+
+    `read` holds digests of what was read, `prompt` is the function that makes the messages, if it is not cor_prompt's.
+    """
     command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-    return {"style": asked.style, "wording": asked.wording, "max_tokens": asked.max_tokens, "prompt": prompt,
+    return {"style": asked.style, "wording": asked.wording, "max_tokens": asked.max_tokens,
+            "prompt": Path(prompt.__code__.co_filename).stem if prompt else "cor_prompt",
             "trained_by": type(cfg).__name__.removesuffix("Config"), "base": cfg.model, "data": cfg.data,
             "digests": dict(read), "command": command}
 

@@ -51,10 +51,11 @@ def read_generation(folder: Path) -> Any:
 
     file = next(f for f in (folder / "generation_config.json", folder / "config.json") if f.is_file())
     found = read_json(file)
-    ids = {name: found.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-           if isinstance(found, dict)}
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: not a JSON object")
+    ids = {name: found.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     for name, listed in ids.items():
-        if not all(type(i) in (int, type(None)) for i in (listed if isinstance(listed, list) else [listed])):
+        if any(type(i) not in (int, type(None)) for i in (listed if isinstance(listed, list) else [listed])):
             raise UserError(f"{file}: {name} is {listed!r}, expected a token's number")
     return GenerationConfig(**ids)
 

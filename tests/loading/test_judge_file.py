@@ -162,3 +162,13 @@ def test_distillation_asks_an_oracle_as_it_was_trained(tmp_path):
     assert (cfg.style, cli.read_prompt(cfg.prompt_file), cfg.max_tokens) == ("plain", "Judge. {data}", 60)
     cfg = cli.parse(distill.Config, distill.PRESETS, ["--model", run, "--data", "x", "--out", "y", "--max-tokens", "9"])
     assert cfg.max_tokens == 9
+
+
+def test_a_judge_with_a_prompt_of_its_own_is_not_taken_for_ours(tmp_path, capsys):
+    from cor_prompt import render
+    from variants import rrm
+
+    assert about(CFG, Asked(), {}, render)["prompt"] == "cor_prompt"
+    save_hf(Policy(make_lm()), make_tokenizer(), tmp_path / "model", judge=about(CFG, Asked(), {}, rrm.prompt))
+    how_to_ask(str(tmp_path))
+    assert "rrm.py" in capsys.readouterr().err
