@@ -49,6 +49,12 @@ def test_links_lead_to_files_and_headings(page):
         assert not heading or heading in anchors(found), f"{page}: no heading {target}"
 
 
+def test_every_page_is_linked_from_the_readme_or_from_a_page():
+    linked = {(page.parent / target.partition("#")[0]).resolve() for page in PAGES
+              for target in re.findall(r"\]\(([^)\s]+)\)", prose(page))}
+    assert not [page.name for page in DOCS if page not in linked]
+
+
 def test_the_readme_stays_short():
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150 and len(text.split()) <= 1500
