@@ -213,7 +213,7 @@ def test_metrics_can_be_sent_elsewhere(tmp_path, monkeypatch):
 def test_diffs_on_a_page_are_lines_of_the_exercises():
     patches = [patch.read_text(encoding="utf-8").splitlines() for patch in ROOT.glob("course/exercises/*.patch")]
     blocks = re.findall(r"```diff\n(.*?)```", (ROOT / "docs" / "change-it.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) > 3
+    assert len(blocks) > 2
     for block in blocks:
         assert any(set(block.splitlines()) <= set(patch) for patch in patches), block
 
