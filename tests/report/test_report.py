@@ -9,9 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_files import GRPO, HOSTILE, judge, make_pairs, write_demo, write_evaluation, write_jsonl
+from report_files import HOSTILE, judge, make_pairs, write_demo, write_evaluation, write_jsonl
 
-from data import save_pairs
 from report import page as rp
 from runtime.errors import UserError
 
@@ -163,12 +162,6 @@ def test_the_browser_goes_over_stages_rounds_and_votes(no_plots, tmp_path, capsy
     assert [line.split()[0] for line in printed[1:4]] == ["start", "sft", "grpo"] and not printed[4]
 
 
-def test_a_step_that_is_no_number_does_not_break_the_page(no_plots, tmp_path):
-    folder = write_demo(tmp_path / "demo")
-    write_jsonl(folder / "grpo" / "metrics.jsonl", [{"step": float("nan"), "reward/mean": 1.0}])
-    assert read_browser(rp.report(rp.Config(str(folder))))["places"] == [["start", None], ["sft", 3], ["grpo", None]]
-
-
 def test_curves_stand_beside_the_stages(tmp_path, capsys):
     folder = write_demo(tmp_path / "demo")
     points = [{"x": x, "accuracy": y, "accuracy_se": 0.01} for x, y in ((1, 0.6), (2, 0.4), (3, 0.7))]
@@ -213,29 +206,9 @@ def test_without_the_data_file(no_plots, tmp_path):
     rp.report(rp.Config(str(folder)))
 
 
-def test_single_run_lists_its_first_and_last_evaluation_and_the_browser_has_all(no_plots, tmp_path, capsys):
-    folder = tmp_path / "grpo"
-    write_jsonl(folder / "metrics.jsonl", GRPO)
-    pairs = make_pairs()
-    (tmp_path / "held.jsonl").write_text(save_pairs(pairs))
-    (folder / "config.json").write_text(json.dumps({"held_out": str(tmp_path / "held.jsonl")}))
-    for step in (0, 20, 100, 120):
-        made = [judge(p, o, i < 6 or step > 20, f"at {step}") for i, p in enumerate(pairs) for o in ("AB", "BA")]
-        write_jsonl(folder / "rollouts" / f"step_{step:06d}.jsonl", [asdict(j) for j in made])
-    data = read_browser(rp.report(rp.Config(str(folder))))
-    assert data["stages"] == [f"grpo step {step}" for step in (0, 20, 100, 120)] and len(data["pairs"]) == 12
-    assert data["places"] == [["grpo", step] for step in (0, 20, 100, 120)]
-    assert data["accuracy"] == ["0.500", "0.500", "1.000", "1.000"] and data["last"] == [0, 3]
-    assert data["pairs"][0]["asked"][0] == "question 6 " and data["pairs"][0]["right"] == [False, False, True, True]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[0] == "grpo" and lines[1].split()[-1] == "0.5"
-    assert lines[2].split()[:4] == ["grpo", "step", "0", "0.500"] and lines[3].split()[3] == "1.000"
-
-
 def test_unfinished_and_odd_metrics(tmp_path):
-    write_jsonl(
-        tmp_path / "r" / "metrics.jsonl", [{"step": 0, "train/loss": float("nan")}, {"step": 1, "train/loss": None}]
-    )
+    odd = [{"step": 0, "train/loss": float("nan")}, {"step": 1, "train/loss": None}, {"step": float("nan")}]
+    write_jsonl(tmp_path / "r" / "metrics.jsonl", odd)
     with open(tmp_path / "r" / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "train/lo')
     rp.report(rp.Config(str(tmp_path / "r")))

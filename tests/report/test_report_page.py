@@ -86,10 +86,8 @@ def complaints(browser):
 
 def test_it_opens_quietly_at_the_last_stage_and_loads_nothing(shown):
     assert shown.eval("data.stages") == STAGES and shown.eval("now") == 5
-    assert words(shown, "#now") == ["grpo, accuracy 0.917"] and words(shown, ".columns .card > h3")[2:] == [
-        "sft",
-        "grpo",
-    ]
+    assert words(shown, "#now") == ["grpo, accuracy 0.917"]
+    assert words(shown, ".columns .card > h3")[2:] == ["sft", "grpo"]
     assert complaints(shown) == []
     asked = [e["params"]["request"]["url"] for e in shown.events if e.get("method") == "Network.requestWillBeSent"]
     assert asked[0].endswith("/report.html") and all(url.startswith("data:image/png") for url in asked[1:])
@@ -175,10 +173,8 @@ def test_winner_verdict_and_votes_are_marked(shown):
     assert words(shown, "p.votes") == ["1 of 9 without a verdict"]
     set_to(shown, "when", 4)
     choose(shown, "p2")
-    assert words(shown, ".now h4 .wrong") == ["says B ✗", "says A ✗"] and words(shown, ".now mark.wrong") == [
-        "[[B]]",
-        "[[A]]",
-    ]
+    assert words(shown, ".now h4 .wrong") == ["says B ✗", "says A ✗"]
+    assert words(shown, ".now mark.wrong") == ["[[B]]", "[[A]]"]
     set_to(shown, "when", 3)
     assert words(shown, ".now mark.right") == ["[[A]]", "[[B]]"]
     choose(shown, "p1")
@@ -196,10 +192,8 @@ def test_parts_are_nested_and_coloured(shown):
     assert len(set(grounds)) == 3
     odd = "</eval>a<eval>b<eval>c</rubric><answer>" + "<eval>" * 3000
     shown.eval(f"chain(at('pair'), {{text: {json.dumps(odd)}, verdict: null}})")
-    assert (
-        words(shown, "#pair > pre") == [odd]
-        and shown.eval("document.querySelectorAll('#pair > pre .part').length") == 2
-    )
+    assert words(shown, "#pair > pre") == [odd]
+    assert shown.eval("document.querySelectorAll('#pair > pre .part').length") == 2
 
 
 def test_curves_mark_the_step_and_move_the_slider(shown):
@@ -291,9 +285,8 @@ def test_nothing_sticks_out_and_the_slider_stays_in_sight(browser, page, width):
         browser.eval(f"document.querySelector('{selector}').scrollIntoView()")
         box = browser.eval("(b => [b.top, b.bottom])(at('when').getBoundingClientRect())")
         assert 0 < box[0] < box[1] <= 800
-    tops = browser.eval(
-        "[...document.querySelectorAll('.columns:last-child .card')].map(c => c.getBoundingClientRect().top)"
-    )
+    cards = "[...document.querySelectorAll('.columns:last-child .card')]"
+    tops = browser.eval(f"{cards}.map(c => c.getBoundingClientRect().top)")
     assert (tops[1] < tops[0]) == (width < 700)  # what the slider is at comes first where they stand in one column
 
 
@@ -306,18 +299,14 @@ def test_hostile_text_stays_text(browser, one_plot, tmp_path):
         for selector in ("#list button", ".strip button"):
             browser.eval(f"document.querySelectorAll('{selector}')[1].click()")
     assert complaints(browser) == []
-    inside = browser.eval(
-        "[...new Set([...document.querySelectorAll('#pair *, #list *, #bar *')].map(e => e.tagName))]"
-    )
+    inside = browser.eval("[...document.querySelectorAll('#pair *, #list *, #bar *')].map(e => e.tagName)")
     assert set(inside) <= set("H3 H4 P DIV PRE SPAN B MARK INS SMALL BUTTON LABEL INPUT OUTPUT".split())
-    assert browser.eval(
-        "[...document.querySelectorAll('*')].every(e => [...e.attributes].every(a => !/^on/.test(a.name)))"
-    )
+    clean = "e => [...e.attributes].every(a => !/^on/.test(a.name))"
+    assert browser.eval(f"[...document.querySelectorAll('*')].every({clean})")
     assert "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> -->" in words(browser, "#pair pre")[0]
     assert browser.eval("document.scripts.length") == 1
-    browser.eval(
-        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.bad = 1'}))"
-    )
+    script = "Object.assign(document.createElement('script'), {textContent: 'window.bad = 1'})"
+    browser.eval(f"document.body.append({script})")
     browser.eval("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=window.bad=2>')")
     refused = [event for event in complaints(browser) if "Content Security Policy" in json.dumps(event)]
     assert refused and browser.eval("window.bad === undefined")

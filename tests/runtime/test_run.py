@@ -7,7 +7,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -37,38 +36,28 @@ SEED_ROLLOUT = 2868571795335789245  # of (0, "rollout", 0)
 
 @dataclass(frozen=True)
 class Config:
+    """Settings of a training."""
+
     preset: str = "large"
-    """named set of defaults"""
     lr: float = 2e-3
     """learning rate"""
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """shape"""
     lr_floor: float = 0.1
-    """last learning rate as a share of lr"""
     warmup_updates: int = 4
-    """optimiser steps"""
+    warmup_ratio: float = 0.0
     total_updates: int = 12
-    """optimiser steps"""
+    steps: int = 4
     betas: tuple[float, float] = (0.9, 0.95)
-    """decay rates"""
-    out: str = "runs/x"
-    """run folder"""
-
-
-@dataclass(frozen=True)
-class Training:
-    """The settings of a training that decide whether a run is the same."""
-
     model: str = "runs/start"
     data: str = "pairs.jsonl"
-    lr: float = 1e-3
-    lr_schedule: str = "constant"
-    warmup_ratio: float = 0.0
-    steps: int = 4
     group_size: int = 7
     save_every: int = 2
     eval_every: int = 2
     micro_batch_tokens: int = 100
+    out: str = "runs/x"
+
+
+CONSTANT = Config(lr_schedule="constant")
 
 
 def python(code: str, *, wait: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -135,16 +124,10 @@ def test_seeds_of_neighbours_are_distinct_spread_and_of_62_bits():
 # ---- whole files and JSON lines ------------------------------------------------------------------------
 
 
-def test_write_whole_makes_folders_and_leaves_nothing_aside(tmp_path):
-    path = tmp_path / "a" / "b" / "file.json"
+def test_a_write_that_fails_in_the_middle_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "made" / "file.txt"
     write_whole(path, "é 判\u2028\n")
     assert path.read_bytes().decode("utf-8") == "é 判\u2028\n"
-    write_whole(path, "second")
-    assert path.read_text() == "second" and list(path.parent.iterdir()) == [path]
-
-
-def test_a_write_that_fails_in_the_middle_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file.txt"
     write_whole(path, "old")
     with pytest.raises(UnicodeEncodeError):
         write_whole(path, "x" * 100_000 + "\ud800")
@@ -161,7 +144,7 @@ def test_a_write_that_fails_in_the_middle_leaves_the_old_file(tmp_path, monkeypa
             write_whole(path, "new and longer")
     assert path.read_text() == "old"
     write_whole(path, "new")
-    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "new" and list(path.parent.iterdir()) == [path]
 
 
 def test_read_jsonl_numbers_lines_from_one_and_skips_blank_ones(tmp_path):
@@ -233,7 +216,7 @@ READ = {"data": "1" * 16, "model": "2" * 16}
 
 def test_what_was_read_is_compared_not_where_it_lay(tmp_path):
     """Places, speeds and save_every may change; the content may not, nor may a setting."""
-    cfg = Training()
+    cfg = CONSTANT
     state = {"step": 1} | RunFolder(str(tmp_path), cfg, READ).stamp
     moved = replace(cfg, data="elsewhere.jsonl", model="runs/moved", save_every=5, eval_every=7, micro_batch_tokens=9)
     assert RunFolder(str(tmp_path), moved, READ).check(state) == state
@@ -251,27 +234,27 @@ def test_what_was_read_is_compared_not_where_it_lay(tmp_path):
     ({"steps": 8, "warmup_ratio": 0.5}, False),
 ])
 def test_a_run_of_a_constant_schedule_may_become_longer(tmp_path, change, allowed):
-    RunFolder(str(tmp_path), Training())
+    RunFolder(str(tmp_path), CONSTANT)
     if allowed:
-        RunFolder(str(tmp_path), replace(Training(), **change))
+        RunFolder(str(tmp_path), replace(CONSTANT, **change))
         assert json.loads((tmp_path / "config.json").read_text())["steps"] == 8
     else:
         with pytest.raises(UserError, match="steps was 4"):
-            RunFolder(str(tmp_path), replace(Training(), **change))
+            RunFolder(str(tmp_path), replace(CONSTANT, **change))
 
 
 def test_a_run_of_before_is_continued(tmp_path):
     """Without digests the paths count, as they did; a setting that did not exist had its default."""
-    old = {k: v for k, v in asdict(Training()).items() if k != "group_size"}
+    old = {k: v for k, v in asdict(CONSTANT).items() if k != "group_size"}
     (tmp_path / "config.json").write_text(json.dumps(old))
     with pytest.raises(UserError, match="data was"):
-        RunFolder(str(tmp_path), replace(Training(), data="elsewhere.jsonl"), READ)
+        RunFolder(str(tmp_path), replace(CONSTANT, data="elsewhere.jsonl"), READ)
     with pytest.raises(UserError, match="group_size was 7"):
-        RunFolder(str(tmp_path), replace(Training(), group_size=8), READ)
-    folder = RunFolder(str(tmp_path), Training(), READ)
+        RunFolder(str(tmp_path), replace(CONSTANT, group_size=8), READ)
+    folder = RunFolder(str(tmp_path), CONSTANT, READ)
     assert folder.check({"step": 1, "config": 1234567})["step"] == 1  # its states hold a number
     with pytest.raises(UserError, match="model"):
-        RunFolder(str(tmp_path), Training(), READ | {"model": "3" * 16})
+        RunFolder(str(tmp_path), CONSTANT, READ | {"model": "3" * 16})
 
 
 def test_digests_follow_the_content(tmp_path):
@@ -377,23 +360,6 @@ def test_T9_ranks_weigh_by_their_counts(monkeypatch):
     assert mine.reduce() == {"loss": 2.0, "only there": 2.0, "empty here": 2.0, "slowest": 5.0}
 
 
-@given(st.lists(st.tuples(st.integers(-100, 100), st.integers(0, 5)), min_size=1, max_size=20))
-def test_T9_the_order_and_split_of_additions_do_not_matter(parts):
-    together, apart = Metrics(), Metrics()
-    together.add("x", sum(t for t, _ in parts), sum(n for _, n in parts))
-    for total, count in reversed(parts):
-        apart.add("x", total, count)
-    assert together.reduce() == apart.reduce()
-    assert bool(together.reduce()) == any(n for _, n in parts)
-
-
-def test_tensors_become_plain_numbers():
-    metrics = Metrics()
-    metrics.add("x", torch.tensor(3.0, requires_grad=True).detach(), torch.tensor(2))
-    metrics.add_max("y", torch.tensor(4.0))
-    assert json.dumps(metrics.reduce()) == '{"x": 1.5, "y": 4.0}'
-
-
 def test_a_clock_measures_laps_and_tokens_per_second(monkeypatch):
     now = iter([100.0, 102.0, 105.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(now))
@@ -430,47 +396,6 @@ def test_a_second_Ctrl_C_stops_at_once():
     assert signal.getsignal(signal.SIGINT) == before
 
 
-RANK_CODE = """
-import os
-import signal
-import json
-from runtime import cli
-from runtime import ranks
-from runtime.steps import StopSignal
-from runtime.metrics import Metrics
-def main():
-    ranks.join_ranks()
-    metrics = Metrics()
-    metrics.add("loss", 10.0 if ranks.rank() == 0 else 2.0, 4 if ranks.rank() == 0 else 2)
-    metrics.add("empty", 0.0, ranks.rank())
-    metrics.add_max("max", ranks.rank())
-    with StopSignal() as stop:
-        early = stop.requested()
-        if ranks.rank() == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        print(json.dumps([ranks.gather(ranks.rank()), metrics.reduce(), early, stop.requested()]))
-cli.start(main)
-"""
-
-
-def test_T13_two_real_ranks_agree_on_metrics_and_on_stopping():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    env = os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                        "CUDA_VISIBLE_DEVICES": ""}
-    ranks = [subprocess.Popen([sys.executable, "-c", RANK_CODE], env=env | {"RANK": str(r), "LOCAL_RANK": str(r)},
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for r in range(2)]
-    try:
-        said = [process.communicate(timeout=60) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], said
-    for out, _ in said:
-        assert json.loads(out) == [[0, 1], {"loss": 2.0, "empty": 0.0, "max": 1.0}, False, True]
-
-
 # ---- scripts -------------------------------------------------------------------------------------------
 
 
@@ -478,14 +403,15 @@ def test_T13_two_real_ranks_agree_on_metrics_and_on_stopping():
     ("UserError('data: a\\n  b\\n\\nc')", 2, "error: data: a b c"),
     ("OSError(28, 'No space left on device', 'runs/x/metrics.jsonl')", 2, "error: runs/x/metrics.jsonl: No space left"),
     ("ZeroDivisionError", 1, "Traceback"),
+    ("KeyboardInterrupt", 130, "stopped: the same command continues"),
 ])
-def test_an_error_that_the_user_can_fix_is_one_line_and_a_bug_keeps_its_traceback(raises, code, said):
+def test_what_the_user_can_fix_is_one_line_and_a_bug_keeps_its_traceback(raises, code, said):
     done = python(f"""from runtime import cli
 from runtime.errors import UserError
 def main(): raise {raises}
 cli.start(main)""")
     assert (done.returncode, done.stdout) == (code, "") and done.stderr.startswith(said)
-    assert (done.stderr.count("\n") == 1) == (code == 2)
+    assert (done.stderr.count("\n") == 1) == (code != 1)
 
 
 def test_under_torchrun_the_interpreter_is_not_torn_down():
@@ -495,26 +421,6 @@ atexit.register(print, 'torn down')
 cli.start(lambda: print('done'))"""
     assert python(code).stdout == "done\ntorn down\n"
     assert python(code, RANK="0", WORLD_SIZE="1").stdout == "done\n"
-
-
-def test_Ctrl_C_ends_with_exit_code_130_and_one_line():
-    code = """from runtime import cli
-import time
-def main():
-    print('up', flush=True)
-    time.sleep(60)
-cli.start(main)"""
-    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    try:
-        assert process.stdout.readline() == "up\n"
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert errors.count("\n") == 1 and "continues" in errors
 
 
 def test_importing_the_shared_files_needs_neither_torch_nor_transformers():
@@ -609,30 +515,6 @@ group = dist.new_group([0])
 ranks.wait_longer(SimpleNamespace(get_all_groups=lambda: [group]))
 print(group._get_backend(torch.device("cpu")).options._timeout.total_seconds() == 60 * ranks.PATIENCE)"""
     assert python(code).stdout == "True\n"
-
-
-LEAVE_CODE = """
-import os, sys
-sys.argv = ["x"]
-from runtime import metrics
-from runtime import ranks
-ranks.join_ranks()
-import torch.distributed.fsdp  # what a script imports later must not keep the group's threads alive
-ranks.gather(ranks.rank())
-ranks.leave_ranks()
-names = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
-print([name for name in names if "gloo" in name])
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are read from /proc")
-def test_no_gloo_thread_outlives_the_group():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    done = python(LEAVE_CODE, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
-                  CUDA_VISIBLE_DEVICES="")
-    assert done.stdout == "[]\n", done.stderr
 
 
 # ---- faults --------------------------------------------------------------------------------------------
