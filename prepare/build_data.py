@@ -25,12 +25,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from cor_prompt import Style, encode_prompt, render
 from data import Pair, save_pairs, swap
 from evaluation.benchmarks import Benchmark, load_benchmark
 from loading.tokenizer import load_tokenizer
 from prepare.augment import augmented
-from prepare.card import Drop, Rows, Signs, make_card, overlap, questions, repeats, same_prompts, watch
+from prepare.card import Drop, Rows, Signs, make_card, overlap, questions, repeats, same_prompts
 from prepare.sources import Kind, fixed, read_source
 from runtime import cli, errors
 from runtime.disk import write_whole
@@ -170,9 +172,9 @@ def unique(pairs: Sequence[Pair]) -> list[Pair]:
 def prompt_lengths(pairs: Sequence[Pair], cfg: Config, tokenizer: Any) -> tuple[list[int], str]:
     """(length of each prompt as the judge sees it, the unit in words)."""
     if tokenizer is None:
-        counts = [sum(len(m["content"]) for m in render(p, cfg.style)) * 2 // 7 for p in watch(pairs, "measure")]
+        counts = [sum(len(m["content"]) for m in render(p, cfg.style)) * 2 // 7 for p in pairs]
         return counts, "tokens estimated as characters / 3.5 (--tokenizer counts them)"
-    counts = [len(encode_prompt(render(pair, cfg.style), tokenizer)) for pair in watch(pairs, "measure")]
+    counts = [len(encode_prompt(render(pair, cfg.style), tokenizer)) for pair in tqdm(pairs, "measure")]
     return counts, f"tokens of {cfg.tokenizer}"
 
 
@@ -242,13 +244,10 @@ def build(cfg: Config) -> dict[str, str]:
         raise UserError("--augment: no two different prompts in one file, rows with traces or ready-made prompts apart")
     lengths = [rows.lengths[kept[k]] for k in order] + (prompt_lengths(added, cfg, tokenizer)[0] if added else [])
     written = [*(pairs[k] for k in order), *added]
-    card = make_card(settings(cfg), replace(rows, drops=drops), written, lengths, splits)
+    settings = json.loads(json.dumps(asdict(replace(cfg, out=""))))
+    card = make_card(settings, replace(rows, drops=drops), written, lengths, splits)
     texts = {name: save_pairs(those) for name, those in splits.items()}
     return texts | {"card.json": json.dumps(card, indent=2, ensure_ascii=False) + "\n"}
-
-
-def settings(cfg: Config) -> dict[str, Any]:
-    return {k: v for k, v in json.loads(json.dumps(asdict(cfg))).items() if k != "out"}
 
 
 def open_folder(cfg: Config) -> Path:
@@ -269,14 +268,12 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
 
 def next_commands(out: Path, files: Mapping[str, str]) -> list[str]:
     """What the files are for. `one-gpu` is the preset that most people start with."""
-    found = []
-    if "to_distil.jsonl" in files:
-        found += [f"python -m prepare.distill --data {out}/to_distil.jsonl --out {out}/traces --model ORACLE "
-                  "--base-url URL", f"python sft.py --preset one-gpu --data {out}/traces/traces.jsonl"]
-    if "rl.jsonl" in files:
-        held_out = f" --held-out {out}/held_out.jsonl" if "held_out.jsonl" in files else ""
-        found.append(f"python grpo.py --preset one-gpu --data {out}/rl.jsonl{held_out}")
-    return found
+    held_out = f" --held-out {out}/held_out.jsonl" if "held_out.jsonl" in files else ""
+    commands = {
+        "to_distil.jsonl": [f"python -m prepare.distill --data {out}/to_distil.jsonl --out {out}/traces --model ORACLE "
+                            "--base-url URL", f"python sft.py --preset one-gpu --data {out}/traces/traces.jsonl"],
+        "rl.jsonl": [f"python grpo.py --preset one-gpu --data {out}/rl.jsonl{held_out}"]}
+    return [command for name, those in commands.items() if name in files for command in those]
 
 
 def main(cfg: Config) -> None:

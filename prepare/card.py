@@ -11,18 +11,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from data import Message, Pair, preferred
 from evaluation.benchmarks import Benchmark
-from runtime import steps
 
 T = TypeVar("T")
 ADDED = "added (--augment)"  # the source of pairs that no row was
 MARKER = re.compile(r"<\|?im_start\|?>")
-ASKS = re.compile(r"<\|?im_start\|?>\s*user")
 POINTS = (50, 90, 99, 100)
 MANY = 20  # rows below which a share says little, so that it raises no warning
 
@@ -34,30 +32,16 @@ class Drop(NamedTuple):
 
 
 class Signs(NamedTuple):
-    """What gives a label away unread: a turn marker, a second question, in the chosen or the rejected side."""
+    """Is there a turn marker in the chosen or the rejected side? It gives the label away to a judge that reads nothing
+    else."""
 
     source: str
     chosen_marker: bool
     rejected_marker: bool
-    chosen_turns: bool
-    rejected_turns: bool
 
 
-def signs(source: str, chosen: Sequence[Message], rejected: Sequence[Message]) -> Signs:
-    """A user turn that is written into a response behind a marker counts as a turn."""
-    sides = chosen, rejected
-    marked = [any(MARKER.search(m["content"]) for m in side) for side in sides]
-    asked = [sum((m["role"] == "user") + len(ASKS.findall(m["content"])) for m in side) for side in sides]
-    return Signs(source, marked[0], marked[1], asked[0] > 1, asked[1] > 1)
-
-
-def watch(items: Sequence[T], label: str) -> Iterator[T]:
-    """The items, with a progress bar."""
-    if items:
-        with steps.progress(len(items), 0, label) as bar:
-            for item in items:
-                yield item
-                bar.update()
+def signs(source: str, *sides: Sequence[Message]) -> Signs:
+    return Signs(source, *(any(MARKER.search(m["content"]) for m in side) for side in sides))
 
 
 # ---- texts that come twice -----------------------------------------------------------------------------
@@ -99,7 +83,7 @@ def same_prompts(pairs: Sequence[Pair]) -> list[int]:
 def overlap(pairs: Sequence[Pair], others: Iterable[Pair], n: int) -> dict[int, str]:
     """{index of a row: the first n words that its questions share with a question of `others`}."""
     known = {gram for text in {q for pair in others for q in questions(pair)} for gram in grams(text, n)}
-    asked = enumerate(map(questions, watch(pairs, "overlap")))
+    asked = enumerate(map(questions, pairs))
     hits = {i: next((gram for q in texts for gram in grams(q, n) if gram in known), None) for i, texts in asked}
     return {i: gram for i, gram in hits.items() if gram is not None}
 
@@ -227,17 +211,14 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
     """What a reader should look at before training on this."""
     found = []
     for source, row in card["signs"].items():
-        for name, kind in (("marker", "a turn marker"), ("turns", "more than one question")):
-            good, bad = row[f"chosen_{name}"], row[f"rejected_{name}"]
-            if row["rows"] >= MANY and abs(good - bad) >= 0.05:
-                found.append(f"{source}: {kind} in {bad:.1%} of the rejected and {good:.1%} of the chosen sides gives "
-                             "the label away")
+        good, bad = row["chosen_marker"], row["rejected_marker"]
+        if row["rows"] >= MANY and abs(good - bad) >= 0.05:
+            found.append(f"{source}: a turn marker in {bad:.1%} of the rejected and {good:.1%} of the chosen sides "
+                         "gives the label away")
     for source, row in card["sources"].items():
         longer = row["longer_wins"]
         if longer is not None and uneven(longer, row["pairs"]):
             found.append(f"{source}: the longer response wins in {longer:.1%} of the pairs")
-        if uneven(row["a_wins"], row["pairs"]):
-            found.append(f"{source}: A wins in {row['a_wins']:.1%} of the pairs")
         if row["over_long"]:
             found.append(f"{source}: {row['over_long']} prompts are over-long: training leaves them out (--drop-long)")
     twice = card["duplicates"]

@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import tyro
@@ -181,7 +180,7 @@ def find_fault(text: str, finish_reason: str, winner: str, cfg: Config, told: bo
     return "tells of the hint" if told and leaks(trace) else ""
 
 
-def choose(attempts: Sequence[Attempt], scores: Mapping[Attempt, float] = MappingProxyType({})) -> Attempt | None:
+def choose(attempts: Sequence[Attempt], scores: Mapping[Attempt, float]) -> Attempt | None:
     """The trace among a pair's chains: of those without a fault the one with the highest score, else the first."""
     return max((attempt for attempt in attempts if not attempt.fault), key=lambda a: scores.get(a, 0.0), default=None)
 
@@ -309,7 +308,7 @@ def distil(cfg: Config) -> dict[str, Any]:
     folder = RunFolder(cfg.out, cfg).path
     opened: dict[Oracle, Chat] = {}
     passes = [collect(cfg, 1, pairs, system, opened)]  # (1)
-    left = [pair for pair in pairs if not choose(passes[0][name(pair)])]
+    left = [pair for pair in pairs if not choose(passes[0][name(pair)], {})]
     if cfg.second_pass:
         shown = [replace(pair, messages=hinted(prompts[name(pair)], pair.winner, failed_text(passes[0][name(pair)])))
                  for pair in left]
@@ -328,20 +327,19 @@ def distil(cfg: Config) -> dict[str, Any]:
 def check(cfg: Config) -> None:
     """Raises UserError for settings that cannot work."""
     cli.check_positive(cfg, "samples", "max_tokens")
-    if not (math.isfinite(cfg.temperature) and cfg.temperature >= 0):
-        raise UserError(f"--temperature {cfg.temperature}: must be 0 or more")
-    if cfg.rstar and cfg.samples < 2:
-        raise UserError("--rstar chooses among several chains; give --samples, such as 8")
-    if cfg.samples > 1 and cfg.temperature == 0:
-        raise UserError("--samples at temperature 0 are all the same; give --temperature, such as 1.0")
-    if not all(math.isfinite(price) and price >= 0 for price in (*cfg.price, *cfg.second_price)):
-        raise UserError("--price and --second-price (money per million tokens) must be 0 or more")
-    if cfg.limit < 0 or cfg.at_once < 0:
-        raise UserError("--limit and --at-once must be at least 0")
-    if not cfg.second_model and (cfg.second_base_url or cfg.second_api_key_env or any(cfg.second_price)):
-        raise UserError("--second-base-url, --second-api-key-env and --second-price need --second-model")
-    if ranks.world_size() > 1:
-        raise UserError("one process distils; start it without torchrun (more GPUs: a server and --base-url)")
+    second = cfg.second_base_url or cfg.second_api_key_env or any(cfg.second_price)
+    prices = (*cfg.price, *cfg.second_price)
+    refused = {
+        "--temperature must be 0 or more": not 0 <= cfg.temperature < math.inf,
+        "--rstar chooses among several chains; give --samples, such as 8": cfg.rstar and cfg.samples < 2,
+        "--samples at temperature 0 are all the same; give --temperature": cfg.samples > 1 and cfg.temperature == 0,
+        "--price and --second-price must be 0 or more": not all(0 <= price < math.inf for price in prices),
+        "--limit and --at-once must be at least 0": cfg.limit < 0 or cfg.at_once < 0,
+        "--second-base-url, --second-api-key-env, --second-price need --second-model": second and not cfg.second_model,
+        "one process distils; start it without torchrun": ranks.world_size() > 1,
+    }
+    for reason in (reason for reason, wrong in refused.items() if wrong):
+        raise UserError(reason)
 
 
 def resolve(cfg: Config, pairs: Sequence[Pair], system: str | None) -> Config:

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from batch import Group, collate, plan, split
 from cor_prompt import control_tokens, encode_prompt, encode_text, plain_tokenizer
 from data import Message
 from loading.tokenizer import load_tokenizer
 from model import Policy, load_policy
-from runtime import steps
 
 
 def rstar(probabilities: Tensor, reasoning: int) -> float:
@@ -53,14 +53,10 @@ def probabilities(policy: Policy, groups: Sequence[Group], max_tokens: int) -> l
     device = next(policy.parameters()).device
     one_row, pieces = device.type == "cuda", split(groups, max_tokens)
     found: dict[int, list[Tensor]] = {}
-    batches = plan(pieces, max_tokens, one_row=one_row)
-    bar = steps.progress(len(batches), 0, "r-star")
-    for indices in batches:
+    for indices in tqdm(plan(pieces, max_tokens, one_row=one_row), "r-star"):
         values = policy(collate(pieces, indices, device, one_row)).logprobs.exp().cpu()
         parts = iter(values.split([len(ids) for i in indices for ids in pieces[i].responses]))
         found |= {i: list(islice(parts, len(pieces[i].responses))) for i in indices}
-        bar.update()
-    bar.close()
     return [part for i in range(len(pieces)) for part in found[i]]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from data import Pair, swap
 from formats.layouts import Ambiguous, LeftOut, Unusable, pair_fields, read_row, refused
 from formats.readers import read_rows, stem
-from prepare.card import Drop, Signs, signs, watch
+from prepare.card import Drop, Signs, signs
 from runtime.errors import UserError
 
 Kind = Literal["math", "code", "skywork", "pairs"]
@@ -46,7 +46,7 @@ def read_source(kind: Kind, names: Sequence[str], left_out: Sequence[str] = (), 
     pairs: list[Pair] = []
     drops: list[Drop] = []
     seen: list[Signs] = []
-    for where, short, i, row in watch(rows, f"clean {kind}"):
+    for where, short, i, row in rows:
         source = SOURCE.get(kind) or str(row.get("source") or short).encode(errors="replace").decode()
         try:
             row = renamed(row, columns or {})

@@ -185,8 +185,7 @@ def test_rows_whose_letters_are_written_in_a_text_keep_them_and_do_not_count(tmp
     assert [p.winner for p in pairs] == list("ABBBA")
     assert (pairs[1].messages, pairs[3].trace) == ((user("data"),), traced["trace"])
     assert (pairs[3].response_a, pairs[3].response_b) == ("x", "y")
-    assert card["signs"] == {"mine": {"rows": 3, "chosen_marker": 0.0, "rejected_marker": 0.0, "chosen_turns": 0.0,
-                                      "rejected_turns": 0.0}}
+    assert card["signs"] == {"mine": {"rows": 3, "chosen_marker": 0.0, "rejected_marker": 0.0}}
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(str.strip)
@@ -325,10 +324,8 @@ def test_the_signs_betray_magpie_ultra(tmp_path):
     rows = [ultra(0, "a <|im_start|>user\nmore?"), ultra(1, "b<im_start>"), ultra(2, "c"),
             ultra(3, "d<|im_start|> user\nand?<|im_end|>"), *(sky(n) for n in range(4, 8))]
     _, card = make(tmp_path, skywork=rows)
-    assert card["signs"]["magpie_ultra"] == {"rows": 4, "chosen_marker": 0.0, "rejected_marker": 0.75,
-                                             "chosen_turns": 0.0, "rejected_turns": 0.5}
-    assert card["signs"]["helpsteer2"] == {"rows": 4, "chosen_marker": 0.0, "rejected_marker": 0.0, "chosen_turns": 0.0,
-                                           "rejected_turns": 0.0}
+    assert card["signs"]["magpie_ultra"] == {"rows": 4, "chosen_marker": 0.0, "rejected_marker": 0.75}
+    assert card["signs"]["helpsteer2"] == {"rows": 4, "chosen_marker": 0.0, "rejected_marker": 0.0}
     assert not any("marker" in line for line in card["warnings"])  # too few rows to say so
     many = [ultra(n, "x<|im_start|>") for n in range(25)] + [sky(n) for n in range(25, 50)]
     _, card = make(tmp_path / "many", skywork=many)
