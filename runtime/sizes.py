@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-
 from loading.folder import TESTED
 from runtime.cli import check_positive
 from runtime.errors import UserError
@@ -69,6 +66,8 @@ class Shape:
 
 def read_shape(path: str) -> Shape:
     """Shape of a model folder, of a run's exported model, of a preset's model or of a hub id."""
+    from transformers import AutoConfig
+
     folder = next((f for f in (Path(path) / "model", Path(path)) if (f / "config.json").is_file()), None)
     if folder is None and path in QWEN2:
         return shape_of(AutoConfig.for_model("qwen2", **dict(zip(WIDTHS, QWEN2[path], strict=True))))
@@ -84,6 +83,9 @@ def shape_of(config: Any) -> Shape:
     """The model is built on the meta device, without memory, and counted; UserError for an untested architecture."""
     if config.model_type not in TESTED:
         raise UserError(f"{config.model_type} is not among the tested architectures ({', '.join(TESTED)})")
+    import torch
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config)
     layer, heads, hidden = lm.model.layers[0], config.num_attention_heads, config.hidden_size
