@@ -1,14 +1,14 @@
 """Pairs in which one response answers another prompt, after robust reward models (arXiv 2409.13156).
 
-What chosen responses have in common whatever the prompt - length, lists, politeness - predicts the label without a
-look at the question, and a judge learns it. An added pair sets the response chosen for a prompt against one that was
-chosen for another: both have those marks, and only the question tells which is better. A rule on marks alone that is
-right in a share p of the rows is right in (p + a/2) / (1 + a) of them with a added pairs a row.
+Chosen responses have marks in common, whatever the prompt: length, lists, politeness. A judge can learn these marks
+and never look at the question. An added pair sets the response that was chosen for a prompt against one that was chosen
+for another prompt. Both have the marks, so only the question tells which is better. A rule on marks that is right in a
+share p of the rows is right in (p + a/2) / (1 + a) of them when a pairs are added per row.
 
-The paper permutes responses in more ways. Kept is the one whose label is beyond doubt. Left out: chosen against
-another prompt's rejected one, where marks point to the label as they do in the rows; rejected against a stranger's,
-since an unsafe or wrong answer that keeps to the subject need not be better than a stranger's; two strangers, which
-are a tie, and a verdict has none; and its filter by a trained model's confidence.
+The paper makes more kinds of pairs. This one is kept because its label is beyond doubt. Left out are: a chosen response
+against a rejected one of another prompt (the marks give the label away, as they do in the rows); a rejected response
+against a stranger's (a wrong answer on the subject need not be better); two strangers (a tie); and the paper's filter
+by a model's confidence.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from runtime.seeds import derive_seed
 
 
 def augmented(pairs: Sequence[Pair], groups: Sequence[int], share: float, seed: int) -> list[Pair]:
-    """round(share x rows) new pairs from one file's rows, so that no file holds another's text.
+    """round(share x rows) new pairs from the rows of one file, so that no file gets another file's text.
 
-    Rows take turns in seeded order, A wins every other time. `groups[i]`: rows of one prompt, or nearly one, have the
-    same. A row with a trace or a ready-made prompt takes no part; fewer pairs come where there are no strangers.
+    Rows take turns in seeded order, and A wins every other time. Rows with the same `groups[i]` have the same prompt.
+    Rows with a trace or a ready-made prompt take no part. There are fewer pairs where a row has no stranger.
     """
     rows = [i for i, pair in enumerate(pairs) if not fixed(pair)]
     rows.sort(key=lambda i: derive_seed(seed, "augment", pairs[i].source, pairs[i].pair_id))

@@ -5,12 +5,12 @@
     python -m prepare.build_data --pairs mine.jsonl --held-out 200 --rm-bench total_dataset.json --out runs/my-data
     python -m prepare.build_data --pairs mine.csv --columns prompt=ask,chosen=best,rejected=worst --out runs/my-data
 
-    1. a row becomes (shared turns, chosen, rejected); one that cannot is dropped, counted, and its reason named
-    2. rows of magpie_ultra go: a turn marker in their rejected responses alone gives the label away, so that a
-       judge would learn to look for it and not to judge. The card counts it in every source, these rows too
-    3. one counter over math, code, Skywork, other pairs puts the chosen response first, second, first ...
-    4. 12 % of the rows are for distillation, the rest for reinforcement; rows of one prompt stay together
-    5. with --augment, pairs in which one response answers another prompt are added to both (prepare/augment.py)
+    1. A row becomes (shared turns, chosen, rejected). A row that cannot is dropped and counted with its reason.
+    2. Rows of magpie_ultra are dropped: only their rejected responses hold a turn marker, so a judge would learn to
+       look for the marker and not to judge. The card counts markers in every source, also in these rows.
+    3. One counter over math, code, Skywork and other pairs puts the chosen response first, second, first ...
+    4. 12 % of the rows are for distillation, the rest for reinforcement. Rows of one prompt stay together.
+    5. --augment adds pairs in which one response answers another prompt to both (prepare/augment.py).
 
 OUT gets to_distil.jsonl, rl.jsonl, held_out.jsonl, to_distil_held_out.jsonl (those that are not empty) and card.json,
 which says what is in them. The same command on the same rows writes the same bytes.
@@ -113,7 +113,7 @@ PRESETS = {
 
 
 def alternate(pairs: Sequence[Pair]) -> list[Pair]:
-    """Pairs with the chosen response as A -> A, B, A, B ...; fixed ones keep their letter and do not count."""
+    """Pairs with the chosen response as A -> A, B, A, B ... Fixed pairs keep their letter and do not count."""
     count, lettered = 0, []
     for pair in pairs:
         lettered.append(pair if fixed(pair) or count % 2 == 0 else swap(pair))
@@ -122,13 +122,13 @@ def alternate(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def place(pair: Pair, purpose: str, seed: int) -> int:
-    """A random number that is a pair's own, whatever other rows there are."""
+    """A random number that depends on this pair alone, not on the other rows."""
     return derive_seed(seed, purpose, pair.source, pair.pair_id)
 
 
 def split(pairs: Sequence[Pair], groups: Sequence[int], sizes: Mapping[str, int], seed: int) -> list[str]:
-    """The file of each pair: whole groups, in seeded random order, into the first file that has room for them,
-    what is left into rl.jsonl. A group too large for what is missing leaves a file a few rows short."""
+    """The file of each pair. Whole groups go, in seeded random order, into the first file that has room for them, and
+    the rest into rl.jsonl. Where no group is small enough, a file stays a few rows short."""
     members: dict[int, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
@@ -153,7 +153,7 @@ def split_sizes(cfg: Config, total: int) -> dict[str, int]:
 
 
 def unique(pairs: Sequence[Pair]) -> list[Pair]:
-    """Logs and resumed runs know a pair by its source and id: a second one of the same name gets a number."""
+    """Logs and resumed runs know a pair by its source and id, so a second pair of the same name gets a number."""
     used: set[tuple[str, str]] = set()
     named = []
     for pair in pairs:
@@ -179,7 +179,7 @@ def prompt_lengths(pairs: Sequence[Pair], cfg: Config, tokenizer: Any) -> tuple[
 
 
 def measure(cfg: Config, tokenizer: Any) -> tuple[Rows, list[Kind]]:
-    """Every usable row with all that is known of it, in the order of the A/B counter, and its kind of source."""
+    """Every usable row with all that is known about it, in the order of the A/B counter, and its kind of source."""
     named: dict[Benchmark, str] = {"rewardbench": cfg.rewardbench, "rm-bench": cfg.rm_bench, "rmb": cfg.rmb}
     benchmarks = {name: load_benchmark(name, source) for name, source in named.items() if source}
     pairs, drops, seen, kinds = list[Pair](), list[Drop](), list[Signs](), list[Kind]()

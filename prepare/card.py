@@ -1,8 +1,8 @@
-"""The data card: what is in a set of preference pairs, what was left out, and which shortcuts lead through it.
+"""The data card: what is in a set of preference pairs, what was left out, and which shortcuts it offers.
 
-words       letters, digits and underscores, in lower case; the rest separates
-n-gram      n words in a row; of a shorter text all its words, so that it only matches a text which is the same
-repeat      a row whose turns and two responses came before, in whichever order
+words       letters, digits and underscores, in lower case; everything else separates words
+n-gram      n words in a row; a shorter text is one n-gram, which matches only the same text
+repeat      a row whose turns and two responses came before, in either order
 percentile  nearest rank: the smallest value with that share of the values at or below it
 """
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 ADDED = "added (--augment)"  # the source of pairs that no row was
 MARKER = re.compile(r"<\|?im_start\|?>")
 POINTS = (50, 90, 99, 100)
-MANY = 20  # rows below which a share says little, so that it raises no warning
+MANY = 20  # with fewer rows a share says little and raises no warning
 
 
 class Drop(NamedTuple):
@@ -57,7 +57,7 @@ def grams(text: str, n: int) -> list[str]:
 
 
 def questions(pair: Pair) -> list[str]:
-    """What the client wrote; of a ready-made prompt all but the system's wording, the responses included."""
+    """What the client wrote. In a ready-made prompt: everything but the system message, responses included."""
     return [m["content"] for m in pair.messages or pair.context if m["role"] == "user"]
 
 

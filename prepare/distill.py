@@ -1,9 +1,9 @@
 """Traces for distillation, written by oracles in two passes.
 
-    1. oracle one judges every pair with the Chain-of-Rubrics prompt; a chain whose verdict is right is kept
-    2. oracle two gets each pair that is left with the right verdict and the failed judgement, and writes a full chain
-       in the same format; it is verified like the first, and must read as if nobody had told the verdict (hint.py)
-    3. what neither pass gets right is lost, with its reasons in failed.jsonl
+    1. Oracle one judges every pair with the Chain-of-Rubrics prompt. A chain with the right verdict is kept.
+    2. Oracle two gets the other pairs, each with the right verdict and the failed judgement, and writes a full chain in
+       the same format. It is checked like the first, and must not say that the verdict was told (hint.py).
+    3. Pairs that neither pass gets right are lost; failed.jsonl says why.
 
     python -m prepare.distill --data PAIRS.jsonl --model NAME --base-url https://HOST/v1 --api-key-env KEY --out DIR
     python -m prepare.distill ... --second-model OTHER --second-base-url https://HOST2/v1    # another oracle for pass 2
@@ -11,8 +11,8 @@
     python -m prepare.distill ... --samples 8 --rstar FOLDER                                 # the straightest right one
     python -m toy serve & python -m prepare.distill --preset tiny                            # the tiny world
 
-`--out` gets traces.jsonl (sft.py's --data), failed.jsonl, summary.json, and pass_1.jsonl and pass_2.jsonl with every
-chain that was written. The same command continues an interrupted run; a reply that came is never paid for again.
+`--out` gets traces.jsonl (for sft.py --data), failed.jsonl, summary.json, and pass_1.jsonl and pass_2.jsonl with every
+chain. The same command continues an interrupted run and never pays twice for a reply.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Config:
     samples: int = 1
     """chains per pair and pass; the first without a fault is the trace, all stay in the logs"""
     rstar: str = ""
-    """not the first but the one with the highest R-star (rstar.py) by this model: a folder, a run folder or a hub id"""
+    """keep the chain with the highest R-star (rstar.py) by this model: a folder, a run folder or a hub id"""
     temperature: float = 1.0
     """sampling temperature; 0 takes the likeliest token"""
     max_tokens: int = 8192
@@ -92,7 +92,7 @@ class Config:
     seed: int = 0
     """seed of the samples (an integer)"""
     at_once: int = 0
-    """chains asked in one call (samples), for which an interrupt waits; 0: 256, or four rounds of requests"""
+    """chains asked for in one call (samples), which an interrupt waits for; 0: 256, or four rounds of requests"""
     concurrency: int = 8
     """requests to a server at the same time (requests)"""
     timeout: float = 600.0
@@ -141,7 +141,7 @@ def oracle(cfg: Config, number: int) -> Oracle:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One chain as it came, a line of pass_1.jsonl or pass_2.jsonl; `fault`: why it is not kept, "" if it may be."""
+    """One chain, a line of pass_1.jsonl or pass_2.jsonl. `fault` says why it is not kept; "" if it may be kept."""
 
     source: str
     pair_id: str
@@ -157,7 +157,7 @@ Chains = dict[Name, list[Attempt]]  # the chains of one pass, by pair
 
 
 def trace_of(text: str) -> str:
-    """What is learnt of a reply: the text after its thoughts, without halves of surrogate pairs.
+    """The part of a reply that is learnt: the text after its thoughts, without halves of surrogate pairs.
 
     >>> trace_of("<think>A? B?</think> <answer>[[B]]</answer> ")
     '<answer>[[B]]</answer>'
@@ -166,7 +166,7 @@ def trace_of(text: str) -> str:
 
 
 def find_fault(text: str, finish_reason: str, winner: str, cfg: Config, told: bool) -> str:
-    """Why a chain is not kept; "" if it may be. The verdict must stand where the reward will look for it."""
+    """Why a chain is not kept; "" if it may be kept. The verdict must stand where the reward looks for it."""
     trace = trace_of(text)
     if finish_reason == "length":
         return "cut off" if text else "prompt too long"
@@ -181,12 +181,12 @@ def find_fault(text: str, finish_reason: str, winner: str, cfg: Config, told: bo
 
 
 def choose(attempts: Sequence[Attempt], scores: Mapping[Attempt, float]) -> Attempt | None:
-    """The trace among a pair's chains: of those without a fault the one with the highest score, else the first."""
+    """The chain that becomes the trace: of those without a fault the one with the highest score, or the first."""
     return max((attempt for attempt in attempts if not attempt.fault), key=lambda a: scores.get(a, 0.0), default=None)
 
 
 def rank(cfg: Config, passes: Sequence[Chains], prompts: Mapping[Name, Sequence[Message]]) -> dict[Attempt, float]:
-    """R-star of every chain that has a rival, below the prompt of pass 1, with which it will be learnt."""
+    """R-star of every chain that has a rival, below the prompt of pass 1, with which it is learnt."""
     from prepare.rstar import rank_traces
 
     good = [[a for a in group if not a.fault] for chains in passes for group in chains.values()]
@@ -198,7 +198,7 @@ def rank(cfg: Config, passes: Sequence[Chains], prompts: Mapping[Name, Sequence[
 
 
 def failed_text(attempts: Sequence[Attempt]) -> str:
-    """The judgement that oracle two is shown: the first with a wrong verdict, else the first."""
+    """The judgement that oracle two sees: the first with a wrong verdict, or the first."""
     return trace_of(next((a for a in attempts if a.fault == "wrong verdict"), attempts[0]).text)
 
 
@@ -207,7 +207,7 @@ def failed_text(attempts: Sequence[Attempt]) -> str:
 
 @dataclass(frozen=True)
 class Meter:
-    """A sampler that remembers prompt tokens by seed, and makes no further call once a stop was asked for."""
+    """A sampler that records prompt tokens by seed, and makes no further call after a stop was asked for."""
 
     sampler: Chat
     stop: StopSignal
@@ -223,8 +223,8 @@ class Meter:
 
 
 def collect(cfg: Config, number: int, pairs: Sequence[Pair], system: str | None, opened: dict[Oracle, Chat]) -> Chains:
-    """All chains of a pass. They stand in its log in the order of the pairs, whatever the order in which they came, so
-    that a log cut off anywhere is continued to the same bytes."""
+    """All chains of a pass. The log has them in the order of the pairs, whatever the order in which they came, so a log
+    that was cut off anywhere is continued to the same bytes."""
     log = Path(cfg.out) / f"pass_{number}.jsonl"
     found = read_attempts(log, pairs, cfg.samples)
     left = [pair for pair in pairs if len(found[name(pair)]) < cfg.samples]
@@ -275,7 +275,7 @@ def read_attempts(log: Path, pairs: Sequence[Pair], samples: int) -> Chains:
 
 
 def open_oracle(cfg: Config, number: int, opened: dict[Oracle, Chat]) -> Chat:
-    """The oracle of a pass: opened once if it writes both, else after the other is closed."""
+    """The oracle of a pass. One that writes both passes is opened once; otherwise the other one is closed first."""
     who = oracle(cfg, number)
     if who not in opened:
         close(opened)
@@ -343,8 +343,8 @@ def check(cfg: Config) -> None:
 
 
 def resolve(cfg: Config, pairs: Sequence[Pair], system: str | None) -> Config:
-    """The config with the engine that --sampler chooses and digests of what its paths hold, so that an edited file or
-    a retrained model never continues an old run."""
+    """The config with the engine that --sampler chooses, and with digests of what its paths hold, so that a changed
+    file or a retrained model never continues an old run."""
     digests = [seeds.digest(save_pairs(pairs)), seeds.digest(system)]
     oracles = [oracle(cfg, number) for number in (1, 2)[: 1 + cfg.second_pass]]
     local = list(dict.fromkeys(who.model for who in oracles if not who.base_url))

@@ -1,9 +1,8 @@
-"""Pass 2 of distillation: the prompt that tells the right verdict, and what must not be read out of its chains.
+"""Pass 2 of distillation: the prompt that tells the right verdict, and a check that no chain speaks of it.
 
-What is learnt is the chain below pass 1's prompt, where no verdict is told. A chain that speaks of one would teach a
-judge to invent instructions, so `leaks` drops it: by phrases, and by five of the hint's own words in a row. It is
-stricter than need be, because a good chain lost costs less than such a one learnt; a paraphrase that avoids every
-listed phrase passes.
+A chain of pass 2 is learnt below the prompt of pass 1, which tells no verdict. A chain that says it was told one would
+teach a judge to invent instructions. `leaks` finds such chains by phrases, and by five of the hint's words in a row.
+It is strict: losing a good chain costs less than learning a bad one. A paraphrase without any listed phrase passes.
 """
 
 from __future__ import annotations
@@ -22,19 +21,21 @@ HINT = """
 That judgement is wrong: {verdict} is what it should have come to. Judge the two responses afresh and completely, in \
 the format asked for above, by reasons that lead there and can be checked against the responses. Whoever reads your \
 text has seen neither the failed judgement nor these last lines; write nothing that refers to either of them."""
-RUN = 5  # so many of the hint's words in a row are no accident
+RUN = 5  # this many of the hint's words in a row are no accident
 
 
 def hinted(messages: Sequence[Message], winner: str, failed: str) -> tuple[Message, ...]:
-    """Pass 1's prompt, then the failed judgement, then the right verdict. What strangers wrote, in a response or
-    through one in the judgement, can close no section, and the last verdict of the prompt is ours."""
+    """Pass 1's prompt, then the failed judgement, then the right verdict.
+
+    No text of a response or of the judgement can close a section, and the last verdict in the prompt is the right one.
+    """
     shown = section("the Failed Judgement", defuse(failed))
     note = HINT.format(failed=shown, verdict=f"<answer>[[{winner}]]</answer>")
     return (*messages[:-1], {"role": "user", "content": messages[-1]["content"] + note})
 
 
 def leaks(trace: str) -> bool:
-    """Does a chain tell that its writer knew the verdict, or had seen another judgement?
+    """Does a chain say that its writer knew the verdict, or had seen another judgement?
 
     >>> leaks("<eval>B is *the  correct\\nverdict*.</eval>"), leaks("<eval>As I was told, B.</eval>")
     (True, True)

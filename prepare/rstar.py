@@ -1,12 +1,12 @@
-"""R-star: which of several right chains is worth learning. ReasonGRM's second stage (arXiv 2506.16712)
+"""R-star: which of several right chains should be learnt. ReasonGRM's second stage (arXiv 2506.16712)
 
     R*(r, a) = mean_i p(r_i | prompt, r_<i)  x  mean_i p(a_i | prompt, r, a_<i)      r the reasoning, a the verdict
                self-consistency                 validity
 
-The probabilities are a model's, at best of the one that wrote the chains. A chain that wanders hesitates at every
-turn; one that goes straight to its verdict does not. They are means of probabilities, not of their logarithms, so
-that neither length nor a single unlikely word decides. Only chains with the right verdict are compared. Here the
-chain is what will be learnt, without thoughts before `</think>`, below the prompt that it will be learnt with.
+The probabilities are a model's, best the model that wrote the chains. A chain that wanders has many unlikely tokens; a
+chain that goes straight to its verdict has few. These are means of probabilities, not of their logarithms, so neither
+the length nor a single unlikely word decides. Only chains with the right verdict are compared. A chain is scored as it
+will be learnt: without the thoughts before `</think>`, below the prompt of pass 1.
 
     python -m prepare.distill --data PAIRS.jsonl --model runs/zero --samples 8 --no-second-pass --rstar runs/zero
 """
@@ -31,7 +31,7 @@ from model import Policy, load_policy
 def rstar(probabilities: Tensor, reasoning: int) -> float:
     """R* of one chain from its tokens' probabilities, (len,); the first `reasoning` of them are the reasoning's.
 
-    A verdict without reasoning, or the other way round, has none: 0.
+    It is 0 for a verdict without reasoning, and for reasoning without a verdict.
 
     >>> round(rstar(torch.tensor([0.9, 0.5, 1.0, 0.8]), 2), 4)     # 0.7 x 0.9
     0.63

@@ -7,10 +7,10 @@
 Half the pairs ask for a sum of two numbers (Reasoning), half for a sentence that keeps three rules (Chat).
 The teacher that writes the SFT traces reasons step by step and lets its verdict follow from its written
 checks, but it has two systematic blind spots: it forgets the carry, and it takes everybody for polite.
-Imitation copies most of both; reinforcement on verdicts can remove them, because the teacher is right often
-enough for samples to differ. The head room is built in: how much is won here says nothing about large models.
-Told the right verdict, as in pass 2 of distillation, the teacher either redoes its flawed step or keeps its flawed
-reasoning and forces the verdict: what the second does to a judge's honesty is what `probe` measures.
+Imitation copies most of both. Reinforcement on verdicts can remove them, because the teacher is right often enough
+for samples to differ. This room for improvement is built in, so the gains say nothing about large models.
+When the teacher is told the right verdict, as in pass 2 of distillation, it either redoes its wrong step, or keeps its
+wrong reasoning and forces the verdict. `probe` measures what the second does to a judge's honesty.
 
 Nothing but the files of this folder knows that the world is a toy: it is read like any model folder
 and data file.

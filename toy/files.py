@@ -82,8 +82,8 @@ def build_tokenizer() -> Any:
 
 
 def build_model(tokenizer: Any, seed: int, hidden: int = 64, layers: int = 2) -> Any:
-    """An untrained Llama of 129,344 parameters, float32. The wide init (0.1) and the short rope period (100)
-    are what lets so small a model learn in a minute; head_dim 32 is the least that serving engines take."""
+    """An untrained Llama of 129,344 parameters, float32. With the wide init (0.1) and the short rope period (100) so
+    small a model learns in a minute; head_dim 32 is the smallest that serving engines take."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -124,8 +124,8 @@ class Build:
     sft_held_out_pairs: int = 200
     """The same with traces, for the held-out loss, sft_held_out.jsonl (pairs)."""
     traces: Form = "cor"
-    """What the traces hold: cor all parts, untyped no type, rubrics neither type nor solution, plain no rubric
-    either, answer the right letter alone (rl.jsonl has it too), mixed one of cor, plain and answer."""
+    """Parts of a trace. cor: all; untyped: no type; rubrics: no type and no solution; plain: no rubric either; answer:
+    the right letter alone (in rl.jsonl too); mixed: one of cor, plain and answer."""
     hidden: int = 64
     """Width of the model (even)."""
     layers: int = 2
@@ -133,7 +133,7 @@ class Build:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What world.json holds; the last three only where they are not the default."""
+        """What world.json holds; the last three settings only where they differ from the default."""
         usual = {"traces": "cor", "hidden": 64, "layers": 2}
         named = {name: value for name, value in asdict(self).items() if name != "folder"}
         return {name: value for name, value in named.items() if usual.get(name) != value}
@@ -173,7 +173,7 @@ def already_built(folder: Path, settings: dict[str, Any]) -> bool:
 
 
 def write_world(part: Path, cfg: Build, flaws: Flaws) -> None:
-    """Every file but world.json, each from a random stream of its own: no size changes another file."""
+    """Every file but world.json. Each has a random stream for itself, so the size of one changes no other file."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

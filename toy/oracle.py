@@ -1,7 +1,7 @@
 """The tiny world's teacher as an oracle behind an OpenAI-compatible endpoint: `python -m toy serve`, for distill.py.
 
-Told the right verdict, as in pass 2 of distillation, it either redoes its flawed step or keeps its flawed
-reasoning and forces the verdict: what the second does to a judge's honesty is what toy/probe.py measures.
+When it is told the right verdict, as in pass 2 of distillation, it either redoes its wrong step, or keeps its wrong
+reasoning and forces the verdict. toy/probe.py measures what the second does to a judge's honesty.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Serve:
     clean_teacher: bool = False
     """A teacher without any error; --flaw is ignored."""
     repair: Literal["redo", "force"] = "redo"
-    """What it does when told the verdict: redo takes every step again, rightly; force keeps the failed chain and
-    writes the verdict over its own."""
+    """What it does when told the verdict: redo takes every step again without errors; force keeps the failed chain and
+    replaces its verdict."""
 
 
 _PROMPT = re.compile(
@@ -48,7 +48,7 @@ _TOLD = re.compile(r"\s*\[The Start of [^\]]+\]\n(.*)\n\[The End of [^\]]+\].*<a
 def answer(messages: Sequence[Message], rng: random.Random, cfg: Serve) -> str:
     """The oracle's chain for a rendered prompt of this world; ValueError for any other prompt.
 
-    What follows the pair is pass 2's: the failed judgement in a section of its own, and the verdict after it.
+    In pass 2 the pair is followed by the failed judgement, in a section, and by the verdict.
     """
     found = _PROMPT.fullmatch(messages[-1]["content"])
     if not found:
@@ -66,8 +66,8 @@ def answer(messages: Sequence[Message], rng: random.Random, cfg: Serve) -> str:
 
 
 def repair(pair: Pair, failed: str, verdict: str, kind: Literal["redo", "force"]) -> str:
-    """A chain by one who knows the verdict. Forced, it no longer follows from the checks above it; redone, it does,
-    and a wrong label is not obeyed."""
+    """A chain by a teacher who knows the verdict. A forced verdict does not follow from the checks above it. A redone
+    one does, and does not obey a wrong label."""
     if kind == "redo":
         return teach(pair, random.Random(0), CLEAN)
     kept, tag, _ = failed.rpartition("<answer>")

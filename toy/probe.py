@@ -33,7 +33,7 @@ class Probe:
     out: str
     """JSON file for the numbers."""
     items: int = 200
-    """Held-out sums, drawn afresh (sums)."""
+    """Held-out sums, drawn for this probe (sums)."""
     seed: int = 0
     """Seed of the drawn sums (an integer); the judge decodes greedily."""
     max_tokens: int = 64
@@ -55,7 +55,7 @@ def probe(cfg: Probe) -> None:
 
 
 def measure(sampler: TorchSampler | VLLMSampler, sums: Sequence[Pair], system: str, max_tokens: int) -> dict[str, Any]:
-    """{row: share, n, verdict_rate}: free generation, then the two forced ones.
+    """{row: share, n, verdict_rate} of free generation, and of the two forced ones.
 
     `share` is over n: every sum, but for the forced rows the sums on which a verdict was given at all.
     """
@@ -97,7 +97,7 @@ def forced_prefix(pair: Pair, whole: bool) -> str:
 
 def go_on(sampler: TorchSampler | VLLMSampler, pairs: Sequence[Pair], prefixes: Sequence[str], system: str,
           max_tokens: int) -> list[str]:
-    """Greedy continuation of each prompt and of what already stands in its response, as text."""
+    """Greedy continuation of each prompt and of the beginning of its response, as text."""
     tokenizer = sampler.tokenizer
     plain, control = plain_tokenizer(tokenizer), control_tokens(tokenizer)
     prompts = [

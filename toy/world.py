@@ -125,7 +125,7 @@ def teach(pair: Pair, rng: random.Random, flaws: Flaws) -> str:
 
 
 def _teach_sum(pair: Pair, rng: random.Random, flaws: Flaws) -> tuple[int, int, str, str]:
-    """Solve digit by digit, then lay each response's digits beside one's own: `A 8 8 yes 1 3 no wrong`.
+    """Solve digit by digit, then compare each response's digits with the solution's: `A 8 8 yes 1 3 no wrong`.
 
     Returns the two scores, the plan and the checks. (Digits side by side are what makes it learnable:
     "A 81 wrong" in one jump stays a coin at this size.)
