@@ -136,8 +136,7 @@ class EndpointSampler:
                 failed = Failed(str(error.__cause__ or error), status=0)
             except Failed as error:  # in an answer that calls itself a success
                 failed = error
-            broken = failed.status is None or failed.status >= 500
-            if failed.status in (400, 413, 422) or (broken and TOO_LONG.search(failed.words)):
+            if failed.status in (400, 413, 422) or ((failed.status or 0) >= 500 and failed.too_long):
                 return self._give_way(failed, sent, fields, max_tokens, seed)
             if failed.final:
                 raise self._failure(failed)
@@ -160,7 +159,7 @@ class EndpointSampler:
             return self._ask(fields, max_tokens, seed)
         if "temperature" in sent and "temperature" in failed.words:
             raise self._failure(failed, "leave it to the server with --temperature none")
-        if TOO_LONG.search(failed.words):
+        if failed.too_long:
             if max_tokens is None:
                 return [Reply("", "length", 0, 0)] * fields.get("n", 1)  # as TorchSampler says it
             return self._ask(fields, None, seed)  # a smaller room than max_tokens is left: use what there is
@@ -216,6 +215,12 @@ class Failed(Exception):
         self.words = f"{code} {said}".lower()
 
     @property
+    def too_long(self) -> bool:
+        """Prompt, or prompt and --max-tokens, exceed the context; a gateway that waited too long says neither."""
+        about = re.search("context|token|prompt|input|message", self.words)
+        return self.status == 413 or bool(about and TOO_LONG.search(self.words))
+
+    @property
     def final(self) -> bool:
         """No other attempt can help."""
         status = self.status or 500
@@ -246,7 +251,6 @@ class Server:
     """Text file that replaces the style's fixed wording; empty: as the model was trained, else the built-in wording."""
     template_args: tuple[str, ...] = ()
     """Arguments of the chat template (name=value), such as enable_thinking=false; others: as the model was trained."""
-
     temperature: float | Literal["none"] = 0.0
     """Sampling temperature; 0 takes the likeliest token; none leaves it, top_p and penalties to the server."""
     extra_body: str = ""
@@ -284,8 +288,8 @@ BROKEN_OFF = ("error", "abort")  # finish reasons of half a reply, sent with sta
 PLAIN = {"top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}  # else a server's defaults would count
 # How the common servers say that prompt, or prompt and --max-tokens, exceed the context.
 TOO_LONG = re.compile(
-    r"context.{0,9}(length|window|size|limit)|(too|longer) (long|large|big|than)|too many tokens|reduce the length"
-    r"|(tokens|inputs)\W.{0,60}(must be|must have|exceed)|(length|count|tokens|prompt).{0,40}exceed"
+    r"context.{0,9}(length|window|size|limit)|too (long|large|big)|longer than the max|too many tokens"
+    r"|reduce the length|(tokens|inputs)\W.{0,60}(must be|must have|exceed)|(length|count|tokens|prompt).{0,40}exceed"
     r"|context the overflow")
 PATIENCE = 600.0  # seconds that a server may ask us to wait before the run gives up instead
 
@@ -370,10 +374,15 @@ def error_in_body(error: Any) -> Failed:
     """What a router or a gateway puts into an answer, often with status 200."""
     known = error if isinstance(error, dict) else {"message": error}
     code = str(known.get("code", ""))
-    kind = f"{code} {known.get('type', '')}"
-    status = int(code) if re.fullmatch("[1-5][0-9][0-9]", code) else 429 if "rate_limit" in kind else \
-        400 if re.search("invalid_request|context_length|content_filter", kind) else None
-    return Failed(str(known.get("message") or error), status, kind)
+    kind, said = f"{code} {known.get('type', '')}", str(known.get("message") or error)
+    status = None
+    if re.fullmatch("[1-5][0-9][0-9]", code):
+        status = int(code)
+    elif "rate_limit" in kind:
+        status = 429
+    elif re.search("invalid_request|context_length|content_filter", kind) or Failed(said).too_long:
+        status = 400
+    return Failed(said, status, kind)
 
 
 def text_of(message: Mapping[str, Any]) -> str:
@@ -394,11 +403,11 @@ def drop_failures(log: Path, and_the_rest: bool = False) -> None:
     """Take from a log of verdicts the torn last line of a killed process, and the lines in which an error of a server
     was once kept as a verdict, so that they are asked again; where lines must follow one another, also the rest."""
     drop_torn_end(log)
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-    failed = [FORMER_FAILURE in line for line in lines]
+    lines = log.read_bytes().splitlines(keepends=True)
+    failed = [FORMER_FAILURE.encode() in line for line in lines]
     if any(failed):
         kept = lines[: failed.index(True)] if and_the_rest else [x for x, f in zip(lines, failed, strict=True) if not f]
-        write_whole(log, "".join(kept))
+        write_whole(log, b"".join(kept))
 
 
 FORMER_FAILURE = "(no reply: malformed answer)"  # an error was kept under this text; such replies are asked again

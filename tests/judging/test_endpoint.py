@@ -572,6 +572,12 @@ SERVERS_ON_LENGTH = [  # vLLM twice, SGLang, llama.cpp, TGI twice, hosted models
 ]
 
 
+@pytest.mark.parametrize("message", ["upstream took too long to respond", "the request took longer than 60 s"])
+def test_a_gateway_that_waited_too_long_is_asked_again(fake, message):
+    fake.plan = lambda body, times: echo(body) if times else (504, {}, {"error": {"message": message}})
+    assert_right(ask(sampler_of(fake), ["q"]), ["q"])
+
+
 @pytest.mark.parametrize("message", SERVERS_ON_LENGTH)
 @pytest.mark.parametrize("status", [400, 422, 500])
 def test_prompts_that_are_too_long_are_counted_whatever_the_server_says(fake, message, status):
