@@ -48,7 +48,8 @@ def how_to_ask(model: str, *, style: Any = None, wording: str | None = None, max
     arguments = parse_arguments(template_args)
     if not known:
         asked = replace(default or Asked(), **given, template_args=arguments)
-        _say(f"{model} has no {NAME}: style {asked.style}, {'given' if wording else 'built-in'} wording{_hint(model)}")
+        whose = "the wording of --prompt-file" if asked.wording else "the built-in wording"
+        _say(f"{model} has no {NAME}: style {asked.style}, {whose}{'' if wording else _hint(model)}")
         return asked
     if known.get("prompt", "cor_prompt") != "cor_prompt":
         _say(f"{model} was trained with the prompt of {known['prompt']}.py and is shown another one here")

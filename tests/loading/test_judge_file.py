@@ -150,7 +150,7 @@ def test_training_from_a_folder_without_the_file_keeps_the_presets_settings(tmp_
     prompt.write_text("judge\n")
     cfg = parse("--model", make_folder(tmp_path / "plain", make_lm()))
     assert (cfg.style, cfg.prompt_file) == ("instruct", str(prompt))
-    assert "no judge.json" in capsys.readouterr().err
+    assert "no judge.json: style instruct, the wording of --prompt-file" in capsys.readouterr().err
 
 
 def test_distillation_asks_an_oracle_as_it_was_trained(tmp_path):
