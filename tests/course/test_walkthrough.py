@@ -26,6 +26,7 @@ def text_of(cell):
     return "".join("".join(output.get("text", "")) for output in cell.get("outputs", []))
 
 
+@pytest.mark.numeric
 def test_it_runs_and_prints_what_the_committed_notebook_shows(cells, committed):
     began = time.process_time()
     printed = notebook.run_cells(cells)

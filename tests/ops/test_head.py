@@ -7,6 +7,8 @@ import torch
 
 from ops.head import _HeadLogprobs
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("entropy", [True, False])
 def test_head_equals_the_plain_formula(entropy):
