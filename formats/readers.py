@@ -85,7 +85,7 @@ def _parquet_rows(content: bytes, source: str) -> Rows:
 
 def _table_rows(content: bytes, source: str, delimiter: str) -> Rows:
     """Rows of a CSV or TSV file with a header. An empty cell is a missing value, as in other tables."""
-    csv.field_size_limit(max(len(content), 1))
+    csv.field_size_limit(max(len(content), csv.field_size_limit()))  # it holds for the whole process: never lower it
     try:
         reader = csv.DictReader(io.StringIO(content.decode("utf-8"), newline=""), delimiter=delimiter, strict=True)
         names = reader.fieldnames or []

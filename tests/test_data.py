@@ -97,16 +97,6 @@ def test_parquet_fills_columns_that_some_rows_lack_with_nulls(tmp_path):
     assert (bare.pair_id, bare.source) == ("rows-1", "rows")
 
 
-def test_a_json_file_holds_a_list_or_one_object_a_line(tmp_path):
-    lines = load_pairs(write(tmp_path, [OWN, PLAIN]))
-    for text in (json.dumps([OWN, PLAIN]), "\n [" + json.dumps(OWN) + ",\n" + json.dumps(PLAIN) + "]\n",
-                 json.dumps(OWN) + "\n" + json.dumps(PLAIN)):
-        assert load_pairs(write(tmp_path, text, "rows.json")) == lines
-    for second, message in ((3, "expected a JSON object, found int"), (OWN | {"winner": "C"}, "'winner' names no")):
-        with pytest.raises(UserError, match=rf"rows\.json: item 2: {message}"):
-            load_pairs(write(tmp_path, json.dumps([OWN, second]), "rows.json"))
-
-
 # ---- bad input -----------------------------------------------------------------------------------------
 
 BAD_ROWS = {  # tests/formats/test_layouts.py has more

@@ -107,18 +107,6 @@ def test_skywork_conversations(tmp_path, name):
     assert (pairs[1].context, pairs[1].category) == (tuple(long), "safety")
 
 
-@pytest.mark.parametrize("name", ("rows.parquet", "rows.json", "rows.jsonl"))
-def test_code_and_math_rows(tmp_path, name):
-    pairs, _, _ = read_source("code", [write(tmp_path / name, [code(7)])])
-    assert pairs == [
-        Pair("code-0", "code_preference_pairs", (user("Code task 7"),), "return 7", "return -7", "A", "code")
-    ]
-    pairs, _, _ = read_source("math", [write(tmp_path / name, [step(5)])])
-    assert pairs == [Pair("math-0", "math_step_dpo", (user("Sum 5?"),), "Step 1: add.\nStep 2: it is 5.",
-                          "Step 1: add.\nStep 2: it is not 5.", "A", "math",
-                          {"dataset": "MATH_Rephrased"})]
-
-
 def test_an_unfinished_rejected_solution_is_the_shared_steps_alone_as_in_the_paper(tmp_path):
     (pair,), drops, _ = read_source("math", [write(tmp_path / "m.jsonl", [step(5, full_rejected="")])])
     assert (pair.response_b, drops) == ("Step 1: add.\nStep 2:", [])
