@@ -202,11 +202,6 @@ def of_overlap(pairs: Sequence[Pair], hits: Mapping[int, str], size: int) -> dic
             "examples": [[pairs[i].pair_id, gram] for i, gram in list(hits.items())[:3]]}
 
 
-def uneven(part: float, rows: int) -> bool:
-    """A share that is 10 points or more from one half, and 3 standard errors, so that few rows raise no alarm."""
-    return abs(part - 0.5) >= max(0.1, 1.5 / math.sqrt(rows))
-
-
 def warnings(card: Mapping[str, Any]) -> list[str]:
     """What a reader should look at before training on this."""
     found = []
@@ -216,8 +211,8 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
             found.append(f"{source}: a turn marker in {bad:.1%} of the rejected and {good:.1%} of the chosen sides "
                          "gives the label away")
     for source, row in card["sources"].items():
-        longer = row["longer_wins"]
-        if longer is not None and uneven(longer, row["pairs"]):
+        longer, limit = row["longer_wins"], max(0.1, 1.5 / math.sqrt(row["pairs"]))  # 10 points and 3 standard errors
+        if longer is not None and abs(longer - 0.5) >= limit:
             found.append(f"{source}: the longer response wins in {longer:.1%} of the pairs")
         if row["over_long"]:
             found.append(f"{source}: {row['over_long']} prompts are over-long: training leaves them out (--drop-long)")
