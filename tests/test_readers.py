@@ -22,12 +22,15 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from report_files import judge, make_pairs, write_demo, write_evaluation
 
-import model as product
 from data import Pair, load_pairs, save_pairs
 from evaluation.benchmarks import load_benchmark
 from evaluation.outcomes import read_log, score_rows, votes_curve
 from evaluation.tables import averages
 from judging.endpoint import read_kept, read_replies
+from loading.folder import context_tokens
+from loading.judge_file import how_to_ask
+from loading.tokenizer import load_tokenizer
+from model import load_policy
 from prepare.distill import Attempt, read_attempts
 from prepare.sources import read_source
 from report import page as rp
@@ -484,11 +487,13 @@ def model(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("model")
     tiny_models.make_folder(folder, tiny_models.make_lm(num_hidden_layers=1), tokenizer=True)
+    judge = {"style": "plain", "wording": "Judge. {data}", "max_tokens": 9, "template_args": {"messages": 1}}
+    (folder / "judge.json").write_text(json.dumps(judge))
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 @pytest.mark.parametrize("name", ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-                                  "tokenizer_config.json", "chat_template.jinja"))
+                                  "tokenizer_config.json", "chat_template.jinja", "judge.json"))
 @settings(many, max_examples=many.max_examples // 4)
 @given(rng=randoms, bytewise=st.booleans())
 def test_a_spoilt_model_folder(model, tmp_path, name, rng, bytewise):
@@ -501,6 +506,7 @@ def test_a_spoilt_model_folder(model, tmp_path, name, rng, bytewise):
         (folder / name).write_bytes(spoil_bytes(good, rng))
     else:
         (folder / name).write_text(json.dumps(spoil(json.loads(good), rng, SMALL)))
-    read = product.load_tokenizer if "t" in name[:1] or name.startswith("chat") else product.load_policy
+    read = load_tokenizer if "t" in name[:1] or name.startswith("chat") else load_policy
     attempt(lambda: read(str(folder)), str(folder))
-    attempt(lambda: product.context_tokens(str(folder)), str(folder))
+    attempt(lambda: context_tokens(str(folder)), str(folder))
+    attempt(lambda: how_to_ask(str(folder)), str(folder))
