@@ -356,7 +356,7 @@ class Serve(Server):
 
 # ---- rows in, results out ------------------------------------------------------------------------------
 
-Row = tuple[str, int, dict[str, Any] | UserError]  # place for error messages, number from 0, the row or what ails it
+Row = tuple[str, int, dict[str, Any] | UserError]  # place for error messages, number from 0, the row or its error
 Result = tuple[dict[str, Any], str]  # as JSON, as text
 # What may change when a run in --out is continued: rows are compared one by one, the model by its digest.
 FREE = ("data", "question", "a", "b", "responses", "json", "prompt_file", "dtype")

@@ -1,9 +1,9 @@
 """The judge as the reward of TRL's GRPOTrainer, over HTTP: does a writer learn the rules that it is judged by?
 
     make demo                                                        # leaves the tiny world and a trained judge behind
-    .venv-bench/bin/python -m bench.judge_in_trl                     # after make .venv-bench/installed; five minutes
+    .venv-bench/bin/python -m bench.judge_in_trl                     # after make .venv-bench/installed; 13 minutes
 
-As recipes/judge_as_reward.py, with TRL as the trainer: `judge.py serve` runs in a process of its own, and the trainer
+As recipes/judge_as_reward.py, with TRL as the trainer: `judge.py serve` runs in another process, and the trainer
 knows nothing of this project but the one file recipes/reward_client.py.
 """
 
@@ -43,7 +43,7 @@ class Config:
 
 
 def serve(cfg: Config) -> subprocess.Popen[str]:
-    """The judge in a process of its own; its first line says where it listens."""
+    """The judge in another process; its first line says where it listens."""
     command = [sys.executable, "judge.py", "serve", "--model", cfg.judge, "--prompt-file", f"{cfg.world}/prompt.txt",
                "--max-tokens", "60", "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

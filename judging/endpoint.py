@@ -36,8 +36,8 @@ class EndpointSampler:
 
     Each reply is kept the moment it comes, in memory and with `kept` in that file, under all that was asked: after
     an error, Ctrl-C or a kill the same call pays for nothing twice. Failures are tried again, waiting `backoff`
-    seconds, then twice that, and so on, or what Retry-After says; a 429 holds back every request. Sample k of a
-    conversation asked alone has a seed of its own; servers that give several at once vary the first seed.
+    seconds, then twice that, and so on, or what Retry-After says; a 429 holds back every request. Where
+    samples are asked for one by one each has another seed; servers that give several at once vary the first seed.
     `api_key_env` names the environment variable with the key; without it none is sent. `also`: files of other
     processes, read and never written. `extra` goes into every request. With `sampling` False temperature, top_p and
     penalties are left to the server. One `chat` at a time.
@@ -280,7 +280,7 @@ class Server:
         if self.temperature != "none":
             return self.temperature
         if not self.base_url:
-            raise UserError("--temperature none: only a server has a temperature of its own; give a number")
+            raise UserError("--temperature none: only a server chooses a temperature itself; give a number")
         return 1.0
 
 

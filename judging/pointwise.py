@@ -1,7 +1,7 @@
 """Scores for one response or several, without pairs: the prompt, and text -> scores -> sums over samples.
 
 After DeepSeek-GRM (arXiv 2504.02495): the model writes its own criteria, an analysis, then one whole number from
-1 to 10 per response in \\boxed{}. k samples, each with the responses in an order of its own, are summed.
+1 to 10 per response in \\boxed{}. k samples, each with the responses in another order, are summed.
 The wording is this project's own.
 """
 

@@ -89,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def make_server(answer: Answer, host: str, port: int) -> Server:
     """A server that is not running yet; port 0 takes a free one. UserError from `answer` is the client's mistake,
-    `Refused` has a status of its own, and anything else is a fault of this side, which is printed."""
+    `Refused` says which status it gets, and any other error is a fault of this side, which is printed."""
     try:
         return Server(answer, (host, port))
     except (OSError, OverflowError) as error:
