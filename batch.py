@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ops.attention import BLOCK
+from ops.attention import BLOCK, FLEX
 from runtime.ranks import gather
 from settings import Agg
 
@@ -158,7 +158,7 @@ def collate(groups: Sequence[Group], indices: Sequence[int], device: torch.devic
         return replace(collate([Group([0], [[0]], [0.0], [[0.0]])], [0], device, one_row), weight=0.0)
     members: list[list[int]] = [list(indices)] if one_row else [[i] for i in indices]
     width = max(sum(group_tokens(groups[i]) for i in row) for row in members)
-    width = -(-width // BLOCK) * BLOCK if one_row else width
+    width = max(2, -(-width // BLOCK)) * BLOCK if one_row else width  # a row of one tile would be compiled apart
     rows, flat = [Row() for _ in members], Targets()
     for r, row in enumerate(rows):
         for i in members[r]:
@@ -234,7 +234,7 @@ def aggregate(per_token: Tensor, batch: Batch, agg: Agg, divisor: float) -> Tens
 def micro_batches(groups: Sequence[Group], max_tokens: int, device: torch.device | str,
                   one_row: bool | None = None) -> Iterator[Batch]:
     """This rank's groups -> its micro-batches, as many as the rank that needs most of them; one row on a GPU."""
-    one_row = torch.device(device).type == "cuda" if one_row is None else one_row
+    one_row = torch.device(device).type in FLEX if one_row is None else one_row
     pieces = split(groups, max_tokens)
     count = max(gather(len(plan(pieces, max_tokens, one_row=one_row))))
     for indices in plan(pieces, max_tokens, count, one_row):

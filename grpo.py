@@ -343,7 +343,7 @@ def set_up(cfg: Config, method: Method) -> Run:
     policy = model.load_policy(cfg.model, torch.promote_types(compute, torch.float32), mesh, compute, cfg.checkpointing)
     reference = model.load_policy(cfg.model, compute, mesh, compute).requires_grad_(False)
     sampler: Sampler = engine or torch_sampler(cfg, policy, tokenizer, mesh)
-    optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
+    optimizer = model.make_optimizer(policy, cfg)
     return Run(cfg, method, tokenizer, system, pairs, held_out, policy, reference, sampler, optimizer,
                RunFolder(cfg.out, cfg, digests(cfg.model, system, data=pairs, held_out=held_out)))
 

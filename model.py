@@ -9,6 +9,7 @@ states in runtime/states.py.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from loading.export import save_folder
 from loading.folder import model_folder, tested_config
 from loading.tokenizer import read_generation
 from loading.weights import read_weights
-from ops.attention import block_mask, register, spans, visible
+from ops.attention import FLEX, block_mask, register, spans, visible
 from ops.head import Scores, target_scores
 from runtime.errors import UserError
 from runtime.ranks import rank, wait_longer
@@ -79,13 +80,14 @@ def build_policy(kind: type[P], auto: Any, config: Any, dtype: torch.dtype, mesh
                  compute_dtype: torch.dtype | None) -> P:
     """`auto`'s model inside `kind`, made on the meta device, sharded, then given memory without weights."""
     register()
-    attention = "flex" if mesh is not None and mesh.device_type == "cuda" else "grouped"
+    attention = "flex" if mesh is not None and mesh.device_type in FLEX else "grouped"
     try:
         with torch.device("meta"):
             lm = auto.from_config(config, dtype=dtype, attn_implementation=attention)
     except Exception as error:
         raise UserError(f"{config.name_or_path}/config.json: no model can be built from it ({error})") from None
     policy = kind(lm)
+    grow_segments()
     if mesh is not None:
         shard_model(policy, mesh, compute_dtype or dtype)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -136,6 +138,15 @@ def make_mesh(compute_dtype: torch.dtype, shard_ranks: int = 0) -> Any:
     return mesh
 
 
+def grow_segments() -> None:
+    """Let the allocator on a GPU lengthen its blocks: rows differ in width, and fixed blocks would leave gaps.
+
+    It is set when the engine is there: in the environment the same setting breaks vLLM with --tp 2 or more.
+    """
+    if torch.cuda.is_available() and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+
+
 # ---- weights out ---------------------------------------------------------------------------------------
 
 
@@ -175,6 +186,12 @@ def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype = tor
 # ---- one optimiser step --------------------------------------------------------------------------------
 
 
+def make_optimizer(policy: Policy, cfg: Any) -> torch.optim.AdamW:
+    """AdamW with the settings of a stage; on a GPU in one kernel, which needs no temporary memory."""
+    fused = next(policy.parameters()).is_cuda
+    return torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay, fused=fused)
+
+
 def optimizer_step(policy: Policy, optimizer: torch.optim.Optimizer, lr: float, max_norm: float) -> float:
     """Clip the gradient to `max_norm`, take one step at `lr`, drop the gradients -> norm before clipping.
 
@@ -198,18 +215,26 @@ class HostMoments:
 
     def __init__(self, optimizer: torch.optim.Optimizer, wanted: bool):
         self.states = optimizer.state if wanted else {}
-        self.held: dict[Tensor, Tensor] = {}  # this rank's part of a moment -> its copy in host memory
+        self.held: list[tuple[Tensor, Tensor]] = []  # this rank's part of a moment, and its place in host memory
 
     def to_host(self) -> None:
-        for moments in self.states.values():
-            for kind in ("exp_avg", "exp_avg_sq"):
-                own = getattr(moments[kind], "_local_tensor", moments[kind])
-                if own not in self.held:  # pinning memory is slow: once
-                    self.held[own] = torch.empty(own.shape, dtype=own.dtype, pin_memory=own.is_cuda)
-                self.held[own].copy_(own)
-                own.untyped_storage().resize_(0)
+        if not self.held:
+            moments = [state[kind] for state in self.states.values() for kind in ("exp_avg", "exp_avg_sq")]
+            self.held = self._places([getattr(moment, "_local_tensor", moment) for moment in moments])
+        for own, place in self.held:
+            place.copy_(own)
+            own.untyped_storage().resize_(0)
+
+    @staticmethod
+    def _places(parts: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """One buffer for all parts: pinning is slow, and rounds each allocation up to a power of two."""
+        if not parts:
+            return []
+        buffer = torch.empty(sum(part.numel() for part in parts), dtype=parts[0].dtype, pin_memory=parts[0].is_cuda)
+        pieces = buffer.split([part.numel() for part in parts])
+        return [(part, piece.view(part.shape)) for part, piece in zip(parts, pieces, strict=True)]
 
     def to_device(self) -> None:
-        for own, host in self.held.items():
-            own.untyped_storage().resize_(host.nbytes)
-            own.copy_(host)
+        for own, place in self.held:
+            own.untyped_storage().resize_(place.nbytes)
+            own.copy_(place)

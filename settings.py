@@ -188,7 +188,7 @@ class GRPOConfig:
     """memory for the rows that the torch sampler decodes together, in GB (1e9 bytes); it decides how many they are"""
     tp: int = 1
     """neighbouring ranks that share one vLLM engine (tensor parallel)"""
-    engine_memory: float = 0.5
+    engine_memory: float = 0.7
     """share of a GPU's memory that vLLM may fill while the trainer waits (--dry-run prints the largest that fits)"""
     compute_dtype: Precision = "bfloat16"
     """arithmetic of forward and backward; stored weights, log-probs and Adam are float32 or better"""
@@ -228,11 +228,12 @@ PAPER_GRPO = GRPOConfig()
 
 def _paper(size: str, family: str, lr: float) -> GRPOConfig:
     """Appendix G; Instruct models start from their own stage 1 and leave its rows out."""
-    name = f"paper-{size}-{family}"
+    name, memory = f"paper-{size}-{family}", 0.7 if size == "7b" else 0.5  # larger models leave less
     if family == "reasoning":
-        return replace(PAPER_GRPO, preset=name, model=f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{size.upper()}", lr=lr)
+        return replace(PAPER_GRPO, preset=name, model=f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{size.upper()}", lr=lr,
+                       engine_memory=memory)
     return replace(PAPER_GRPO, preset=name, model="runs/sft", data="gaotang/RM-R1-after-Distill-RLVR",
-                   style="instruct", steps=62, lr=lr)
+                   style="instruct", steps=62, lr=lr, engine_memory=memory)
 
 
 GRPO_PRESETS = {

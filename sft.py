@@ -110,7 +110,7 @@ def fit(cfg: Config, policy: Policy, tokenizer: Any, examples: Sequence[Group], 
     """
     cfg = replace(cfg, steps=cfg.steps or max(1, int(cfg.epochs * len(examples) / cfg.batch_size)))
     steps.announce(cfg, len(examples))
-    optimizer = torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
+    optimizer = model.make_optimizer(policy, cfg)
     read = digests(cfg.model, cli.read_prompt(cfg.prompt_file), data=examples, held_out=held_out)
     folder = RunFolder(cfg.out, cfg, read)
     progress = states.resume(folder, policy, optimizer) or {"step": 0, "best": math.inf}

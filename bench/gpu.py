@@ -70,14 +70,14 @@ class Scale:
     prompts: int
     lengths: tuple[int, int]  # prompt and response, for speed
     longest: tuple[int, int]  # prompt and response of the longest group
-    toy: tuple[int, int]  # traces and distillation steps
+    toy: tuple[int, int, int, int]  # traces, distillation steps, prompts of a round, tokens of a micro-batch
 
 
 CARD = Scale("cuda", ((28, 4, 128), (40, 8, 128), (14, 2, 64)), (300, 250), SEVEN_B,
              (2000, 256, 5120, 9000, 16384, 1024, 12800, 300, 7000, 16384), (882, 3584, 152064), ONE_AND_A_HALF_B,
-             16384, 16, (1200, 700), (4096, 8192), (640, 20))
+             16384, 16, (1200, 700), (4096, 8192), (640, 20, 16, 4096))
 TINY = Scale("cpu", ((4, 2, 16),), (30, 20), SMALL, (300, 500, 300, 700), (32, 64, 640), SMALL, 256, 2, (30, 14),
-             (60, 90), (64, 3))
+             (60, 90), (64, 3, 4, 256))
 
 
 # ---- inputs --------------------------------------------------------------------------------------------
@@ -117,7 +117,6 @@ def make_policy(at: Scale, shape: dict[str, Any], compute: str = "bfloat16", che
             else:
                 own.normal_(0.0, 0.02, generator=chance)
     policy.lm.generation_config = GenerationConfig(eos_token_id=2)
-    policy.lm.config._attn_implementation = "flex"
     if checkpointing:
         policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
     return policy.train()
@@ -166,7 +165,7 @@ def relative(found: Tensor, exact: Tensor) -> float:
 
 
 def forget_graphs() -> None:
-    """Several head shapes in one process would meet torch.compile's limit of graphs of one function."""
+    """Several shapes of heads in one process would meet torch.compile's limit of graphs of one function."""
     torch._dynamo.reset()
     attention._compiled.cache_clear()
 
@@ -229,7 +228,6 @@ def attention_error(at: Scale) -> dict[str, Any]:
 def packed_policy(at: Scale) -> dict[str, Any]:
     """A whole policy in float32: packed rows beside each sequence alone; how many graphs rows of many widths make."""
     groups, found = make_groups(3, at.packed, 3), {}
-    forget_graphs()
     for checkpointing in (True, False):
         policy = make_policy(at, at.wide, "float32", checkpointing)
         packed = [collate(groups, range(3), at.device, one_row=True)]
@@ -294,16 +292,12 @@ def head_cost(at: Scale) -> dict[str, Any]:
 # ---- the parts: speed and memory -----------------------------------------------------------------------
 
 
-def adamw(policy: model.Policy) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(policy.parameters(), 1e-6)
-
-
 def sft_speed(at: Scale) -> dict[str, Any]:
     """A stage 1 step, bfloat16 over float32 with checkpointing: tokens/s, share of the peak, memory."""
     forget_graphs()
     policy = make_policy(at, at.whole)
-    optimizer = adamw(policy)
     cfg = replace(settings.PAPER_SFT, micro_batch_tokens=at.micro_batch_tokens)
+    optimizer = model.make_optimizer(policy, cfg)
     groups = make_groups(at.prompts, at.lengths, 1, 1)
 
     def step() -> float:
@@ -323,12 +317,11 @@ def sft_speed(at: Scale) -> dict[str, Any]:
 
 def grpo_speed(at: Scale) -> dict[str, Any]:
     """A stage 2 update of two mini-batches: time, memory, no graph compiled anew; then the longest group allowed."""
-    forget_graphs()
     policy = make_policy(at, at.whole)
     reference = make_policy(at, at.whole, checkpointing=False, stored="bfloat16").requires_grad_(False)
-    optimizer = adamw(policy)
     cfg = replace(settings.PAPER_GRPO, prompts_per_step=at.prompts, mini_batch=at.prompts // 2,
                   micro_batch_tokens=at.micro_batch_tokens)
+    optimizer = model.make_optimizer(policy, cfg)
     groups = make_groups(at.prompts, at.lengths, 7)
     stats: dict[str, float] = {}
 
@@ -352,7 +345,7 @@ def grpo_speed(at: Scale) -> dict[str, Any]:
 def host_memory(at: Scale) -> dict[str, Any]:
     """Adam's moments to the host and back, and a resume state written and read: equal bits; pinned memory, seconds."""
     policy = make_policy(at, at.whole)
-    optimizer = adamw(policy)
+    optimizer = model.make_optimizer(policy, settings.PAPER_GRPO)
     for parameter in policy.parameters():
         parameter.grad = torch.ones_like(parameter)
     model.optimizer_step(policy, optimizer, 1e-6, 1.0)
@@ -378,17 +371,18 @@ def host_memory(at: Scale) -> dict[str, Any]:
 
 def toy_world(at: Scale) -> dict[str, Any]:
     """The tiny world: distil, then two rounds of GRPO in float32, then two in bfloat16 with Adam on the host."""
-    pairs, steps = at.toy
+    pairs, steps, prompts, tokens = at.toy
     with tempfile.TemporaryDirectory() as name:
         world = Path(name) / "toy"
         files.build(files.Build(str(world), sft_pairs=pairs, rl_pairs=32, held_out_pairs=4, sft_held_out_pairs=4))
         prompt = str(world / "prompt.txt")
         sft.train(replace(settings.SFT_PRESETS["tiny"], model=str(world / "start"), data=str(world / "sft.jsonl"),
                           held_out=str(world / "sft_held_out.jsonl"), out=f"{name}/sft", steps=steps,
-                          eval_every=steps, save_every=steps, prompt_file=prompt))
+                          eval_every=steps, save_every=steps, prompt_file=prompt, micro_batch_tokens=tokens))
         cfg = replace(settings.GRPO_PRESETS["tiny"], model=f"{name}/sft", data=str(world / "rl.jsonl"), steps=2,
                       held_out=str(world / "held_out.jsonl"), out=f"{name}/grpo", save_every=1, eval_every=2,
-                      prompt_file=prompt)
+                      prompt_file=prompt, micro_batch_tokens=tokens, prompts_per_step=prompts,
+                      mini_batch=prompts // 2)
         method = grpo.Method(score=length_score)
         grpo.train(cfg, method)
         grpo.train(replace(cfg, out=f"{name}/half", compute_dtype="bfloat16", sampler_dtype="bfloat16",
@@ -410,7 +404,7 @@ def log_of(folder: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
-PARTS = (machine, attention_error, packed_policy, head_cost, toy_world, sft_speed, grpo_speed, host_memory)
+PARTS = (machine, toy_world, attention_error, packed_policy, head_cost, sft_speed, grpo_speed, host_memory)
 
 
 # ---- the command ---------------------------------------------------------------------------------------
@@ -432,28 +426,13 @@ def run(part: Callable[[Scale], dict[str, Any]], at: Scale) -> dict[str, Any]:
 
 
 def imitate_card() -> None:
-    """A CPU takes the GPU's way: FlexAttention compiled without a backend that needs a card, and one row a batch."""
+    """A CPU takes the GPU's way: FlexAttention, compiled by the one backend that can run its backward there."""
     import torch.nn.attention.flex_attention as flex
 
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
     flex._validate_device = lambda *_: None
-    kernel = flex.flex_attention
-    compiled: dict[Any, Any] = {}
-
-    def compile_once(function: Any) -> Any:
-        return compiled.setdefault(function, torch.compile(function, dynamic=True, backend="aot_eager"))
-
-    compile_once.cache_clear = compiled.clear  # type: ignore[attr-defined]
-    attention._compiled = compile_once  # type: ignore[assignment]
-
-    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any,
-               scaling: float | None = None, **_: Any) -> tuple[Tensor, None]:
-        out = compile_once(kernel)(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
-        return out.transpose(1, 2), None
-
-    attention.flex_attention = attend
-    grpo.micro_batches = sft.micro_batches = partial(packing.micro_batches, one_row=True)
+    attention.FLEX["cpu"] = "aot_eager"
 
 
 def main() -> None:

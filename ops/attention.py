@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BLOCK = 128  # FlexAttention's tile: rows on a GPU are padded to a multiple of it
+BLOCK = 128  # FlexAttention's tile: rows for it are padded to a multiple, and are two tiles at least
+FLEX = {"cuda": "inductor"}  # devices that use FlexAttention -> the backend of torch.compile that it needs there
 
 
 def sees(group_q: Tensor, group_k: Tensor, response_q: Tensor, response_k: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -50,21 +51,30 @@ def spans(group: Tensor, response: Tensor) -> list[list[GroupSpans]]:
     return rows
 
 
+@torch.no_grad()  # compiled once, not again for training
 def block_mask(group: Tensor, response: Tensor) -> Any:
     """(R, T), (R, T) -> the same rule as a BlockMask, which lets FlexAttention skip tiles nobody sees."""
     from torch.nn.attention.flex_attention import create_block_mask
 
+    group, response = group.int(), response.int()  # the kernels read them: half of the registers
+
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return sees(group[b, q], group[b, k], response[b, q], response[b, k], q, k)
 
-    rows, width = group.shape  # compiled on a GPU: uncompiled it would make the (R, T, T) mask it is there to avoid
-    make = _compiled(create_block_mask) if group.is_cuda else create_block_mask
+    rows, width = group.shape
+    make = _compiled(create_block_mask, group.device.type)
     return make(rule, rows, None, width, width, device=group.device, BLOCK_SIZE=BLOCK)
 
 
 @cache
-def _compiled(function: Any) -> Any:
-    return torch.compile(function, dynamic=True)
+def _compiled(function: Any, device: str) -> Any:
+    """Compiled where FlexAttention is used, else as it is, which makes the (R, T, T) mask or scores in memory.
+
+    `fullgraph`: after too many graphs an error; without it the same function would go on uncompiled, in silence.
+    """
+    if device not in FLEX:
+        return function
+    return torch.compile(function, dynamic=True, fullgraph=True, backend=FLEX[device])
 
 
 def compiled_graphs() -> int:
@@ -117,7 +127,7 @@ def _by_spans(query: Tensor, key: Tensor, value: Tensor, spans: list[list[GroupS
 
 def flex_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any,
                    scaling: float | None = None, **_: Any) -> tuple[Tensor, None]:
-    """FlexAttention with a block mask, shapes as in `grouped_attention`; compiled on a GPU, forward only on a CPU.
+    """FlexAttention with a block mask, shapes as in `grouped_attention`.
 
     28 query heads on 4 key heads (Qwen2.5-7B) are no power of two apart: the kernel groups them itself.
     """
@@ -125,8 +135,9 @@ def flex_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
 
     if not isinstance(attention_mask, BlockMask):
         raise ValueError("FlexAttention without a block mask; call Policy")
-    run = _compiled(kernel) if query.is_cuda else kernel
-    out = run(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
+    out = _compiled(kernel, query.device.type)(
+        query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True,
+        kernel_options={"IS_DIVISIBLE": query.shape[2] % BLOCK == 0})
     return out.transpose(1, 2), None
 
 

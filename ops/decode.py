@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ops.head import product
+
 
 class KVCache:
     """Keys and values of every layer, (rows, kv_heads, slots, head_dim), with room to grow.
@@ -153,4 +155,5 @@ def _forward(lm: Any, ids: Tensor, positions: Tensor, mask: Tensor, cache: KVCac
     """(B, T) ids and positions, (B, 1, T, slots) mask -> logits after the last token (B, V)."""
     out = lm.model(input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=False)
     cache.used += ids.shape[1]
-    return lm.lm_head(out.last_hidden_state[:, -1]) / getattr(lm.config, "logits_scaling", 1.0)  # Granite's
+    logits = product(out.last_hidden_state[:, -1], lm.lm_head.weight.T)
+    return logits / getattr(lm.config, "logits_scaling", 1.0)  # Granite's

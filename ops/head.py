@@ -29,15 +29,16 @@ def target_scores(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: 
     return Scores(*_HeadLogprobs.apply(hidden, weight, targets, temperature, chunk, entropy))
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, summed up and returned in float32 or better: rounding logits to bfloat16 moves log-probs by 0.04."""
+    if a.dtype in (torch.float32, torch.float64):
+        return a @ b
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+
+
 def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """(C, H), (V, H) -> (C, V) in float32 or better: rounding logits to bfloat16 moves log-probs by 0.04."""
-    if hidden.dtype in (torch.float32, torch.float64):
-        logits = hidden @ weight.T
-    elif hidden.is_cuda:
-        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
-    else:
-        logits = hidden.float() @ weight.float().T
-    return logits.div_(temperature)
+    """(C, H), (V, H) -> (C, V)"""
+    return product(hidden, weight.T).div_(temperature)
 
 
 def _head_gradients(probs: Tensor, targets: Tensor, slope: Tensor, hidden: Tensor, weight: Tensor,
@@ -47,9 +48,12 @@ def _head_gradients(probs: Tensor, targets: Tensor, slope: Tensor, hidden: Tenso
     d log p(y) / d logits = onehot(y) - softmax(logits); `slope`, (C,), is d loss / d log p(y).
     """
     grad = probs.mul_(-slope[:, None]).scatter_add_(1, targets[:, None], slope[:, None])
-    grad.div_(temperature)
-    grad_weight.addmm_(grad.T, hidden.to(grad_weight.dtype))
-    return (grad.to(weight.dtype) @ weight).to(hidden.dtype)
+    grad = grad.div_(temperature).to(weight.dtype)
+    if grad.dtype == grad_weight.dtype:
+        grad_weight.addmm_(grad.T, hidden)
+    else:
+        grad_weight.add_(product(grad.T, hidden))
+    return grad @ weight
 
 
 class _HeadLogprobs(torch.autograd.Function):

@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600  # seconds that SIGTERM leaves a round to finish and save
 torchrun --nnodes="${NODES:-1}" --nproc_per_node=8 --rdzv_backend=c10d --rdzv_id=grpo \
     --rdzv_endpoint="${HEAD:-localhost}:29500" \
-    grpo.py --preset paper-7b-reasoning --out runs/7b-distilled/grpo --engine-memory 0.6
+    grpo.py --preset paper-7b-reasoning --out runs/7b-distilled/grpo

@@ -9,4 +9,4 @@ launch=(torchrun --nnodes="${NODES:-1}" --nproc_per_node=8
     --rdzv_backend=c10d --rdzv_endpoint="${HEAD:-localhost}:29500")
 "${launch[@]}" --rdzv_id=sft sft.py --preset paper-7b --out runs/7b-instruct/sft
 "${launch[@]}" --rdzv_id=grpo grpo.py --preset paper-7b-instruct --model runs/7b-instruct/sft \
-    --out runs/7b-instruct/grpo --engine-memory 0.6
+    --out runs/7b-instruct/grpo

@@ -118,7 +118,8 @@ def training_memory(cfg: Any, shape: Shape, ranks: int) -> dict[str, float]:
     gathered embedding and head, cLTH of checkpoints (without checkpointing what every layer keeps). The peak is the
     larger of two moments. The last layer's backward: two gathered layers, a layer's float32 gradient before it is
     reduced, what the layer keeps, two gradients of the intermediate, the head's gradient. The head's backward: three
-    float32 chunks of logits, the head's gradient in float32 and c, hidden states and their gradient.
+    float32 chunks of logits (or one, its gradient in c, and the product of both that is added to the head's gradient),
+    the head's gradient in float32 and c, hidden states and their gradient.
     """
     n, c, shard, tokens = shape.total, BYTES[cfg.compute_dtype], cfg.shard_ranks or ranks, longest_row(cfg)
     saved, head, hidden = saved_per_token(shape, c), shape.vocab * shape.hidden, c * tokens * shape.hidden
@@ -131,7 +132,8 @@ def training_memory(cfg: Any, shape: Shape, ranks: int) -> dict[str, float]:
         "activations": deep + recomputed, "head": c * head + hidden}
     head_backward = {
         "gradients": 4 * n / shard, "gathered": root,
-        "activations": deep, "head": 12 * logits + (4 + c) * head + 2 * hidden}
+        "activations": deep,
+        "head": 4 * head + max(12 * logits, (4 + c) * logits + 4 * head * (c < 4), c * head) + 2 * hidden}
     peak = max(layer_backward, head_backward, key=lambda parts: sum(parts.values()))
     parts = {"weights": 4 * n / shard, "optimiser": 8 * n / shard,
              "reference": c * n / shard if _second_stage(cfg) else 0.0} | peak

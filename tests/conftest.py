@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any hub client is imported
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests hold the CPU's way; a card is for bench.gpu
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest

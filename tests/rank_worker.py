@@ -25,6 +25,7 @@ from typing import Any
 import tiny_models
 import torch
 import torch.distributed as dist
+import torch.nn.attention.flex_attention as kernels
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from batch import Group, micro_batches
 from data import load_pairs
 from judging.scalar import load_scorer
 from loading.tokenizer import load_tokenizer
+from ops import attention
 from rollout import Rollout, TorchSampler
 from runtime import cli, disk, ranks as runtime_ranks, states
 from runtime.steps import StopSignal
@@ -295,6 +297,26 @@ def gradient(stage: Stage, name: str, tie: str) -> None:
         "nll": sum(runtime_ranks.gather(nll)),
     }
     stage.save(name, facts | {"tied": runtime_ranks.gather(tied)}, slopes | after)
+
+
+def flex_gradient(stage: Stage, name: str, tie: str) -> None:
+    """Gradients by FlexAttention as on GPUs (compiled, all groups in one row, recomputed), and by grouped SDPA."""
+    shared = Group([3 + i % 20 for i in range(60)], [[5] * 40 + [2], [6] * 90 + [2], [7, 2]])
+    mine = [[shared, Group([9] * 30, [[4] * 20 + [2]])], [replace(shared, responses=[[8, 2]])]][runtime_ranks.rank()]
+    mesh, slopes = model.make_mesh(torch.float64), {}
+    graphs = attention.compiled_graphs()
+    for kind in ("grouped", "flex"):
+        attention.FLEX.update({"cpu": "aot_eager"} if kind == "flex" else {})
+        attention._compiled.cache_clear()
+        with exact_norms(), patched(kernels, _validate_device=lambda *_: None):  # it refuses a backward on a CPU
+            policy = model.load_policy(str(stage.world / tie), torch.float64, mesh, torch.float64, checkpointing=True)
+            assert policy.lm.config._attn_implementation == kind
+            for batch in micro_batches(mine, 256, "cpu"):
+                (policy.train()(batch).logprobs * batch.targets).sum().mul(batch.weight).backward()
+        slopes |= {f"{kind}.{n}": whole(p.grad).clone() for n, p in policy.lm.named_parameters()}
+    del attention.FLEX["cpu"]
+    attention._compiled.cache_clear()
+    stage.save(name, {"graphs": attention.compiled_graphs() - graphs}, slopes)
 
 
 def sync(stage: Stage, name: str, tie: str) -> None:
@@ -610,7 +632,7 @@ def stage_cases(name: str) -> dict[str, Callable[[Stage, str], None]]:
         return {
             "chain-2": lambda s, n: chain(s, n, "", 2),
             **runs(2),
-            **parts(gradient, sync, mixed),
+            **parts(gradient, flex_gradient, sync, mixed),
             **variants,
             "engine": engine_order,
             "sigterm-one": lambda s, n: sigterm(s, n, (1,)),

@@ -145,9 +145,9 @@ def test_padding_is_a_group_of_its_own():
     assert not seen[2:, :2].any() and not seen[:2, 2:].any()
     assert seen.any(-1).all()  # an empty row of a mask is NaN in some attention kernels
     row = collate(groups, [0, 1], "cpu", one_row=True)
-    assert row.inputs.tolist() == [[1, 2, 3, 4, 5, 7, 8] + [0] * 121], "one row is whole tiles of 128"
-    assert row.group.tolist() == [[0] * 5 + [1] * 2 + [-1] * 121]
-    assert row.source.tolist() == [2, 3, 4, 5, 6] and row.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1] + [0] * 121]
+    assert row.inputs.tolist() == [[1, 2, 3, 4, 5, 7, 8] + [0] * 249], "one row is whole tiles of 128, two at least"
+    assert row.group.tolist() == [[0] * 5 + [1] * 2 + [-1] * 249]
+    assert row.source.tolist() == [2, 3, 4, 5, 6] and row.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1] + [0] * 249]
 
 
 # ---- which groups go together --------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_plan_places_every_group_once_within_the_budget(groups, max_tokens, coun
         cost = sum(lengths) if one_row else len(lengths) * max(lengths)
         assert cost <= max_tokens or len(indices) == 1
         shape = collate(groups, indices, "cpu", one_row).inputs.shape
-        paid = -(-cost // 128) * 128 if one_row else cost
+        paid = max(256, -(-cost // 128) * 128) if one_row else cost
         assert shape.numel() == paid, "the cost is what the forward really pays"
     order = [sizes[i] for indices in full for i in indices]
     assert order == sorted(order, reverse=True)  # rows of like length stand together
@@ -232,7 +232,7 @@ def test_T13_every_rank_makes_as_many_passes_as_the_one_that_needs_most(monkeypa
 def test_one_row_reaches_plan_and_collate():
     groups = [Group([1] * n, [[2, 3]]) for n in (1, 2, 6)]
     rows = [b.inputs.shape for b in micro_batches(groups, 12, "cpu", one_row=True)]
-    assert rows == [(1, 128)]
+    assert rows == [(1, 256)]
     assert [b.inputs.shape for b in micro_batches(groups, 12, "cpu")] == [(1, 7), (2, 3)]
 
 
@@ -274,7 +274,7 @@ def test_stand_in_of_an_empty_micro_batch_counts_for_nothing(agg):
     batch = collate([], [], "cpu")
     assert batch.weight == 0.0 and batch.inputs.numel() == 1 and len(batch.targets) == 1
     assert batch.advantages is not None and batch.sampler_logprobs is not None  # a loss may read them
-    assert collate([], [], "cpu", one_row=True).inputs.shape == (1, 128), "whole tiles, as FlexAttention wants them"
+    assert collate([], [], "cpu", one_row=True).inputs.shape == (1, 256), "two whole tiles at least"
     values = torch.tensor([123.0], requires_grad=True)
     loss = aggregate(values, batch, agg, 4)
     loss.backward()

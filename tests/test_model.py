@@ -655,9 +655,9 @@ def train_steps(policy: Policy, optimizer: torch.optim.Optimizer, steps: range) 
         optimizer_step(policy, optimizer, 1e-2, 1.0)
 
 
-def fresh(folder: str) -> tuple[Policy, torch.optim.Optimizer]:
+def fresh(folder: str, fused: bool = False) -> tuple[Policy, torch.optim.Optimizer]:
     policy = load_policy(folder)
-    return policy, torch.optim.AdamW(policy.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
+    return policy, torch.optim.AdamW(policy.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=fused)
 
 
 def full_state(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -670,14 +670,14 @@ def full_state(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Te
 @EVERY_MODEL
 def test_T10_a_resumed_run_ends_with_the_same_bits(tmp_path, tied):
     folder = make_folder(tmp_path / "start", make_lm("qwen2", tied))
-    policy, optimizer = fresh(folder)
+    policy, optimizer = fresh(folder, fused=not tied)
     train_steps(policy, optimizer, range(3))
     at_save, progress = full_state(policy, optimizer), {"step": 3, "position": 48, "best": 0.25}
     save_state(tmp_path / "state", policy, optimizer, progress)
     assert_bit_equal(full_state(policy, optimizer), at_save)  # saving changes nothing
     train_steps(policy, optimizer, range(3, 6))
 
-    other, other_optimizer = fresh(folder)
+    other, other_optimizer = fresh(folder, fused=not tied)
     assert load_state(tmp_path / "state", other, other_optimizer) == progress
     assert_bit_equal(full_state(other, other_optimizer), at_save)
     assert (other.lm.lm_head.weight is other.lm.model.embed_tokens.weight) == tied
@@ -686,10 +686,18 @@ def test_T10_a_resumed_run_ends_with_the_same_bits(tmp_path, tied):
     assert not list((tmp_path / "state").glob("*.pt")) and not list((tmp_path / "state").glob("*.distcp"))
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_counts_where_the_optimiser_wants_it(fused):
+    """One kernel needs it beside the weights ("meta" stands for a GPU), the other kind on the CPU."""
+    net = torch.nn.Linear(3, 2, device="meta")
+    state = states._state(net, torch.optim.AdamW(net.parameters(), fused=fused))
+    assert state["adam.weight.step"].device.type == ("meta" if fused else "cpu")
+
+
 def test_T10_a_state_of_a_mesh_resumes_without_one(tmp_path, bf16_mesh):
     folder = make_folder(tmp_path / "start", make_lm("llama", tied=True))
     policy = load_policy(folder, torch.float32, bf16_mesh, torch.bfloat16)
-    optimizer = torch.optim.AdamW(policy.parameters())
+    optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
     train_steps(policy, optimizer, range(2))
     save_state(tmp_path / "state", policy, optimizer, {"step": 2})
     other, other_optimizer = fresh(folder)

@@ -305,6 +305,16 @@ def test_P8_P9_gradients_are_global_sums_for_body_embedding_and_head(one, two, t
 
 
 @EVERY_TIE
+def test_T12_flex_attention_under_fsdp_with_checkpointing_has_the_gradients_of_grouped_attention(two, tie):
+    found = two.tensors(f"flex_gradient-{tie}")
+    halves = [{n.removeprefix(kind): t for n, t in found.items() if n.startswith(kind)}
+              for kind in ("flex.", "grouped.")]
+    assert_close(*halves, 1e-9)
+    assert min(float(t.abs().max()) for n, t in halves[1].items() if "weight" in n) > 1e-4
+    assert two.facts(f"flex_gradient-{tie}")["graphs"] >= 1, "the attention was compiled"
+
+
+@EVERY_TIE
 def test_P10_the_norm_that_is_logged_and_clipped_by_is_that_of_the_whole_gradient(one, two, tie):
     found, wanted = two.facts(f"gradient-{tie}")["norm"], one.facts(f"gradient-{tie}")["norm"]
     slopes = [t for n, t in one.tensors(f"gradient-{tie}").items() if not n.startswith("after.")]

@@ -86,10 +86,11 @@ def test_T6_training_stays_in_step_also_after_a_resume(tmp_path, ranks, tp, dtyp
     first, second = worker(*arguments, ranks=ranks), worker(*arguments, ranks=ranks)
     assert all(r["stopped"] and len(r["gaps"]) == 2 for r in first)
     assert all(not r["stopped"] and len(r["gaps"]) == 2 for r in second)
-    assert max(gap for r in first + second for gap in r["gaps"]) < CLOSE
+    close, far = (CLOSE, FAR) if dtype == "float32" else (0.5, 0.5)
+    assert max(gap for r in first + second for gap in r["gaps"]) < close
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
-    assert all(row["sync/logprob_diff_max"] < FAR for row in rows[:4])  # of all mini-batches' old log-probs
+    assert all(row["sync/logprob_diff_max"] < far for row in rows[:4])  # of all mini-batches' old log-probs
     assert rows[3]["eval/count"] == 16, "every pair in both orders, none doubled to fill a rank's share"
     assert all(row["optim/grad_norm"] > 0.01 for row in rows[:4])
 
