@@ -115,7 +115,7 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
             sampler = sampler or make_sampler(cfg, prompts, asked)
             ranks.gather(None)  # a server's kept replies have been read by all before any rank adds to them
             try:
-                collect(one, sampler, wanted, asked, found)
+                judge_missing(one, sampler, wanted, asked, found)
             except UserError as error:
                 if ranks.rank():  # cli.start prints what rank 0 meets
                     print(f"error: rank {ranks.rank()}: {error}", file=sys.stderr)
@@ -248,7 +248,7 @@ def key_of(judgement: Judgement) -> Key:
     return judgement.source, judgement.pair_id, judgement.order, judgement.sample
 
 
-def collect(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, found: dict[Key, Judgement]) -> None:
+def judge_missing(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, found: dict[Key, Judgement]) -> None:
     """Ask for this rank's share of the missing verdicts; each goes to its log and into `found`. Ctrl-C and SIGTERM
     wait for the running call."""
     missing = names_of(cfg, pairs) - found.keys()
@@ -345,14 +345,14 @@ def score(cfg: Score) -> dict[str, Any]:
     if cfg.json:
         disk.write_whole(Path(cfg.json), dumps(result, indent=1) + "\n")
     if cfg.markdown:
-        notes = "".join(f"\n{errors.visible(remark)}\n" for remark in result["remarks"])
+        notes = "".join(f"\n{errors.printable(remark)}\n" for remark in result["remarks"])
         text = "\n".join(tables.as_markdown(title, grid) for title, grid in grids) + notes
         disk.write_whole(Path(cfg.markdown), text)
     if cfg.plots:
         tables.plot_result(Path(cfg.plots), result, cfg.compare)
     print("\n".join(tables.as_text(title, grid) for title, grid in grids))
     for remark in result["remarks"]:
-        print(f"note: {errors.visible(remark)}")
+        print(f"note: {errors.printable(remark)}")
     return result
 
 

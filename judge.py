@@ -53,7 +53,7 @@ from loading.judge_file import how_to_ask
 from reward import Letter
 from rollout import Chat, load_sampler
 from runtime import cli, disk
-from runtime.errors import UserError, visible
+from runtime.errors import UserError, printable
 from runtime.run_folder import RunFolder
 from runtime.seeds import derive_seed, digest
 
@@ -584,7 +584,7 @@ def show_pair(pair: Pair, labelled: bool, verdict: Verdict) -> Result:
         cut = "" if trace.finish_reason == "stop" else ", cut off" if trace.text else ", the prompt is too long"
         names = f"for response {trace.verdict}" if trace.verdict else "no verdict"
         lines.append(f"---- chain {trace.sample + 1}{swapped}{cut}: {names}")
-        lines += [f"  {visible(line)}" for line in trace.text.split("\n")]
+        lines += [f"  {printable(line)}" for line in trace.text.split("\n")]
     votes = ", ".join(f"{name} {number}" for name, number in verdict.votes.items())
     votes += f": {reasons(verdict.silent)}" if verdict.silent else ""
     votes = votes if verdict.traces else "equal responses are a tie"
@@ -609,7 +609,7 @@ def reasons(silent: Mapping[str, int]) -> str:
 
 
 def one_line(text: str) -> str:
-    return " ".join(visible(text).split())
+    return " ".join(printable(text).split())
 
 
 def main() -> None:

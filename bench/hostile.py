@@ -173,7 +173,7 @@ def page_data(texts: list[str]) -> dict[str, Any]:
         pair = Pair(text, text, ({"role": "user", "content": text},), text, text + ".", "A", text)
         said = Judgement(text, text, text, {}, "AB", 0, "A", "A", True, "stop", 1, f"<eval>{text}</eval>[[A]]")
         rows.append(page.browser_row((text, text), [{"AB": said}], pair) | {"right": [True], "votes": [[1, 0, 0]]})
-    return {"stages": [page.visible(texts[0][:99])], "places": [["x", 0]], "pairs": rows, "total": len(rows),
+    return {"stages": [page.printable(texts[0][:99])], "places": [["x", 0]], "pairs": rows, "total": len(rows),
             "accuracy": ["1.000"], "last": [-1, 0], "axes": [0.1, 0.8]}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from evaluation.benchmarks import DOMAINS, KINDS, LEVELS, RULES, SECTION_OF, STYLES, mean
 from evaluation.rewardbench2 import SUBSETS
 from runtime.disk import read_json, write_whole
-from runtime.errors import UserError, visible
+from runtime.errors import UserError, printable
 
 Grid = list[list[str]]  # the first row is the header
 Result = Mapping[str, Any]
@@ -192,7 +192,7 @@ def _categories(result: Result) -> list[tuple[str, Grid]]:
 
 def as_text(title: str, grid: Grid) -> str:
     """Columns aligned, the first one to the left; nothing in a cell can steer the terminal."""
-    rows = [[visible(cell[:60]).replace("\n", " ") for cell in row] for row in grid]
+    rows = [[printable(cell[:60]).replace("\n", " ") for cell in row] for row in grid]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
     return "\n".join([*([title, "-" * len(title)] if title else []), *lines, ""])
@@ -200,7 +200,7 @@ def as_text(title: str, grid: Grid) -> str:
 
 def as_markdown(title: str, grid: Grid) -> str:
     def line(cells: Iterable[str]) -> str:
-        texts = (escape(visible(cell), quote=False).replace("\n", " ").replace("|", "\\|") for cell in cells)
+        texts = (escape(printable(cell), quote=False).replace("\n", " ").replace("|", "\\|") for cell in cells)
         return f"| {' | '.join(texts)} |"
 
     rule = "|".join(["", "---", *["---:"] * (len(grid[0]) - 1), ""])
@@ -280,13 +280,13 @@ def plot_result(folder: Path, result: Result, compare: bool) -> None:
     width = 0.8 / len(bars)
     for k, (model, heights) in enumerate(bars.items()):
         at = [i - 0.4 + (k + 0.5) * width for i in range(len(columns))]
-        axes.bar(at, [v or 0.0 for v in heights], width, label=visible(model), color=f"C{k % 10}")
+        axes.bar(at, [v or 0.0 for v in heights], width, label=printable(model), color=f"C{k % 10}")
     for i, (block, column) in enumerate(columns.values()):  # the log's own bars are the first ones
         if (ends := result["intervals"][block][column]) is not None:
             value, low, high = (scale * v for v in (result["table"][block][column], *ends))
             axes.errorbar(i - 0.4 + 0.5 * width, value, [[max(0.0, value - low)], [max(0.0, high - value)]],
                           color="black", capsize=2, linewidth=1)
-    axes.set_xticks(range(len(columns)), list(map(visible, columns)), rotation=20, ha="right")
+    axes.set_xticks(range(len(columns)), list(map(printable, columns)), rotation=20, ha="right")
     low = min((v for heights in bars.values() for v in heights if v is not None), default=0.0)
     axes.set_ylim(scale / 2 if low > scale / 2 else 0.0, scale)  # a coin is half right: what is above it is the judge's
     axes.set_ylabel("percent right" if scale > 1 else "share right")

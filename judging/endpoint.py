@@ -27,7 +27,7 @@ from loading.templates import for_server
 from rollout import Reply
 from runtime.cli import read_prompt
 from runtime.disk import drop_torn_end, read_jsonl, write_whole
-from runtime.errors import UserError, visible
+from runtime.errors import UserError, printable
 from runtime.seeds import derive_seed
 
 
@@ -188,7 +188,7 @@ class EndpointSampler:
     def _failure(self, failed: Failed, remedy: str = "") -> UserError:
         """One line: server, status and its words without the key, remedy."""
         status, said = failed.status, str(failed)
-        said = " ".join(visible(said.replace(self._key, "***") if self._key else said).split())[:300]
+        said = " ".join(printable(said.replace(self._key, "***") if self._key else said).split())[:300]
         remedies = {
             0: "is the server up, and is --base-url its address?",
             401: f"check the key in {self.api_key_env}" if self.api_key_env else "it wants a key: --api-key-env",

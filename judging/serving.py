@@ -13,7 +13,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from runtime.errors import UserError, visible
+from runtime.errors import UserError, printable
 
 Answer = Callable[[str, dict[str, Any]], dict[str, Any]]  # path and body -> what is sent back
 BODY = 2**26  # bytes of a request; a larger one is refused unread
@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         except UserError as error:
             status, said = 400, {"error": str(error)}
         except Exception as error:
-            print(f"error: {type(error).__name__}: {visible(str(error))}", file=sys.stderr)
+            print(f"error: {type(error).__name__}: {printable(str(error))}", file=sys.stderr)
             status, said = 500, {"error": "this server failed; its terminal says why"}
         self.reply(status, said)
 

@@ -126,7 +126,7 @@ def place(pair: Pair, purpose: str, seed: int) -> int:
     return derive_seed(seed, purpose, pair.source, pair.pair_id)
 
 
-def split(pairs: Sequence[Pair], groups: Sequence[int], sizes: Mapping[str, int], seed: int) -> list[str]:
+def assign(pairs: Sequence[Pair], groups: Sequence[int], sizes: Mapping[str, int], seed: int) -> list[str]:
     """The file of each pair. Whole groups go, in seeded random order, into the first file that has room for them, and
     the rest into rl.jsonl. Where no group is small enough, a file stays a few rows short."""
     members: dict[int, list[int]] = {}
@@ -227,7 +227,7 @@ def build(cfg: Config) -> dict[str, str]:
     if not kept:
         raise UserError("no row is left; leave out one of --drop-long, --drop-duplicates, --drop-overlap")
     pairs = alternate([rows.pairs[i] for i in kept])  # (3)
-    names = split(pairs, [rows.groups[i] for i in kept], split_sizes(cfg, len(pairs)), cfg.seed)  # (4)
+    names = assign(pairs, [rows.groups[i] for i in kept], split_sizes(cfg, len(pairs)), cfg.seed)  # (4)
     order = sorted(range(len(pairs)), key=lambda k: WRITTEN.index(kinds[kept[k]]))
     if cfg.shuffle:
         order = sorted(order, key=lambda k: place(pairs[k], "order", cfg.seed))
@@ -291,9 +291,9 @@ def main(cfg: Config) -> None:
     print(f"{card['rows']['read']:,} rows read, {card['rows']['kept']:,} kept{added}; " + ", ".join(
         f"{name} {part['pairs']:,}" for name, part in card["splits"].items()))
     for reason, drop in card["dropped"].items():
-        print(f"dropped {drop['rows']:,}: {errors.visible(reason)}")
+        print(f"dropped {drop['rows']:,}: {errors.printable(reason)}")
     for title, lines in (("look at this first", card["warnings"]), ("next", next_commands(Path(cfg.out), files))):
-        print("\n".join([f"{title}:", *(f"  {errors.visible(line)}" for line in lines)]))
+        print("\n".join([f"{title}:", *(f"  {errors.printable(line)}" for line in lines)]))
 
 
 if __name__ == "__main__":

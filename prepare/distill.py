@@ -222,7 +222,8 @@ class Meter:
         return found
 
 
-def collect(cfg: Config, number: int, pairs: Sequence[Pair], system: str | None, opened: dict[Oracle, Chat]) -> Chains:
+def ask_oracle(cfg: Config, number: int, pairs: Sequence[Pair], system: str | None,
+               opened: dict[Oracle, Chat]) -> Chains:
     """All chains of a pass. The log has them in the order of the pairs, whatever the order in which they came, so a log
     that was cut off anywhere is continued to the same bytes."""
     log = Path(cfg.out) / f"pass_{number}.jsonl"
@@ -307,12 +308,12 @@ def distil(cfg: Config) -> dict[str, Any]:
     cfg = resolve(cfg, pairs, system)
     folder = RunFolder(cfg.out, cfg).path
     opened: dict[Oracle, Chat] = {}
-    passes = [collect(cfg, 1, pairs, system, opened)]  # (1)
+    passes = [ask_oracle(cfg, 1, pairs, system, opened)]  # (1)
     left = [pair for pair in pairs if not choose(passes[0][name(pair)], {})]
     if cfg.second_pass:
         shown = [replace(pair, messages=hinted(prompts[name(pair)], pair.winner, failed_text(passes[0][name(pair)])))
                  for pair in left]
-        passes.append(collect(cfg, 2, shown, system, opened))  # (2)
+        passes.append(ask_oracle(cfg, 2, shown, system, opened))  # (2)
     close(opened)
     scores = rank(cfg, passes, prompts) if cfg.rstar else {}
     traced = [with_trace(pair, cfg, passes, scores) for pair in pairs]
@@ -409,7 +410,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     for label in ("pass_1", "pass_2")[: 1 + ("pass_2" in summary)]:
         part = summary[label]
         chains = ", ".join(f"{count} {what}" for what, count in part["chains"].items()) or "none asked"
-        print(f"{label.replace('_', ' ')}, {errors.visible(part['oracle'])}: {chains}; {part['prompt_tokens']:,} "
+        print(f"{label.replace('_', ' ')}, {errors.printable(part['oracle'])}: {chains}; {part['prompt_tokens']:,} "
               f"prompt tokens, {part['response_tokens']:,} chain tokens, cost {part['cost']:.2f}")
 
 

@@ -30,7 +30,7 @@ from evaluation.tables import as_text, curve_grid, drawn
 from judging.verdicts import Judgement
 from report.stages import Key, Stage, find_curves, find_stages, is_number, load_texts
 from runtime import disk
-from runtime.errors import visible
+from runtime.errors import printable
 
 PANELS = (  # title, unit, {label: metric}
     ("loss", "nats per token", {"training": "train/loss", "held-out": "eval/loss"}),
@@ -200,8 +200,8 @@ def browser_data(stages: Sequence[Stage], texts: dict[Key, Pair]) -> dict[str, A
         if size > TRACES:
             break
         rows.append(row)
-    places = [[visible(s.run), ends.get(s.run) if s.step is None else s.step] for s in judged]
-    return {"stages": [visible(s.name) for s in judged], "places": places, "pairs": rows, "total": len(keys),
+    places = [[printable(s.run), ends.get(s.run) if s.step is None else s.step] for s in judged]
+    return {"stages": [printable(s.name) for s in judged], "places": places, "pairs": rows, "total": len(keys),
             "accuracy": [cell(s.summary.get("overall", {}).get("accuracy")) for s in judged], "last": last,
             "axes": [AXES[0], AXES[2]]}
 
@@ -224,12 +224,12 @@ def browser_row(key: Key, verdicts: Sequence[dict[str, Judgement]], pair: Pair |
 
 def clip(text: str, limit: int = 12_000) -> str:
     more = f"\n[{len(text) - limit:,} characters more]" if len(text) > limit else ""
-    return visible(text[:limit]) + more
+    return printable(text[:limit]) + more
 
 
 def as_html(table: Table) -> str:
     """Every cell escaped; the first column names the row."""
-    rows = [[escape(visible(text)) for text in row] for row in table]
+    rows = [[escape(printable(text)) for text in row] for row in table]
     head = "".join(f'<th scope="col">{text}</th>' for text in rows[0])
     body = "".join(f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{t}</td>" for t in row[1:]) + "</tr>\n"
                    for row in rows[1:])
@@ -238,8 +238,8 @@ def as_html(table: Table) -> str:
 
 def as_figure(run_name: str, title: str, remark: str, png: bytes, ends: tuple[float, float] | None) -> str:
     """A panel; with `ends` the script marks the step that the slider is at."""
-    linked = f' data-run="{escape(visible(run_name))}" data-from="{ends[0]}" data-to="{ends[1]}"' if ends else ""
-    head, foot, source = escape(visible(title)), escape(visible(remark)), base64.b64encode(png).decode()
+    linked = f' data-run="{escape(printable(run_name))}" data-from="{ends[0]}" data-to="{ends[1]}"' if ends else ""
+    head, foot, source = escape(printable(title)), escape(printable(remark)), base64.b64encode(png).decode()
     return (f'<figure{linked}><figcaption>{head}</figcaption><div><img alt="{head}; {foot}" '
             f'src="data:image/png;base64,{source}"></div><small>{foot}</small></figure>\n')
 
@@ -251,7 +251,7 @@ def introduction(stages: Sequence[Stage]) -> str:
         did = f"trained for {sum('time/step' in m for m in s.metrics)} steps on" if s.metrics else "judged"
         lines.append(f"{s.name}, {s.config.get('date')}: {s.config.get('model')} {did} {s.config.get('data')}")
         lines += [f"$ {s.config['command']}"] if s.config.get("command") else []
-    return "<br>\n".join(escape(visible(line)) for line in lines)
+    return "<br>\n".join(escape(printable(line)) for line in lines)
 
 
 def page(title: str, stages: Sequence[Stage], curves: dict[str, list[Panel]], data: Any,
@@ -259,15 +259,15 @@ def page(title: str, stages: Sequence[Stage], curves: dict[str, list[Panel]], da
     parts = []
     for name, panels in curves.items():
         figures = "".join(as_figure(name.removeprefix("Training: "), *panel) for panel in panels)
-        parts.append(f'<h2>{escape(visible(name))}</h2>\n<div class="grid">\n{figures}</div>\n')
+        parts.append(f'<h2>{escape(printable(name))}</h2>\n<div class="grid">\n{figures}</div>\n')
     parts += ["<h2>Stages</h2>\n", as_html(stage_table(stages))]
     for name, curve in evaluated.items():
-        parts += [f"<h3>{escape(visible(name))}</h3>\n", as_html(curve_grid(curve))]
+        parts += [f"<h3>{escape(printable(name))}</h3>\n", as_html(curve_grid(curve))]
     if probes := probe_table(stages):
         parts += ["<h2>Probes</h2>\n", as_html(probes)]
     policy = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     content = json.dumps(data).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-    return TEMPLATE.substitute(title=escape(visible(title)), policy=policy, style=STYLE, body="".join(parts),
+    return TEMPLATE.substitute(title=escape(printable(title)), policy=policy, style=STYLE, body="".join(parts),
                                introduction=introduction(stages), hidden="" if data["pairs"] else " hidden",
                                data=content, script=SCRIPT)
 

@@ -34,11 +34,11 @@ def remedy(error: Exception) -> str:
     return ""
 
 
-def visible(text: str) -> str:
+def printable(text: str) -> str:
     """Text that cannot control a terminal or a page: control, bidi and zero-width characters become `<U+001B>`.
     Line ends and tabs stay.
 
-    >>> visible("red \\x1b[31m" + chr(0x202E))
+    >>> printable("red \\x1b[31m" + chr(0x202E))
     'red <U+001B>[31m<U+202E>'
     """
 

@@ -21,7 +21,7 @@ from cor_prompt import render
 from data import Pair, load_pairs, save_pairs
 from prepare import build_data, card as cards
 from prepare.augment import augmented
-from prepare.build_data import PRESETS, Config, alternate, main, split, unique
+from prepare.build_data import PRESETS, Config, alternate, assign, main, unique
 from prepare.sources import read_source
 from runtime.errors import UserError
 
@@ -199,7 +199,7 @@ def test_the_alternation_is_strict_and_changes_nothing_else(pairs):
 def test_splits_are_disjoint_complete_and_keep_groups_whole(pairs, data):
     groups = data.draw(st.lists(st.integers(0, 8), min_size=len(pairs), max_size=len(pairs)))
     sizes = {"held_out.jsonl": data.draw(st.integers(0, 9)), "to_distil.jsonl": data.draw(st.integers(0, 9))}
-    names = split(pairs, groups, sizes, seed=3)
+    names = assign(pairs, groups, sizes, seed=3)
     assert len(names) == len(pairs)
     assert len({(g, name) for g, name in zip(groups, names, strict=True)}) == len(set(groups))
     for name, size in sizes.items():

@@ -496,10 +496,10 @@ def test_a_prompt_file_is_read_without_its_last_line_break(tmp_path):
 @given(st.text(st.characters(exclude_categories=())))
 def test_T15_visible_text_controls_nothing(text):
     """Strangers' texts reach terminals and reports: no escape sequence, no direction mark, no lone surrogate."""
-    shown = errors.visible(text)
+    shown = errors.printable(text)
     assert not {unicodedata.category(c) for c in shown if c not in "\n\t"} & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     shown.encode("utf-8")
-    assert errors.visible(shown) == shown
+    assert errors.printable(shown) == shown
     if text.isprintable():
         assert shown == text
     assert shown.count("\n") == text.count("\n")
