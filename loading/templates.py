@@ -118,6 +118,8 @@ def _without_system(messages: Messages) -> Messages:
 @lru_cache(maxsize=4)
 def thought_of_prompt(tokenizer: Any) -> tuple[str, bool]:
     """(how a generation prompt opens a thought, such as "<think>\\n", or empty; whether it closes one)."""
+    if not getattr(tokenizer, "chat_template", None):  # prompts that are ids from the start
+        return "", False
     mark = "\ue000"
     end = render_template([{"role": "user", "content": mark}], tokenizer, True).rpartition(mark)[2]
     _, opening, after = end.rpartition("<think>")
