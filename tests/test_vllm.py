@@ -110,3 +110,15 @@ def test_evaluation_gives_the_verdicts_of_the_embedded_sampler(tmp_path):
         assert done.returncode == 0 and f"sampler: {kind} (asked for)" in done.stdout, done.stderr[-3000:]
         texts[kind] = sorted((tmp_path / kind / "judgements.jsonl").read_text().splitlines())
     assert len(texts["vllm"]) == 12 and texts["vllm"] == texts["torch"]
+
+
+def test_the_engines_check_for_a_gpu_passes_in_small(tmp_path):
+    command = [sys.executable, "-m", "bench.gpu", "--engine", "--tiny", "--out", str(tmp_path / "gpu.json")]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=500,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert list(found) == ["machine", "engine_toy", "engine_half_billion"]
+    for part in (found["engine_toy"], found["engine_half_billion"]):
+        assert max(part["sync/logprob_diff_mean"]) < HALF
+        assert [len(part["used_gb"][when]) for when in ("before sync", "awake", "asleep")] == [3, 3, 4]
