@@ -76,7 +76,9 @@ def parse(config: type[C], presets: Mapping[str, C], argv: list[str] | None = No
 
 def as_trained(cfg: Any, named: Collection[str]) -> Any:
     """The config with style and wording of the judge at `cfg.model` (its judge.json), where no flag names them."""
-    preset = Asked(cfg.style, read_prompt(cfg.prompt_file), getattr(cfg, "max_tokens", 0))
+    there = "--prompt-file" in named or not cfg.prompt_file or Path(cfg.prompt_file).is_file()
+    wording = read_prompt(cfg.prompt_file) if there else ""  # a preset's file that is missing matters only if it is used
+    preset = Asked(cfg.style, wording, getattr(cfg, "max_tokens", 0))
     asked = how_to_ask(cfg.model, style=cfg.style if "--style" in named else None, default=preset,
                        wording=preset.wording if "--prompt-file" in named else None,
                        max_tokens=preset.max_tokens if "--max-tokens" in named else 0)

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -383,7 +384,7 @@ def test_P20_P21_engine_is_synced_before_it_samples_and_asleep_and_the_moments_b
     """A fake engine whose weights are NaN until a sync; a run stopped after two rounds and continued."""
     facts = request.getfixturevalue(ranks).facts("engine")
     first = ["start", *round_events("no", True), *round_events("away", False), "close: here"]
-    second = ["start", *round_events("away", True), "sync: away", "chat: away", "close: away"]
+    second = ["start", *round_events("away", True), "sync: away", "chat: away", "sleep: away", "close: away"]
     for events in facts["events"]:
         assert events == first + second
     assert facts["diffs"][-1] is None and all(diff < 1e-5 for diff in facts["diffs"][:-1])
@@ -498,8 +499,13 @@ def test_shard_ranks_that_do_not_divide_the_ranks_are_refused_and_more_than_ther
     from runtime.errors import UserError
 
     asked: list[tuple[int, ...]] = []
+
+    def made(kind, shape, **names):
+        asked.append(shape)
+        return SimpleNamespace(get_all_groups=list)
+
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist.device_mesh, "init_device_mesh", lambda kind, shape, **names: asked.append(shape))
+    monkeypatch.setattr(dist.device_mesh, "init_device_mesh", made)
     for ranks, wanted in ((1, (1,)), (2, (2,)), (4, (2, 2)), (8, (4, 2))):
         monkeypatch.setattr(dist, "get_world_size", lambda ranks=ranks: ranks)
         model.make_mesh(torch.float32, 2)

@@ -107,6 +107,6 @@ def test_the_page_shows_hostile_texts_as_texts(tmp_path):
     marks = [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded",
                                                               "Page.javascriptDialogOpening")]
     browser.close()
-    allowed = set("H3 H4 P DIV PRE SPAN B MARK INS BUTTON".split())
+    allowed = set("H3 H4 P DIV PRE SPAN SMALL B MARK INS BUTTON".split())
     assert [i for i, *_ in found] == list(range(len(texts)))
     assert all(same and set(tags) <= allowed for _, tags, same in found) and not marks and scripts == 1
