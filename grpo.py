@@ -320,6 +320,7 @@ def train(cfg: Config, method: Method = Method()) -> None:
             if stopping or last or (step + 1) % cfg.save_every == 0:
                 states.keep_state(run.folder, run.policy, run.optimizer, state)
             if stopping and not last:
+                moments.to_host()
                 run.sampler.close()
                 stop.leave()
     moments.to_host()

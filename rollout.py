@@ -309,6 +309,9 @@ class VLLMSampler:
 
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
+        if self.cuda and self.dummy:  # shutting down frees the memory, and what sleeps has none: CUDA would complain
+            torch.cuda.empty_cache()
+            self.llm.wake_up()
         self.llm.llm_engine.engine_core.shutdown()
 
 

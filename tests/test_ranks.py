@@ -383,7 +383,7 @@ def round_events(moments: str, evaluated: bool) -> list[str]:
 def test_P20_P21_engine_is_synced_before_it_samples_and_asleep_and_the_moments_back_before_the_update(request, ranks):
     """A fake engine whose weights are NaN until a sync; a run stopped after two rounds and continued."""
     facts = request.getfixturevalue(ranks).facts("engine")
-    first = ["start", *round_events("no", True), *round_events("away", False), "close: here"]
+    first = ["start", *round_events("no", True), *round_events("away", False), "close: away"]
     second = ["start", *round_events("away", True), "sync: away", "chat: away", "sleep: away", "close: away"]
     for events in facts["events"]:
         assert events == first + second

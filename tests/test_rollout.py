@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,16 @@ def test_a_paper_run_without_vllm_is_refused_unless_the_embedded_sampler_is_aske
         rollout.make_engine(paper, make_tokenizer(), [])
     for cfg in (replace(paper, sampler="torch"), replace(paper, preset="one-gpu")):
         assert rollout.make_engine(cfg, make_tokenizer(), []) is None
+
+
+def test_an_engine_that_sleeps_on_a_gpu_is_woken_before_it_is_shut_down():
+    said: list[str] = []
+    core = SimpleNamespace(shutdown=lambda: said.append("shutdown"))
+    engine = object.__new__(rollout.VLLMSampler)
+    engine.cuda = engine.dummy = True
+    engine.llm = SimpleNamespace(wake_up=lambda: said.append("wake up"), llm_engine=SimpleNamespace(engine_core=core))
+    engine.close()
+    assert said == ["wake up", "shutdown"]
 
 
 def test_a_wave_follows_from_shapes_and_the_budget(sampler):
