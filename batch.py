@@ -4,11 +4,12 @@
     index        0  1  2  3 |  4  5 |  6  7  8 |  9
     inputs      p0 p1 p2 p3 | a0 a1 | b0 b1 b2 | c0                    a response's last token is never an input
     position     0  1  2  3 |  4  5 |  4  5  6 |  4                    restarts after the prompt
-    response     0  0  0  0 |  1  1 |  2  2  2 |  3                    i sees j <= i of its group if response[j]
-    targets     a0 a1  E   b0 b1 b2  E   c0  E                         is 0 or its own
+    response     0  0  0  0 |  1  1 |  2  2  2 |  3                    0 is the prompt
+    targets     a0 a1  E   b0 b1 b2  E   c0  E
     source       3  4  5    3  6  7  8    3  9                         the hidden state that predicts each target
     sequence     0  0  0    1  1  1  1    2  2
 
+Token i sees the tokens j <= i of its group that belong to the prompt or to its own response.
 A prompt goes through the model once for its whole group, and the result is exact. After this file only response
 tokens carry values: per-token tensors are flat, shape (N,), without padding, label shift or mask. SFT uses the
 same with one response per prompt.
@@ -94,7 +95,7 @@ def plan(groups: Sequence[Group], max_tokens: int, count: int | None = None, one
 
     A micro-batch costs rows x longest row (SDPA pads), or the sum of its tokens with `one_row`
     (FlexAttention skips what is not visible). `count` asks for at least that many micro-batches, because
-    every rank must make the same number of passes. A missing micro-batch is [], and there is always one.
+    every rank must make the same number of passes; the ones that are missing are []. The list is never empty.
     """
     sizes = [group_tokens(group) for group in groups]
 
@@ -233,7 +234,7 @@ def aggregate(per_token: Tensor, batch: Batch, agg: Agg, divisor: float) -> Tens
 
 def micro_batches(groups: Sequence[Group], max_tokens: int, device: torch.device | str,
                   one_row: bool | None = None) -> Iterator[Batch]:
-    """This rank's groups -> its micro-batches, as many as the rank that needs most of them; one row on a GPU."""
+    """This rank's groups -> its micro-batches. All ranks make the same number of them. On a GPU each is one row."""
     one_row = torch.device(device).type in FLEX if one_row is None else one_row
     pieces = split(groups, max_tokens)
     count = max(gather(len(plan(pieces, max_tokens, one_row=one_row))))

@@ -1,10 +1,10 @@
 """Stage 2, RLVR: GRPO on verdicts (Eq. 9). The page of equations, then `update`, then the loop.
 
-    1. take P pairs, sample G responses to each prompt          4. advantage = (reward - group mean) / group std
+    1. take P pairs, sample G responses to each prompt          4. score old and reference log-probs of the rollouts
     2. reward: +1 for the right verdict, else -1                5. per mini-batch: clipped ratio + KL to the start
-    3. score old and reference log-probs of the rollouts           checkpoint, one optimiser step
+    3. advantage = (reward - group mean) / group std               checkpoint, one optimiser step
 
-Deleted from PPO: the critic, the value loss, GAE, the entropy bonus, the KL in the reward, reward shaping.
+Left out of PPO: the critic, the value loss, GAE, the entropy bonus, the KL in the reward, reward shaping.
 
     python grpo.py --preset tiny                         one process, the tiny world of toy/
     torchrun --nproc_per_node=8 grpo.py                  the paper's DeepSeek-Distilled-7B run
@@ -110,7 +110,7 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
            advantages: Tensor, cfg: Config, loss: Callable = grpo_loss, step: int = 0) -> dict[str, float]:
     """One round's optimiser steps on this rank's P * G rollouts (groups adjacent) -> metrics of all ranks. Eq. 7
 
-    Old log-probs are real: they are scored before the first step moves the weights. `step` places the round in
+    Old log-probs are computed before the first step moves the weights. `step` places the round in
     the learning-rate schedule.
     """
     groups, size = make_groups(rollouts, advantages), cfg.mini_batch // ranks.world_size()
@@ -119,7 +119,7 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
     packed = [list(micro_batches(mini, cfg.micro_batch_tokens, device)) for mini in mini_batches]
     metrics = Metrics()
     steps.note("scoring")
-    score_rollouts(policy, reference, packed, cfg)  # (3)
+    score_rollouts(policy, reference, packed, cfg)  # (4)
     for m, (mini, batches) in enumerate(zip(mini_batches, packed, strict=True)):  # (5)
         divisor = max(1, sum(ranks.gather(loss_divisor(mini, cfg.agg, cfg.max_response_tokens))))
         for batch in batches:
@@ -147,9 +147,9 @@ def make_groups(rollouts: Sequence[Rollout], advantages: Tensor) -> list[Group]:
 
 
 def score_rollouts(policy: Policy, reference: Policy, packed: Sequence[Sequence[Batch]], cfg: Config) -> None:
-    """Fill in `ref_logprobs` everywhere and `old_logprobs` after the first mini-batch.
+    """Fill in `ref_logprobs` of all mini-batches, and `old_logprobs` of all but the first.
 
-    The first mini-batch needs no extra pass: its forward in `update` still has the weights that sampled.
+    The first mini-batch gets None: its old log-probs are those of its own forward in `update`, detached.
     """
     policy.train()  # the same mode, batches and kernels as in the update: an unchanged policy has ratio 1
     with torch.no_grad():
@@ -307,9 +307,9 @@ def train(cfg: Config, method: Method = Method()) -> None:
             run.sampler.sleep()
             moments.to_device()
             clock.lap("generate")
-            advantages = method.advantage(rewards, cfg.scale_by_std)  # (4)
+            advantages = method.advantage(rewards, cfg.scale_by_std)  # (3)
             stats = update(run.policy, run.reference, run.optimizer, rollouts, advantages, cfg, method.loss,
-                           step)  # (3), (5)
+                           step)  # (4), (5)
             clock.lap("update")
             record = rollout_metrics(rollouts, rewards, method.verdict) | stats | evaluated | clock.times(rollouts)
             run.folder.log({"step": step} | record)

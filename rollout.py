@@ -221,7 +221,7 @@ class VLLMSampler:
         self.tokenizer, self.tp, self.context = tokenizer, tp, context
         self.stop_ids = stop_ids(read_generation(folder), tokenizer)
         self.cuda = torch.cuda.is_available()
-        self.seed_each = not self.cuda  # on a GPU a seed a request would make the engine loop over its rows
+        self.seed_each = not self.cuda  # on a GPU one seed per request would make the engine loop over its rows
         self.dummy = dummy
         room: dict[str, Any] = (
             {"gpu_memory_utilization": memory, "enable_sleep_mode": dummy, "max_num_seqs": SEQUENCES}

@@ -149,7 +149,7 @@ class GRPOConfig:
     max_prompt_tokens: int = 4096
     """tokens; a longer prompt is left out and counted"""
     max_response_tokens: int = 8192
-    """tokens; sampling stops there, and a cut response has no verdict"""
+    """tokens; sampling stops there, and a response that is cut before its verdict has none"""
     micro_batch_tokens: int = 16384
     """tokens per forward and backward on one rank, padding included"""
     lr: float = 1e-6
