@@ -589,7 +589,8 @@ def show_pair(pair: Pair, labelled: bool, verdict: Verdict) -> Result:
     votes += f": {reasons(verdict.silent)}" if verdict.silent else ""
     votes = votes if verdict.traces else "equal responses are a tie"
     right = "".join(f", {'right' if ok else 'wrong'}" for ok in correct.values())
-    lines.append(f"==== verdict: {verdict.winner or 'none'} (votes: {votes}){right}\n")
+    tied = not verdict.traces or verdict.votes["A"] == verdict.votes["B"] > 0
+    lines.append(f"==== verdict: {verdict.winner or ('tie' if tied else 'none')} (votes: {votes}){right}\n")
     return {"pair_id": pair.pair_id, "source": pair.source} | correct | asdict(verdict), "\n".join(lines)
 
 

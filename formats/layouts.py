@@ -97,7 +97,8 @@ def read_row(row: Row) -> dict[str, Any]:
         steps, pairs = text(row, "initial_reason_steps"), [("full_chosen", "full_rejected")]
         row = row | {name: steps + text(row, name) for name in pairs[0]}
     if len(pairs) != 1:
-        raise refused(row, "two or more pairs of responses" if pairs else "no two responses")
+        raise refused(row, "two or more pairs of responses" if pairs else "one response a row: join the rows of a "
+                      "prompt to pairs first" if "response" in row else "no two responses")
     names, ordered = pairs[0], pairs[0] not in COMPARED
     return names_of(row) | {"row": row, "sides": read_sides(row, *names), "ordered": ordered,
                             "winner": "A" if ordered else read_winner(row, *names)}
