@@ -507,13 +507,13 @@ def attempt(parse: Callable, where: str, number: int, row: dict[str, Any] | User
 
 def open_out(cfg: Source, system: str | None, has_model: bool) -> RunFolder:
     """The folder, which is refused if what makes a result has changed."""
-    what = {field.name: getattr(cfg, field.name) for field in fields(cfg) if field.name not in FREE}
+    what = {setting.name: getattr(cfg, setting.name) for setting in fields(cfg) if setting.name not in FREE}
     what |= {"command": type(cfg).__name__.lower(), "prompt_digest": digest(system), "model_digest": ""}
     if has_model and not cfg.base_url:
         from loading.folder import weights_digest
 
         what |= {"model_digest": weights_digest(cfg.model), "dtype": cfg.dtype}
-    default = {field.name: field.default for field in fields(cfg)}
+    default = {setting.name: setting.default for setting in fields(cfg)}
     columns = [(name, Any, field(default=default.get(name, MISSING))) for name in what]
     return RunFolder(cfg.out, make_dataclass("Config", columns, kw_only=True)(**what))
 
