@@ -596,6 +596,8 @@ def make_large(folder: Path) -> None:
     last = {"model.embed_tokens.weight": tensors.pop("model.embed_tokens.weight")}
     save_file(tensors, folder / "a.safetensors", metadata={"format": "pt"})
     save_file(last, folder / "b.safetensors", metadata={"format": "pt"})
+    places = {name: file for file, those in (("a.safetensors", tensors), ("b.safetensors", last)) for name in those}
+    disk.write_whole(folder / "model.safetensors.index.json", json.dumps({"weight_map": places}))
 
 
 def memory(stage: Stage, name: str) -> None:
