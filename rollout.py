@@ -105,7 +105,7 @@ def chat_by_ids(sampler: TorchSampler | VLLMSampler, conversations: Sequence[Seq
 # ---- the embedded sampler ------------------------------------------------------------------------------
 
 
-DECODE_GB = 4.0  # memory for keys, values and logits of the rows that are decoded together, in GB (1e9 bytes)
+DECODE_GB = Config.decode_gb  # memory for keys, values and logits of the rows that are decoded together, in GB
 MOST_ROWS = 256  # more rows at once gain nothing on a CPU
 
 
