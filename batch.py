@@ -17,7 +17,7 @@ same with one response per prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -122,19 +122,16 @@ class Row:
     group: list[int] = field(default_factory=list)
     response: list[int] = field(default_factory=list)
 
-    def add(self, ids: Sequence[int], first_position: int, group: int, response: int) -> None:
+    def add(self, ids: Sequence[int], positions: Iterable[int], group: int, response: int) -> None:
         self.inputs += ids
-        self.position_ids += range(first_position, first_position + len(ids))
+        self.position_ids += positions
         self.group += [group] * len(ids)
         self.response += [response] * len(ids)
 
     def pad(self, width: int) -> None:
         """Fill up with a group that no real token sees."""
-        missing = width - len(self.inputs)
-        self.inputs += [0] * missing
-        self.position_ids += [0] * missing
-        self.group += [-1] * missing
-        self.response += [0] * missing
+        missing = [0] * (width - len(self.inputs))
+        self.add(missing, missing, -1, 0)
 
 
 @dataclass
@@ -186,12 +183,13 @@ def _append(row: Row, flat: Targets, group: Group, number: int, offset: int) -> 
     """Add one group to a row and its targets to the flat lists; `offset` is the row's first flattened index."""
     if not group.prompt_ids:
         raise ValueError("a group without a prompt: nothing predicts the first token of its responses")
+    prompt = len(group.prompt_ids)
     sequence = flat.sequence[-1] + 1 if flat.sequence else 0
-    row.add(group.prompt_ids, 0, number, 0)
+    row.add(group.prompt_ids, range(prompt), number, 0)
     last = offset + len(row.inputs) - 1  # the prompt's last token predicts every first token
     for k, ids in enumerate(group.responses):
         start = offset + len(row.inputs)
-        row.add(ids[:-1], len(group.prompt_ids), number, k + 1)
+        row.add(ids[:-1], range(prompt, prompt + len(ids[:-1])), number, k + 1)
         flat.source += [last, *range(start, start + len(ids) - 1)] if ids else []
         flat.targets += ids
         flat.sequence += [sequence + k] * len(ids)
