@@ -34,7 +34,7 @@ from evaluation import tables
 from evaluation.benchmarks import BOTH_ORDERS, Benchmark, Compat, due, load_benchmark, take
 from evaluation.outcomes import budget_curve, read_judgement, read_log, score_rows, summarise
 from judge import Judge
-from judging.endpoint import Server, drop_failures
+from judging.endpoint import Server
 from judging.pointwise import judge_scalar
 from judging.verdicts import Judgement, NothingJudged, check_sampling, judge_pairs, likely_cause
 from loading.judge_file import Asked
@@ -232,7 +232,7 @@ def verdicts_so_far(folder: Path, names: set[Key]) -> dict[Key, Judgement]:
     ranks.gather(None)
     paths = sorted(folder.glob("judgements*.jsonl"))
     for path in paths if ranks.rank() == 0 else []:
-        drop_failures(path)
+        disk.drop_torn_end(path)
     ranks.gather(None)
     found: dict[Key, Judgement] = {}
     for path in paths:

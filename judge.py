@@ -36,7 +36,7 @@ from data import Message, Pair, read_pair
 from formats.layouts import read_messages, read_row
 from formats.readers import read_rows
 from judging import pointwise, ranking
-from judging.endpoint import EndpointSampler, Server, drop_failures
+from judging.endpoint import EndpointSampler, Server
 from judging.pointwise import Scores
 from judging.serving import Refused, make_server
 from judging.verdicts import (
@@ -522,7 +522,7 @@ def skip_done(found: Iterator[Row], log: Path) -> None:
     """Pass over the rows whose results are in the log. A line without its end is what a killed process left."""
     if not log.exists():
         return
-    drop_failures(log, and_the_rest=True)
+    disk.drop_torn_end(log)
     for number, record in disk.read_jsonl(log):
         where, _, row = next(found, ("the end of the rows", 0, None))
         if mark(row) != record.get("row"):

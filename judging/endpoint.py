@@ -26,7 +26,7 @@ from loading.judge_file import Asked, how_to_ask
 from loading.templates import for_server
 from rollout import Reply
 from runtime.cli import read_prompt
-from runtime.disk import drop_torn_end, read_jsonl, write_whole
+from runtime.disk import drop_torn_end, read_jsonl
 from runtime.errors import UserError, printable
 from runtime.seeds import derive_seed
 
@@ -334,8 +334,7 @@ def read_kept(path: Path) -> dict[str, Reply]:
             ok = False
         if not ok:
             raise UserError(f"{path}:{number}: not a reply of this server; use another folder")
-        if reply.text != FORMER_FAILURE:
-            known[row["key"]] = reply
+        known[row["key"]] = reply
     return known
 
 
@@ -397,20 +396,6 @@ def text_of(message: Mapping[str, Any]) -> str:
     thought = joined(thought, "text") + joined(content, "thinking")
     # closed even if cut off: a thought is never the verdict
     return (f"<think>{thought}</think>" if thought else "") + joined(content, "text")
-
-
-def drop_failures(log: Path, and_the_rest: bool = False) -> None:
-    """Take from a log of verdicts the torn last line of a killed process, and the lines in which an error of a server
-    was once kept as a verdict, so that they are asked again; where lines must follow one another, also the rest."""
-    drop_torn_end(log)
-    lines = log.read_bytes().splitlines(keepends=True)
-    failed = [FORMER_FAILURE.encode() in line for line in lines]
-    if any(failed):
-        kept = lines[: failed.index(True)] if and_the_rest else [x for x, f in zip(lines, failed, strict=True) if not f]
-        write_whole(log, b"".join(kept))
-
-
-FORMER_FAILURE = "(no reply: malformed answer)"  # an error was kept under this text; such replies are asked again
 
 
 def no_reply(why: str) -> Reply:

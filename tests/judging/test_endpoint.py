@@ -491,27 +491,6 @@ def test_an_error_in_a_body_stops_the_run_and_is_never_kept(fake, tmp_path, kind
         assert_right(ask(sampler_of(fake, kept=kept), ["r"]), ["r"])
 
 
-def test_an_error_that_was_kept_as_a_reply_is_asked_again(fake, tmp_path):
-    kept = tmp_path / "replies.jsonl"
-    ask(sampler_of(fake, kept=kept), ["q", "r"])
-    lines = kept.read_text().splitlines(keepends=True)
-    row = json.loads(lines[0])
-    row["reply"]["text"] = endpoint.FORMER_FAILURE
-    kept.write_text(json.dumps(row) + "\n" + lines[1])
-    assert_right(ask(sampler_of(fake, kept=kept), ["q", "r"]), ["q", "r"])
-    assert len(fake.seen) == 3
-    assert_right(ask(sampler_of(fake, kept=kept), ["q", "r"]), ["q", "r"])
-    assert len(fake.seen) == 3
-
-
-def test_logs_lose_the_verdicts_that_were_errors(tmp_path):
-    log = tmp_path / "log.jsonl"
-    for rest, left in ((False, ["1", "3"]), (True, ["1"])):
-        log.write_text("1\n" + json.dumps({"text": endpoint.FORMER_FAILURE}) + "\n3\ntorn")
-        endpoint.drop_failures(log, rest)
-        assert log.read_text().split() == left
-
-
 # ---- settings of a server ------------------------------------------------------------------------------
 
 
