@@ -18,7 +18,6 @@ as wrong. `score` needs no model: it reads such logs and published outcome table
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +30,7 @@ import tyro
 from cor_prompt import encode_prompt, render
 from data import Message, Pair, save_pairs, swap
 from evaluation import tables
-from evaluation.benchmarks import BOTH_ORDERS, Benchmark, Compat, due, load_benchmark, take
+from evaluation.benchmarks import BOTH_ORDERS, RULES, Benchmark, due, load_benchmark, take
 from evaluation.outcomes import budget_curve, read_judgement, read_log, score_rows, summarise
 from judge import Judge
 from judging.endpoint import Server
@@ -114,12 +113,7 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
                            ) <= found.keys():
             sampler = sampler or make_sampler(cfg, prompts, asked)
             ranks.gather(None)  # a server's kept replies have been read by all before any rank adds to them
-            try:
-                judge_missing(one, sampler, wanted, asked, found)
-            except UserError as error:
-                if ranks.rank():  # cli.start prints what rank 0 meets
-                    print(f"error: rank {ranks.rank()}: {error}", file=sys.stderr)
-                raise
+            judge_missing(one, sampler, wanted, asked, found)
             found = verdicts_so_far(folder, names)
         judged[budget] = [found[key] for key in sorted(found)]
         summary = summarise(judged[budget])
@@ -310,44 +304,26 @@ class Score:
     """Whose rules count; pairs: plain accuracy, overall and by category."""
     log: tuple[str, ...]
     """Verdict logs, published outcome tables, or folders that hold them."""
-    compat: Compat = "none"
-    """official: the authors' verdict parser and RM-Bench scorer come first. Both are shown where they differ."""
     name: str = "this log"
     """What the row is called."""
     compare: bool = False
     """Show the published rows beside it."""
-    also: tuple[str, ...] = ()
-    """What --json wrote for the other two benchmarks: prints the three-benchmark average."""
     json: str = ""
     """File for all numbers, unrounded (JSON)."""
-    markdown: str = ""
-    """File for the tables (Markdown)."""
     plots: str = ""
     """Folder for sections.png, bars by section."""
-    draws: int = 1000
-    """Bootstrap resamples behind the 95 % intervals (draws)."""
-    seed: int = 0
-    """Seed of the resamples (an integer)."""
 
 
 def score(cfg: Score) -> dict[str, Any]:
-    """Print and write the tables; returns what --json holds."""
-    cli.check_positive(cfg, "draws")
+    """Print and write the tables, under the authors' rules too where they give other numbers; returns what --json
+    holds."""
     rows = read_log(cfg.log)
-    rules: tuple[Compat, Compat] = ("official", "none") if cfg.compat == "official" else ("none", "official")
-    first, second = (score_rows(cfg.benchmark, rows, compat, cfg.draws, cfg.seed) for compat in rules)
-    result = {"benchmark": cfg.benchmark, "name": cfg.name, "log": list(cfg.log), **first,
-              "other_rules": second if second["table"] != first["table"] else None}
+    right, official = (score_rows(cfg.benchmark, rows, compat) for compat in RULES)
+    result = {"benchmark": cfg.benchmark, "name": cfg.name, "log": list(cfg.log), **right,
+              "other_rules": official if official["table"] != right["table"] else None}
     grids = tables.all_grids(result, cfg.compare)
-    if cfg.also:
-        result["three_benchmarks"] = tables.averages(result, cfg.also)
-        grids += tables.average_grids(result["three_benchmarks"], cfg.compare)
     if cfg.json:
         disk.write_whole(Path(cfg.json), dumps(result, indent=1) + "\n")
-    if cfg.markdown:
-        notes = "".join(f"\n{errors.printable(remark)}\n" for remark in result["remarks"])
-        text = "\n".join(tables.as_markdown(title, grid) for title, grid in grids) + notes
-        disk.write_whole(Path(cfg.markdown), text)
     if cfg.plots:
         tables.plot_result(Path(cfg.plots), result, cfg.compare)
     print("\n".join(tables.as_text(title, grid) for title, grid in grids))

@@ -9,8 +9,7 @@ Read are what eval.py logs (a verdict a line) and the per-sample tables of other
   {subset, id, correct}                             RewardBench
   {domain, id, result_1, result_2, result_3}        RM-Bench: slot k of result_f is chosen style k against
                                                     rejected style (k + f - 1) % 3, the three rotated files
-  {category_path, pair_uid | bon_uid, results}      RMB, a record of the authors' logs; also their accuracies
-                                                    per category with the items per category beside
+  {category_path, pair_uid | bon_uid, results}      RMB, a record of the authors' logs
 """
 
 from __future__ import annotations
@@ -40,8 +39,7 @@ def read_log(paths: Sequence[str]) -> list[tuple[str, Row]]:
     for path in map(Path, paths):
         files = [path]
         if path.is_dir():
-            kinds = (sorted(path.glob(kind)) for kind in ("judgements*.jsonl", "*outcomes*.jsonl", "*scores*.json"))
-            files = next(filter(None, kinds), [])
+            files = sorted(path.glob("judgements*.jsonl")) or sorted(path.glob("*outcomes*.jsonl"))
         if not files:
             raise UserError(f"{path}: no judgements*.jsonl and no *outcomes*.jsonl in it; name the files")
         for file in files:
@@ -55,8 +53,7 @@ def read_log(paths: Sequence[str]) -> list[tuple[str, Row]]:
 
 
 def _json_log(path: Path) -> Iterator[tuple[str, Row]]:
-    """A list of records, or RMB's two layouts: {set: records} and {set: {per_category: accuracies}}; the
-    items per category that the latter needs are in *counts*.json beside it."""
+    """A list of records, or those of RMB's sets: {set: records}."""
     content = read_json(path)
     parts = {"": content} if isinstance(content, list) else content
     if not isinstance(parts, dict):
@@ -65,27 +62,6 @@ def _json_log(path: Path) -> Iterator[tuple[str, Row]]:
         if not isinstance(row, dict):
             raise UserError(f"{path}: item {number}: expected an object, found {type(row).__name__}")
         yield f"{path}: item {number}", row
-    sizes: dict[str, Any] = {}
-    for counted in (_objects(read_json(file)) for file in path.parent.glob("*counts*.json")):
-        sizes |= {name: total for part in counted for name, total in part.items()}
-    for part in _objects(content):
-        accuracies = part.get("per_category", {})
-        if not isinstance(accuracies, dict):
-            raise UserError(f"{path}: 'per_category' must be an object of accuracies")
-        for name, share in accuracies.items():
-            total = sizes.get(name)
-            if not isinstance(total, int) or not 0 < total < 10**6:
-                raise UserError(f"{path}: the number of items of {name!r} is unknown; put it into *counts*.json beside "
-                                "the file")
-            right = _share(share, name, str(path)) * total
-            if abs(right - round(right)) > 1e-6:
-                raise UserError(f"{path}: {name!r}: {share} is not a whole number of {total} items; one is wrong")
-            for i in range(total):  # as records: the first ones are right
-                yield f"{path}: {name}", {"category_path": name, "pair_uid": i, "results": int(i < round(right))}
-
-
-def _objects(content: Any) -> list[dict[str, Any]]:
-    return [part for part in content.values() if isinstance(part, dict)] if isinstance(content, dict) else []
 
 
 def read_outcomes(
@@ -125,14 +101,14 @@ def read_outcomes(
     return list(found.values()), _remarks(judged, len(votes), twice, changed)
 
 
-def score_rows(benchmark: Benchmark, rows: Sequence[tuple[str, Row]], compat: Compat, draws: int = 1000,
-               seed: int = 0) -> dict[str, Any]:
+def score_rows(benchmark: Benchmark, rows: Sequence[tuple[str, Row]], compat: Compat,
+               draws: int = 1000) -> dict[str, Any]:
     """All numbers under one set of rules; the official one parses the logged texts again."""
     outcomes, remarks = read_outcomes(benchmark, rows, "official" if compat == "official" else None)
     return {
         "rules": benchmarks.RULES[compat],
         "table": benchmarks.score(benchmark, outcomes, compat),
-        "intervals": benchmarks.intervals(benchmark, outcomes, compat, draws, seed),
+        "intervals": benchmarks.intervals(benchmark, outcomes, compat, draws),
         "counts": benchmarks.count(outcomes),
         "remarks": remarks + benchmarks.gaps(benchmark, outcomes),
     }

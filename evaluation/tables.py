@@ -14,17 +14,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from evaluation.benchmarks import DOMAINS, KINDS, LEVELS, RULES, SECTION_OF, STYLES, mean
+from evaluation.benchmarks import DOMAINS, KINDS, LEVELS, SECTION_OF, STYLES
 from evaluation.rewardbench2 import SUBSETS
-from runtime.disk import read_json, write_whole
-from runtime.errors import UserError, printable
+from runtime.disk import write_whole
+from runtime.errors import printable
 
 Grid = list[list[str]]  # the first row is the header
 Result = Mapping[str, Any]
 
 PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parent / "published.json").read_text("utf-8"))
 PERCENT = ("rewardbench", "rm-bench", "rewardbench-2", "judgebench")
-THREE = ("rewardbench", "rm-bench", "rmb")  # the mean of their scores is the paper's headline
 HEADLINE = {  # column -> where its number stands in the benchmark's table; the columns of published.json
     "rewardbench": {
         **{section: ("sections", section) for section in dict.fromkeys(SECTION_OF.values())},
@@ -67,11 +66,7 @@ def all_grids(result: Result, compare: bool) -> list[tuple[str, Grid]]:
     """(title, grid) of everything that is printed for one benchmark."""
     name = result["benchmark"]
     details = {"rm-bench": _styles_and_domains, "rmb": _categories}.get(name, _subsets)
-    grids = [(name, headline(result, compare)), *details(result)]
-    if compare and name == "rewardbench":
-        ablation = PUBLISHED["rewardbench, ablation"]
-        grids.append((ablation["title"], published_grid(name, ablation)))
-    return grids
+    return [(name, headline(result, compare)), *details(result)]
 
 
 def headline(result: Result, compare: bool) -> Grid:
@@ -98,40 +93,6 @@ def published_grid(name: str, table: Mapping[str, Any]) -> Grid:
         return text if float(text) == value else f"{value:g}"
 
     return [["", *table["columns"]], *([model, *map(cell, values)] for model, values in table["rows"].items())]
-
-
-def averages(result: Result, others: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """{row: benchmark -> score, and their mean}, under both rules where they differ on a benchmark; `others` are
-    what --json wrote for the other two. Raises UserError if they do not complete the three."""
-    found: dict[str, dict[str, Any]] = {}  # benchmark -> rules -> score
-    for path, one in [("", result), *((path, read_json(Path(path))) for path in others)]:
-        try:
-            both = [one, *([one["other_rules"]] if one.get("other_rules") else [])]
-            found[one["benchmark"]] = {of["rules"]: of["table"]["overall"]["average"] for of in both}
-            ok = all(share is None or 0 <= share <= 1 for share in found[one["benchmark"]].values())
-        except (KeyError, TypeError, AttributeError):
-            ok = False
-        if not ok:
-            raise UserError(f"--also {path}: not what `eval.py score --json` writes for a benchmark")
-    if missing := [name for name in THREE if name not in found]:
-        raise UserError(f"--also: no table of {' and '.join(missing)} among them; the average needs all three")
-    rows = {}
-    for rules in dict.fromkeys((result["rules"], *RULES.values())):
-        scores = {name: found[name].get(rules, next(iter(found[name].values()))) for name in THREE}
-        rows[f"{result['name']}, {rules} rules"] = scores | {"average": mean(scores.values())}
-    same = len({tuple(row.values()) for row in rows.values()}) == 1
-    return {result["name"]: next(iter(rows.values()))} if same else rows
-
-
-def average_grids(rows: Mapping[str, Mapping[str, Any]], compare: bool) -> list[tuple[str, Grid]]:
-    """The three benchmarks and their mean (shares) as rows in percent, and the published tables."""
-    table = PUBLISHED["average"]
-    grid = [["", *table["columns"]]]
-    grid += [[name, *(number("rewardbench", value) for value in row.values())] for name, row in rows.items()]
-    if not compare:
-        return [("three benchmarks", grid)]
-    other = PUBLISHED["average, fine-tuning"]
-    return [("three benchmarks", grid + published_grid("", table)[1:]), (other["title"], published_grid("", other))]
 
 
 def _subsets(result: Result) -> list[tuple[str, Grid]]:
@@ -287,8 +248,7 @@ def plot_result(folder: Path, result: Result, compare: bool) -> None:
             axes.errorbar(i - 0.4 + 0.5 * width, value, [[max(0.0, value - low)], [max(0.0, high - value)]],
                           color="black", capsize=2, linewidth=1)
     axes.set_xticks(range(len(columns)), list(map(printable, columns)), rotation=20, ha="right")
-    low = min((v for heights in bars.values() for v in heights if v is not None), default=0.0)
-    axes.set_ylim(scale / 2 if low > scale / 2 else 0.0, scale)  # a coin is half right: what is above it is the judge's
+    axes.set_ylim(0.0, scale)
     axes.set_ylabel("percent right" if scale > 1 else "share right")
     axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.28), frameon=False)
     _save(figure, folder / "sections.png")

@@ -19,7 +19,6 @@ from evaluation import benchmarks as bm, tables
 from evaluation.benchmarks import Outcome
 from evaluation.outcomes import read_log, read_outcomes
 from judging.verdicts import Judgement
-from reward import parse_verdict
 from rollout import Reply
 from runtime.errors import UserError
 
@@ -124,6 +123,8 @@ def test_per_domain_files_number_their_own_items(tmp_path):
     bare = {k: v for k, v in row.items() if k != "domain"} | {"id": 1}
     whole = bm.load_benchmark("rm-bench", write(tmp_path / "total_dataset.json", [row]))
     assert bm.load_benchmark("rm-bench", write(tmp_path / "chat_filtered.json", [bare])) == whole
+    pairs = bm.load_benchmark("rm-bench", write(tmp_path / "math_filtered.json", [row]))  # its own domain counts
+    assert {(p.meta["item"], p.category) for p in pairs} == {("chat/1", "chat")}
 
 
 def test_equal_responses_stay_in_the_denominator(tmp_path):
@@ -142,6 +143,7 @@ def test_positions_are_seeded_and_independent_of_the_order_of_rows(tmp_path):
     assert {p.pair_id: p for p in again}.items() <= {p.pair_id: p for p in pairs}.items()
     assert 160 < Counter(p.winner for p in pairs)["A"] < 240
     assert {better(p).split()[0] for p in pairs} == {"good"}
+    assert "".join(p.winner for p in pairs[:16]) == "AABBAAABBBABABAB"  # on every machine
     other = bm.load_benchmark("rewardbench", path, seed=1)
     assert 140 < sum(a.winner != b.winner for a, b in zip(pairs, other, strict=True)) < 260
 
@@ -168,19 +170,6 @@ def test_a_pair_of_each_benchmark_whole(tmp_path):
     for name, row, pair in whole:
         first = bm.load_benchmark(name, write(tmp_path / "a.json", [row]))[0]
         assert first in (pair, swap(pair))
-
-
-def test_which_response_is_A_is_the_same_on_every_machine(tmp_path):
-    path = write(tmp_path / "a.json", [rewardbench_row(number=n) for n in range(16)])
-    assert "".join(p.winner for p in bm.load_benchmark("rewardbench", path)) == SIXTEEN_WINNERS
-
-
-SIXTEEN_WINNERS = "AABBAAABBBABABAB"  # seed 0
-
-
-def test_a_row_with_a_domain_keeps_its_id_in_a_file_of_a_domain(tmp_path):
-    pairs = bm.load_benchmark("rm-bench", write(tmp_path / "math_filtered.json", [rm_bench_row()]))
-    assert {(p.meta["item"], p.category) for p in pairs} == {("chat/1", "chat")}
 
 
 BAD_FILES = [
@@ -298,13 +287,6 @@ def test_rm_bench_by_hand():
     assert slipped["levels"]["normal"] == table["levels"]["normal"]
 
 
-def test_result_files_fill_the_matrix_by_rotation(tmp_path):
-    """Slot k of result_f is chosen style k against rejected style (k + f - 1) % 3."""
-    row = {"id": "chat/1", "domain": "chat", "result_1": [1, 0, 0], "result_2": [0, 1, 0], "result_3": [0, 0, 1]}
-    outcomes, _ = read_outcomes("rm-bench", read_log([write(tmp_path / "t.jsonl", [row])]))
-    assert {o.slot for o in outcomes if o.correct} == {"00", "12", "21"} and len(outcomes) == 9
-
-
 def test_rm_bench_without_a_domain_has_no_average():
     outcomes = rm_bench_item("chat/1", "chat", ["111", "111", "111"])
     table = bm.score("rm-bench", outcomes)
@@ -336,13 +318,6 @@ def test_rmb_by_hand():
     assert table["overall"]["average"] == pytest.approx((0.6 + 0.5 + 0.25 + 1) / 4)
     assert table["categories"]["Pairwise_set/Helpfulness/A/x"] == 0.75  # rows count, not categories
     assert table["comparisons"]["BoN Helpfulness"] == pytest.approx(10.5 / 14)
-
-
-def test_best_of_n_items_with_unjudged_losers_are_left_out():
-    outcomes = [*bon(1, 1, 1, of=4), *bon(2, 1, 0)]
-    assert bm.score("rmb", outcomes)["parts"]["BoN Helpfulness"] == 0.0
-    assert "1 items are not judged completely: left out" in bm.gaps("rmb", outcomes)
-    assert bm.score("rmb", [*bon(1, 1, 1, of=4), *bon(2, 1, 1)])["parts"]["BoN Helpfulness"] == 1.0
 
 
 # ---- verdict logs --------------------------------------------------------------------------------------
@@ -407,6 +382,7 @@ def test_rmb_verdicts_become_items(tmp_path):
     rows = [verdict(p, said[p.pair_id]) for p in pairs][:-1]  # and the third item is not finished
     outcomes, _ = read_outcomes("rmb", [("log:1", row) for row in rows])
     assert bm.score("rmb", outcomes)["parts"]["BoN Harmlessness"] == 0.5
+    assert "1 items are not judged completely: left out" in bm.gaps("rmb", outcomes)
 
 
 @given(st.lists(st.tuples(st.sampled_from("AB"), st.sampled_from(["A", "B", None]), st.sampled_from(["AB", "BA"]),
@@ -451,14 +427,6 @@ def test_bad_rows_are_refused_with_their_place(tmp_path, name, row, message):
     assert f"{path}:1:" in str(error.value)
 
 
-@pytest.mark.parametrize("change", [{"meta": {}}, {"meta": []}, {"verdict": ["A"]}, {"winner": "C"}, {"order": "AA"},
-                                    {"pair_id": 3}, {"meta": {"item": 3}}, {"extra": 1}])
-def test_spoilt_verdicts_are_refused(tmp_path, change):
-    row = verdict(three_pairs(tmp_path)[0], "A") | change
-    with pytest.raises(UserError, match="log:1: not a verdict"):
-        read_outcomes("rewardbench", [("log:1", row)])
-
-
 def test_verdicts_of_another_benchmark_are_refused(tmp_path):
     row = verdict(three_pairs(tmp_path)[0], "A")
     with pytest.raises(UserError, match=r"its meta has no 'domain'; judge with eval\.py run --benchmark rm-bench"):
@@ -466,13 +434,6 @@ def test_verdicts_of_another_benchmark_are_refused(tmp_path):
 
 
 # ---- intervals -----------------------------------------------------------------------------------------
-
-
-def test_interval_of_a_share():
-    """Close to the normal approximation: 0.7 +- 1.96 sqrt(0.7 0.3 / 400)."""
-    low, high = bm.intervals("pairs", made("Chat", *[1] * 280, *[0] * 120), draws=4000)["overall"]["accuracy"]
-    half = 1.96 * (0.7 * 0.3 / 400) ** 0.5
-    assert low == pytest.approx(0.7 - half, abs=0.1 * half) and high == pytest.approx(0.7 + half, abs=0.1 * half)
 
 
 def test_the_items_are_resampled_not_their_comparisons():
@@ -610,21 +571,9 @@ def test_real_outcome_tables():
         table, counts = counted("rm-bench", folder / "rm_bench", compat)
         assert_rm_bench(table, rules)
     assert {g: {c: list(v) for c, v in cells.items()} for g, cells in counts.items()} == PUBLISHED["counts"]["rm-bench"]
-    for name, check in (("rewardbench", assert_rewardbench), ("rmb", assert_rmb)):
-        table, counts = counted(name, folder / name)
-        check(table)
-        assert {g: list(cells[""]) for g, cells in counts.items()} == PUBLISHED["counts"][name]
-
-
-def test_real_traces_parse_to_the_recorded_verdicts():
-    seen = 0
-    for file in sorted(shared("published", "traces").glob("*.jsonl")):
-        for row in map(json.loads, file.read_text("utf-8").splitlines()):
-            said = parse_verdict(row["output"], "official")
-            assert (said or "error") == row["verdict"] and parse_verdict(row["output"], "eval") == said
-            assert row["correct"] == (said == row["chosen_position"])
-            seen += 1
-    assert seen == 409
+    table, counts = counted("rewardbench", folder / "rewardbench")
+    assert_rewardbench(table)
+    assert {g: list(cells[""]) for g, cells in counts.items()} == PUBLISHED["counts"]["rewardbench"]
 
 
 def test_real_records_of_the_authors_rmb_logs():
@@ -677,20 +626,16 @@ def test_run_and_score_a_benchmark(tmp_path, capsys):
     (out / "judgements.jsonl").rename(out / "judgements-1.jsonl")  # two ranks' logs that overlap by one verdict
     (out / "judgements-1.jsonl").write_text("".join(log[:21]))
     (out / "judgements-2.jsonl").write_text("".join(log[20:]) + '{"torn')
-    files = {"json": tmp_path / "s.json", "markdown": tmp_path / "s.md", "plots": tmp_path / "plots"}
-    settings = {name: str(path) for name, path in files.items()}
-    result = ev.score(ev.Score("rewardbench", (str(out),), compare=True, name="a<b>|\x1b[31m", **settings))
+    settings = {"json": str(tmp_path / "s.json"), "plots": str(tmp_path / "plots")}
+    result = ev.score(ev.Score("rewardbench", (str(out),), compare=True, name="a\x1b[31m", **settings))
     shown = capsys.readouterr().out
     assert result["table"]["subsets"] == {"donotanswer": 1.0, "hep-go": 1.0} and result["other_rules"] is None
     assert result["table"]["overall"] == {"average": None, "accuracy": 1.0}
     assert "note: 1 verdicts came twice and count once" in shown and "note: 40 of 2985 items" in shown
-    assert json.loads(files["json"].read_text()) == json.loads(json.dumps(result))
-    assert (
-        "| a&lt;b&gt;\\|&lt;U+001B&gt;[31m | - | - | 100.0 | 100.0 | - | 100.0 |"
-        in files["markdown"].read_text()
-    )
+    assert json.loads((tmp_path / "s.json").read_text()) == json.loads(json.dumps(result))
+    assert shown.splitlines()[3].split() == ["a<U+001B>[31m", "-", "-", "100.0", "100.0", "-", "100.0"]
     assert "\x1b" not in shown and "RM-R1-Qwen2.5-Instruct-32B" in shown
-    assert (files["plots"] / "sections.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "plots" / "sections.png").read_bytes().startswith(b"\x89PNG")
     again = ev.score(ev.Score("rewardbench", (str(out / "judgements-2.jsonl"), str(out / "judgements-1.jsonl"))))
     assert again["table"] == result["table"] and again["intervals"] == result["intervals"]
 
@@ -711,10 +656,6 @@ def test_both_rules_are_shown_where_they_differ(tmp_path, capsys):
     assert official["table"]["levels"] == {"easy": pytest.approx(2 / 3), "normal": 1.0, "hard": pytest.approx(2 / 3)}
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[3:7:2]] == ["this log, right rules", "this log, official rules"]
-    turned = ev.score(ev.Score("rm-bench", (log,), compat="official"))
-    assert turned["table"] == official["table"] and turned["other_rules"]["table"] == right["table"]
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines[3:7:2]] == ["this log, official rules", "this log, right rules"]
 
 
 def test_a_log_of_one_domain_shows_its_matrix(tmp_path, capsys):
@@ -727,44 +668,6 @@ def test_a_log_of_one_domain_shows_its_matrix(tmp_path, capsys):
     assert "styles, math" not in shown and "note: 1 of 1327 items: not to be held against published numbers" in shown
 
 
-def test_three_benchmarks_and_their_average(tmp_path, capsys):
-    """The other two come from --json; both rules give a row, because RM-Bench differs."""
-    rb = write(tmp_path / "rb.jsonl", [{"id": 1, "subset": next(iter(w)), "correct": 1} for w in bm.SECTIONS.values()])
-    records = [{"category_path": prefix + "x", ("pair_uid" if "Pair" in prefix else "bon_uid"): "1", "results": "0"}
-               for prefix in bm.PARTS.values()]
-    files = [str(tmp_path / "rb.json"), str(tmp_path / "rm.json")]
-    ev.score(ev.Score("rewardbench", (rb,), json=files[0]))
-    with pytest.raises(UserError, match="no table of rm-bench among them"):
-        ev.score(ev.Score("rmb", (write(tmp_path / "rmb.json", records),), also=(files[0],)))
-    ev.score(ev.Score("rm-bench", (rm_bench_log(tmp_path),), json=files[1]))
-    result = ev.score(ev.Score("rmb", (str(tmp_path / "rmb.json"),), also=tuple(files)))
-    rows = result["three_benchmarks"]
-    hard, slipped = (0.5 + 1 + 1 / 3) / 3, (2 / 3 + 1 + 2 / 3) / 3
-    assert rows["this log, right rules"] == pytest.approx(
-        {"rewardbench": 1.0, "rm-bench": hard, "rmb": 0.0, "average": (1 + hard) / 3})
-    assert rows["this log, official rules"]["rm-bench"] == pytest.approx(slipped)
-    assert "three benchmarks" in capsys.readouterr().out
-    write(tmp_path / "other.json", {"benchmark": "rm-bench"})
-    with pytest.raises(UserError, match=r"other\.json: not what"):
-        ev.score(ev.Score("rmb", (str(tmp_path / "rmb.json"),), also=(files[0], str(tmp_path / "other.json"))))
-
-
-def test_rmb_from_accuracies_and_sizes(tmp_path):
-    category = "BoN_set/Harmlessness/S6"
-    scores = {"model": "m", "BoN_set_Harmlessness": {"per_category": {category: 0.4}}}
-    path = write(tmp_path / "scores.json", scores)
-    with pytest.raises(UserError, match="number of items"):
-        read_log([path])
-    write(tmp_path / "counts.json", {"BoN_set_Harmlessness": {category: 5}, "note": "-"})
-    outcomes, _ = read_outcomes("rmb", read_log([str(tmp_path)]))
-    table = bm.score("rmb", outcomes)
-    assert table["parts"]["BoN Harmlessness"] == 0.4
-    assert table["comparisons"]["BoN Harmlessness"] is None  # single comparisons are not known
-    write(tmp_path / "counts.json", {"BoN_set_Harmlessness": {category: 4}})
-    with pytest.raises(UserError, match="not a whole number of 4 items"):
-        read_log([path])
-
-
 def test_logs_that_are_not_there(tmp_path):
     for log, message in (("nowhere.jsonl", "no such file"), (".", "name the files")):
         with pytest.raises(UserError, match=message):
@@ -772,5 +675,3 @@ def test_logs_that_are_not_there(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match="no verdicts in it"):
         ev.score(ev.Score("pairs", (str(tmp_path / "empty.jsonl"),)))
-    with pytest.raises(UserError, match="--draws 0"):
-        ev.score(ev.Score("pairs", (rm_bench_log(tmp_path),), draws=0))
