@@ -4,12 +4,12 @@
     python -m recipes.miniature run variants               # its neighbours, from their checkpoints: `make variants`
     python -m recipes.miniature run rm-r1 --seeds 0        # one row and the rows it starts from
     python -m recipes.miniature run rm-r1 --print-only     # the commands themselves, to be pasted into a shell
-    python -m recipes.miniature table                      # results.json -> results.md and plots
+    python -m recipes.miniature table                      # results.json -> results.md and a plot
 
 Rows share checkpoints: a row names another one in braces and so waits for it. A row is done once; it is run again
 only if its commands, the rows it starts from, or the code that its commands run have changed (comments and docstrings
 do not count). An interrupted row starts its commands again, and training goes on where it stopped. Each row leaves a
-log and a folder under runs/tables/seed-N; what tables and plots need goes to recipes/miniature/results.json.
+log and a folder under runs/tables/seed-N; what the tables need goes to recipes/miniature/results.json.
 
 Shortened against the README's demo: 50 rounds of reinforcement, not 120. Against the full row: rows on answers
 alone, on little data and on the mixture take 1,200 distillation steps (600 after a distillation), the weak starts
@@ -27,13 +27,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from modulefinder import ModuleFinder
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -44,6 +44,7 @@ from runtime.errors import UserError
 from runtime.seeds import digest
 
 PROJECT = Path(__file__).resolve().parents[1]
+RESULTS = PROJECT / "recipes" / "miniature"
 ROUNDS, FEW_ROUNDS = 50, 40
 WEAK = "--steps 300"
 WIDTHS = (16, 32)  # beside the usual 64
@@ -241,6 +242,8 @@ class Task:
     needs: tuple[str, ...]
     key: str
     record: dict[str, Any] = field(default_factory=dict)
+    process: Any = None  # Popen
+    began: float = 0.0
 
     @property
     def side(self) -> Path:
@@ -251,14 +254,11 @@ class Task:
         return self.side / "logs" / f"{self.row}.log"
 
     def load(self) -> bool:
-        """Read the record of an earlier run; True if it finished and nothing changed since."""
+        """Read the record of an earlier run of this key; True if it finished."""
         path = self.side / "records" / f"{self.row}.json"
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if found.get("key") != self.key:
-            found = {"key": self.key, "commands": self.commands, "cpu_seconds": 0.0, "wall_seconds": 0.0}
-            found |= {"finished": False, "stale": True}
-        self.record = found
-        return bool(found["finished"])
+        self.record = found if found.get("key") == self.key else {}
+        return bool(self.record.get("finished"))
 
     def save(self) -> None:
         write_whole(self.side / "records" / f"{self.row}.json", json.dumps(self.record, indent=1) + "\n")
@@ -311,52 +311,44 @@ def code_below(root: Path, script: Path) -> str:
     finder = ModuleFinder([str(root)])
     finder.run_script(str(script))
     files = sorted(file for module in finder.modules.values() if (file := vars(module)["__file__"]))  # none: built in
-    return "\n".join(ast.dump(without_docstrings(ast.parse(Path(file).read_text(encoding="utf-8")))) for file in files)
+    trees = [ast.parse(Path(file).read_text(encoding="utf-8")) for file in files]
+    return "\n".join(ast.dump(WithoutDocstrings().visit(tree)) for tree in trees)
 
 
-def without_docstrings(tree: ast.Module) -> ast.Module:
+class WithoutDocstrings(ast.NodeTransformer):
     """Strings that stand alone do nothing: docstrings, and the help under a setting."""
-    for node in ast.walk(tree):
-        for part in ("body", "orelse", "finalbody"):
-            body = getattr(node, part, None)
-            if isinstance(body, list):
-                kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
-                setattr(node, part, kept)
-    return tree
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
 
 
 # ---- running -------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Running:
-    task: Task
-    process: subprocess.Popen[bytes]
-    began: float
-
-
-def launch(task: Task) -> Running:
+def launch(task: Task) -> None:
     """Start a task's commands, in their own session, so that Ctrl-C reaches them through `stop` alone."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
-    if task.record.pop("stale", False):
+    if not task.record:  # new, or what it depends on has changed
         shutil.rmtree(task.folder, ignore_errors=True)
         task.log.unlink(missing_ok=True)
+        task.record = {"key": task.key, "commands": task.commands, "cpu_seconds": 0.0, "wall_seconds": 0.0,
+                       "finished": False}
     task.save()
     here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` is the one that runs this
     quiet = {"PATH": here, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     with open(task.log, "a", encoding="utf-8") as log:
         # asked to end, bash waits until the command that runs has saved and ended
         commands = "\n".join(("trap 'exit 143' TERM", *task.commands))
-        process = subprocess.Popen(["bash", "-exc", commands], cwd=PROJECT, env=os.environ | quiet,
-                                   stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    return Running(task, process, time.monotonic())
+        task.process = subprocess.Popen(["bash", "-exc", commands], cwd=PROJECT, env=os.environ | quiet,
+                                        stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    task.began = time.monotonic()
 
 
 def execute(tasks: Sequence[Task], at_once: int) -> None:
     """Run what is not done yet, `at_once` side by side. What does not depend on a failed task still runs."""
     done = {(task.seed, task.row) for task in tasks if task.load()}
     waiting = [task for task in tasks if (task.seed, task.row) not in done]
-    running: dict[int, Running] = {}
+    running: dict[int, Task] = {}
     failed: list[Task] = []
     began, total = time.monotonic(), len(waiting)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -365,17 +357,16 @@ def execute(tasks: Sequence[Task], at_once: int) -> None:
             ready = [task for task in waiting if all((task.seed, need) in done for need in task.needs)]
             for task in ready[: at_once - len(running)]:
                 waiting.remove(task)
-                one = launch(task)
-                running[one.process.pid] = one
+                launch(task)
+                running[task.process.pid] = task
             if not running:
                 break
             pid, status, usage = os.wait4(-1, 0)
-            if (ended := running.pop(pid, None)) is None:
+            if pid not in running:
                 continue
-            task, code = ended.task, account(ended, status, usage)
-            task.record["finished"] = code == 0
-            task.save()
-            if code:
+            task = running.pop(pid)
+            account(task, status, usage)
+            if status:
                 failed.append(task)
                 print(f"seed {task.seed} {task.row}: FAILED, see {task.log}", flush=True)
                 continue
@@ -385,28 +376,28 @@ def execute(tasks: Sequence[Task], at_once: int) -> None:
                   f"({task.record['cpu_seconds']:.0f} CPU), {(time.monotonic() - began) / 60:.1f} minutes so far",
                   flush=True)
     finally:
-        stop(running.values())
+        stop(running)
     if failed:
         raise UserError(f"{len(failed)} rows failed ({', '.join(f'seed {t.seed} {t.row}' for t in failed)}); "
                         f"the last lines of {failed[0].log} say why")
 
 
-def stop(running: Iterable[Running]) -> None:
+def stop(running: Mapping[int, Task]) -> None:
     """Ask what runs to save and end, and wait for it."""
-    for one in running:
-        os.killpg(one.process.pid, signal.SIGTERM)  # Ctrl-C is ignored by what nohup or & started
-    for one in running:
-        _, status, usage = os.wait4(one.process.pid, 0)
-        account(one, status, usage)
-        one.task.save()
+    for pid in running:
+        os.killpg(pid, signal.SIGTERM)  # Ctrl-C is ignored by what nohup or & started
+    for pid, task in running.items():
+        _, status, usage = os.wait4(pid, 0)
+        account(task, status, usage)
 
 
-def account(one: Running, status: int, usage: Any) -> int:
-    """Add what the commands took to their task's record; their exit code."""
-    one.task.record["cpu_seconds"] = round(one.task.record["cpu_seconds"] + usage.ru_utime + usage.ru_stime, 1)
-    one.task.record["wall_seconds"] = round(one.task.record["wall_seconds"] + time.monotonic() - one.began, 1)
-    one.process.returncode = os.waitstatus_to_exitcode(status)
-    return one.process.returncode
+def account(task: Task, status: int, usage: Any) -> None:
+    """Add what the commands took to their task's record, and whether they ended well."""
+    task.process.returncode, record = os.waitstatus_to_exitcode(status), task.record
+    record["cpu_seconds"] = round(record["cpu_seconds"] + usage.ru_utime + usage.ru_stime, 1)
+    record["wall_seconds"] = round(record["wall_seconds"] + time.monotonic() - task.began, 1)
+    record["finished"] = status == 0
+    task.save()
 
 
 # ---- command line --------------------------------------------------------------------------------------
@@ -425,19 +416,15 @@ class Run:
     root: str = "runs/tables"
     """Folder of the runs."""
     steps: int = 0
-    """Cut every training run to so many steps, to see whether all commands run (steps); 0: as the rows say."""
+    """Cut every training run to so many steps, to see whether all commands run (steps; results.json then goes to
+    --root); 0: as the rows say."""
     print_only: bool = False
     """Print the commands, run nothing."""
-    results: str = "recipes/miniature"
-    """Folder for results.json; with --steps it goes to --root."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """results.json -> results.md and plots."""
-
-    results: Annotated[str, tyro.conf.arg(metavar="DIR")] = "recipes/miniature"
-    """Folder that holds results.json; the tables and plots are written beside it."""
+    """results.json -> results.md and a plot."""
 
 
 def run_rows(cfg: Run) -> None:
@@ -450,16 +437,11 @@ def run_rows(cfg: Run) -> None:
         print("\n".join(command for task in tasks for command in (f"# {task.row}", *task.commands)))
         return
     execute(tasks, cfg.at_once)
-    collect(cfg)
-
-
-def collect(cfg: Run) -> None:
-    """Of all seeds that are there, not only of those just run."""
     root, names = Path(cfg.root), [row.name for row in ROWS]
-    seeds = [int(side.name.removeprefix("seed-")) for side in root.glob("seed-*")]
-    tasks = [task for seed in seeds for task in plan(ROWS, names, seed, cfg.root, cfg.steps)]
-    keys = {(task.seed, task.row): task.key for task in tasks}
-    miniature_results.collect(root, Path(cfg.root if cfg.steps else cfg.results), keys)
+    seeds = [int(side.name.removeprefix("seed-")) for side in root.glob("seed-*")]  # all, not only those just run
+    keys = {(task.seed, task.row): task.key for seed in seeds
+            for task in plan(ROWS, names, seed, cfg.root, cfg.steps)}
+    miniature_results.collect(root, root if cfg.steps else RESULTS, keys)
 
 
 def main() -> None:
@@ -467,7 +449,7 @@ def main() -> None:
     if isinstance(cfg, Run):
         run_rows(cfg)
     else:
-        miniature_results.write_tables(Path(cfg.results))
+        miniature_results.write_tables(RESULTS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What recipes/miniature.py measured -> results.json; results.json -> results.md (tables alone) and plots.
+"""What recipes/miniature.py measured -> results.json; results.json -> results.md (tables alone) and scaling.png.
 
 docs/miniature.md says in words what came out. Two errors are kept apart: what a seed's 250 held-out pairs cannot tell
 (each pair, in both orders, is one observation), and what another seed would have given. An error here is the larger
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from cor_prompt import parse_trace
 from evaluation.outcomes import measure
 from evaluation.tables import Grid, as_markdown
@@ -32,12 +34,11 @@ Results = dict[str, Any]
 
 
 def collect(root: Path, out: Path, keys: Mapping[tuple[int, str], str]) -> None:
-    """Read the evaluations, probes and curves under `root`; write results.json and logs.jsonl.gz.
+    """Read the evaluations and probes under `root`; write results.json and logs.jsonl.gz.
 
     `keys`: what a finished row's key has to be; a row of other commands or other code is left out.
     """
-    parts = ("rows", "curves", "probes", "looks", "traces", "parameters", "seconds")
-    results: Results = {part: {} for part in parts}
+    results: Results = {part: {} for part in ("rows", "probes", "looks", "parameters", "seconds")}
     lines: list[str] = []
     for side in sorted(root.glob("seed-*"), key=seed_of):
         for path in sorted((side / "records").glob("*.json")):
@@ -63,9 +64,7 @@ def collect_row(results: Results, folder: Path, seed: str, record: Mapping[str, 
         logs[name] = log
     for label, path in logs.items():
         put(results["rows"], label, seed, summary([Judgement(**row) for _, row in read_jsonl(path)]))
-    if rollouts:
-        put(results["curves"], name, seed, curves(row for _, row in read_jsonl(folder / "metrics.jsonl")))
-    for kind, file in (("probes", "probe.json"), ("looks", "probes.json"), ("traces", "summary.json")):
+    for kind, file in (("probes", "probe.json"), ("looks", "probes.json")):
         if (path := folder / file).exists():
             put(results[kind], name, seed, json.loads(path.read_text(encoding="utf-8")))
     if (weights := folder / "model" / "model.safetensors").exists():
@@ -77,10 +76,9 @@ def put(table: dict[str, dict[str, Any]], name: str, seed: str, value: Any) -> N
 
 
 def parameters(weights: Path) -> int:
-    """Numbers in a safetensors file, from its header."""
-    with open(weights, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    """Numbers in a safetensors file."""
+    with safe_open(weights, "np") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no dict
 
 
 def summary(judged: Sequence[Judgement]) -> dict[str, Any]:
@@ -114,20 +112,10 @@ def share(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(seen) if seen else None
 
 
-CURVES = {"reward": "reward/mean", "tokens": "rollout/length_mean", "silent": "rollout/frac_no_verdict",
-          "kl": "policy/ref_kl", "entropy": "policy/entropy", "accuracy": "eval/accuracy"}
-
-
-def curves(records: Iterable[Mapping[str, float]]) -> dict[str, list[list[float]]]:
-    """{name: [[round, value], ...]} of a run's metrics."""
-    rows = list(records)
-    return {name: [[r["step"], float(f"{r[key]:.5g}")] for r in rows if key in r] for name, key in CURVES.items()}
-
-
 def log_lines(side: Path, name: str, record: Mapping[str, Any]) -> list[str]:
     """The row's commands, what they printed at their ends, and its metrics (of distillation every 100th)."""
     head = {"seed": seed_of(side), "row": name}
-    said = (side / "logs" / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+    said = (side / "logs" / f"{name}.log").read_bytes().decode(errors="replace")
     said = re.sub(r"[^\n]*\r", "", said)  # progress bars
     lines = [head | {"commands": record["commands"], "cpu_seconds": record["cpu_seconds"], "printed": said}]
     path = side / name / "metrics.jsonl"
@@ -161,10 +149,15 @@ def estimate(shares: Sequence[Sequence[float]]) -> Estimate:
     >>> estimate([[1.0, 0.0], [1.0, 0.5]])
     Estimate(mean=0.625, seeds=(0.5, 0.75), error=0.2795084971874737)
     """
-    means = tuple(statistics.fmean(pairs) for pairs in shares)
-    items = math.sqrt(sum(statistics.variance(pairs) / len(pairs) for pairs in shares)) / len(means)
+    errors = [math.sqrt(statistics.variance(pairs) / len(pairs)) for pairs in shares]
+    return combine([statistics.fmean(pairs) for pairs in shares], errors)
+
+
+def combine(means: Sequence[float], errors: Sequence[float]) -> Estimate:
+    """Each seed's mean and its own standard error -> Estimate."""
+    items = math.sqrt(sum(error**2 for error in errors)) / len(means)
     seeds = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
-    return Estimate(statistics.fmean(means), means, max(items, seeds))
+    return Estimate(statistics.fmean(means), tuple(means), max(items, seeds))
 
 
 def accuracy(results: Results, name: str) -> Estimate:
@@ -183,117 +176,87 @@ def difference(results: Results, name: str, other: str) -> Estimate | None:
     return estimate([[p - q for p, q in zip(x, y, strict=True)] for x, y in both]) if both else None
 
 
+# ---- tables --------------------------------------------------------------------------------------------
+
 CAPS = (8, 24, 40, 60)
 SIZES = (("rm-r1-16", 16), ("rm-r1-32", 32), ("rm-r1", 64))
 PROBED = ("answer-sft", "scalar", "distilled", "rm-r1", "augmented")
-# ---- tables --------------------------------------------------------------------------------------------
 
-Entry = tuple[str, str, str]  # what the row is called, its name in results.json (":start" before its RL), the paper's
+# what the row is called; its name in results.json (":start" before its RL); the paper's number; the rows that it is
+# compared with, each with the paper's difference in points where the paper has both
+Entry = tuple[str, str, str, str]
 
 TABLES: dict[str, list[Entry]] = {
     "Ablation (Table 2); the paper: RewardBench (Chat / Hard / Safety / Reasoning)": [
-        ("base: untrained", "cold-nothing:start", "85.8 (95.8 / 74.3 / 86.8 / 86.3)"),
-        ("cold-start RL from nothing, 20 rounds", "cold-nothing", "-"),
-        ("weak start, verdict with checks only (plain)", "cold-plain:start", "-"),
-        ("cold-start RL", "cold-plain", "89.5 (92.5 / 81.5 / 89.7 / 94.4)"),
-        ("weak start, + rubrics", "cold-rubrics:start", "-"),
-        ("cold-start RL + rubrics", "cold-rubrics", "90.1 (93.0 / 82.5 / 90.8 / 94.2)"),
-        ("weak start, + solution without the type", "cold-untyped:start", "-"),
-        ("cold-start RL + solution without the type", "cold-untyped", "-"),
-        ("weak start, + categorisation (type and solution)", "cold-cor:start", "-"),
-        ("cold-start RL + rubrics + categorisation", "cold-cor", "90.8 (92.3 / 82.6 / 91.6 / 96.3)"),
-        ("distilled", "rm-r1:start", "-"),
-        ("RM-R1: distilled + RL", "rm-r1", "91.4 (95.3 / 83.1 / 91.9 / 95.2)"),
-        ("control: the same compute as more distillation", "longer-sft", "-"),
-        ("control: distilled on a clean teacher", "clean-teacher", "-"),
+        ("base: untrained", "cold-nothing:start", "85.8 (95.8 / 74.3 / 86.8 / 86.3)", ""),
+        ("cold-start RL from nothing, 20 rounds", "cold-nothing", "-", ""),
+        ("weak start, verdict with checks only (plain)", "cold-plain:start", "-", ""),
+        ("cold-start RL", "cold-plain", "89.5 (92.5 / 81.5 / 89.7 / 94.4)", "cold-plain:start +3.7"),
+        ("weak start, + rubrics", "cold-rubrics:start", "-", ""),
+        ("cold-start RL + rubrics", "cold-rubrics", "90.1 (93.0 / 82.5 / 90.8 / 94.2)", "cold-plain +0.6"),
+        ("weak start, + solution without the type", "cold-untyped:start", "-", ""),
+        ("cold-start RL + solution without the type", "cold-untyped", "-", "cold-rubrics"),
+        ("weak start, + categorisation (type and solution)", "cold-cor:start", "-", ""),
+        ("cold-start RL + rubrics + categorisation", "cold-cor", "90.8 (92.3 / 82.6 / 91.6 / 96.3)",
+         "cold-rubrics +0.7, cold-untyped"),
+        ("distilled", "rm-r1:start", "-", ""),
+        ("RM-R1: distilled + RL", "rm-r1", "91.4 (95.3 / 83.1 / 91.9 / 95.2)",
+         "cold-cor +0.6, rm-r1:start, longer-sft, clean-teacher"),
+        ("control: the same compute as more distillation", "longer-sft", "-", "rm-r1:start"),
+        ("control: distilled on a clean teacher", "clean-teacher", "-", ""),
     ],
     "SFT or reasoning (Table 3); the paper: average (RewardBench / RM-Bench / RMB)": [
-        ("full: Instruct + SFT (9,920 answers)", "answer-sft", "77.4 (90.9 / 75.4 / 65.9)"),
-        ("full: Distilled + SFT (8,000 traces, 1,920 answers)", "distilled-answer-sft", "77.8 (91.2 / 76.7 / 65.4)"),
-        ("full: RM-R1 (8,000 traces, RL)", "rm-r1", "81.2 (91.4 / 79.1 / 73.0)"),
-        ("full: Distilled only (8,000 traces)", "rm-r1:start", "-"),
-        ("small: Instruct + SFT (1,000 answers)", "small-answer-sft", "76.6 (88.8 / 74.8 / 66.9)"),
-        ("small: Distilled only (1,000 traces)", "small-rm-r1:start", "79.2 (89.0 / 76.3 / 72.0)"),
-        ("small: RM-R1 (1,000 traces, RL on their pairs)", "small-rm-r1", "-"),
+        ("full: Instruct + SFT (9,920 answers)", "answer-sft", "77.4 (90.9 / 75.4 / 65.9)", "small-answer-sft +0.8"),
+        ("full: Distilled + SFT (8,000 traces, 1,920 answers)", "distilled-answer-sft", "77.8 (91.2 / 76.7 / 65.4)",
+         "answer-sft +0.4"),
+        ("full: RM-R1 (8,000 traces, RL)", "rm-r1", "81.2 (91.4 / 79.1 / 73.0)",
+         "answer-sft +3.8, distilled-answer-sft +3.4, small-rm-r1"),
+        ("full: Distilled only (8,000 traces)", "rm-r1:start", "-", ""),
+        ("small: Instruct + SFT (1,000 answers)", "small-answer-sft", "76.6 (88.8 / 74.8 / 66.9)", ""),
+        ("small: Distilled only (1,000 traces)", "small-rm-r1:start", "79.2 (89.0 / 76.3 / 72.0)",
+         "small-answer-sft +2.6"),
+        ("small: RM-R1 (1,000 traces, RL on their pairs)", "small-rm-r1", "-", "small-rm-r1:start"),
     ],
     "Inference budget: the same cap in training and at test (Figure 4b)": [
-        *(entry for cap in CAPS for entry in ((f"{cap} tokens, before RL", f"cap-{cap}:start", "-"),
-                                              (f"{cap} tokens", f"cap-{cap}", "-"))),
-        ("40 tokens, loss averaged per response", "cap-40-seq", "-"),
+        *(entry for cap in CAPS for entry in (
+            (f"{cap} tokens, before RL", f"cap-{cap}:start", "-", ""),
+            (f"{cap} tokens", f"cap-{cap}", "-", {60: "cap-8 +4.0", 40: "cap-40-seq"}.get(cap, "")))),
+        ("40 tokens, loss averaged per response", "cap-40-seq", "-", ""),
     ],
     "Faithfulness: distilled on traces as they are, on traces repaired with the verdict in hand": [
-        ("the teacher's traces as they are", "rm-r1:start", "-"),
-        ("only those that pass 1 got right", "distilled-kept", "-"),
-        ("and the others repaired in pass 2: redo", "distilled-redo", "-"),
-        ("and the others repaired in pass 2: force", "distilled-force", "-"),
-        ("as they are, then RL", "rm-r1", "-"),
+        ("the teacher's traces as they are", "rm-r1:start", "-", ""),
+        ("only those that pass 1 got right", "distilled-kept", "-", "rm-r1:start"),
+        ("and the others repaired in pass 2: redo", "distilled-redo", "-", "distilled-kept"),
+        ("and the others repaired in pass 2: force", "distilled-force", "-", "distilled-kept"),
+        ("as they are, then RL", "rm-r1", "-", ""),
     ],
     "Variants": [
-        ("GRPO: RM-R1", "rm-r1", "-"),
-        ("RLPR", "rlpr", "-"),
-        ("RLPR without its filter", "rlpr-unfiltered", "-"),
-        ("DAPO", "dapo", "-"),
-        ("DAPO without dynamic sampling", "dapo-unsampled", "-"),
-        ("Dr. GRPO", "dr-grpo", "-"),
-        ("StableReinforce", "stable-reinforce", "-"),
-        ("GRPO on half as many augmented pairs more (Robust RRM)", "augmented", "-"),
-        ("distilled on scores", "grm:start", "-"),
-        ("DeepSeek-GRM", "grm", "-"),
-        ("weak start, boxed verdicts", "rrm:start", "-"),
-        ("Reward Reasoning Model", "rrm", "-"),
-        ("distilled on a weak judge's first right chains", "distilled-first", "-"),
-        ("on those that R-star chooses (ReasonGRM)", "distilled-rstar", "-"),
-        ("answers alone", "answer-sft", "-"),
-        ("scalar reward model (Bradley-Terry)", "scalar", "-"),
+        ("GRPO: RM-R1", "rm-r1", "-", "scalar"),
+        ("RLPR", "rlpr", "-", "rm-r1, rlpr-unfiltered"),
+        ("RLPR without its filter", "rlpr-unfiltered", "-", "rm-r1"),
+        ("DAPO", "dapo", "-", "rm-r1, dapo-unsampled"),
+        ("DAPO without dynamic sampling", "dapo-unsampled", "-", "rm-r1"),
+        ("Dr. GRPO", "dr-grpo", "-", "rm-r1"),
+        ("StableReinforce", "stable-reinforce", "-", "rm-r1"),
+        ("GRPO on half as many augmented pairs more (Robust RRM)", "augmented", "-", "rm-r1"),
+        ("distilled on scores", "grm:start", "-", ""),
+        ("DeepSeek-GRM", "grm", "-", "grm:start, rm-r1"),
+        ("weak start, boxed verdicts", "rrm:start", "-", ""),
+        ("Reward Reasoning Model", "rrm", "-", "rrm:start, cold-cor"),
+        ("distilled on a weak judge's first right chains", "distilled-first", "-", ""),
+        ("on those that R-star chooses (ReasonGRM)", "distilled-rstar", "-", "distilled-first"),
+        ("answers alone", "answer-sft", "-", ""),
+        ("scalar reward model (Bradley-Terry)", "scalar", "-", "answer-sft"),
     ],
 }
-DIFFERENCES: dict[str, str] = {  # row - the row it is compared with: the paper's difference in points
-    "cold-plain - cold-plain:start": "+3.7",
-    "cold-rubrics - cold-plain": "+0.6",
-    "cold-cor - cold-rubrics": "+0.7",
-    "cold-untyped - cold-rubrics": "",
-    "cold-cor - cold-untyped": "",
-    "rm-r1 - cold-cor": "+0.6",
-    "rm-r1 - rm-r1:start": "",
-    "longer-sft - rm-r1:start": "",
-    "rm-r1 - longer-sft": "",
-    "rm-r1 - clean-teacher": "",
-    "rm-r1 - answer-sft": "+3.8",
-    "rm-r1 - distilled-answer-sft": "+3.4",
-    "distilled-answer-sft - answer-sft": "+0.4",
-    "small-rm-r1:start - small-answer-sft": "+2.6",
-    "answer-sft - small-answer-sft": "+0.8",
-    "small-rm-r1 - small-rm-r1:start": "",
-    "rm-r1 - small-rm-r1": "",
-    "distilled-kept - rm-r1:start": "",
-    "distilled-redo - distilled-kept": "",
-    "distilled-force - distilled-kept": "",
-    "rlpr - rm-r1": "",
-    "rlpr-unfiltered - rm-r1": "",
-    "dapo - rm-r1": "",
-    "dapo-unsampled - rm-r1": "",
-    "dr-grpo - rm-r1": "",
-    "stable-reinforce - rm-r1": "",
-    "augmented - rm-r1": "",
-    "dapo - dapo-unsampled": "",
-    "rlpr - rlpr-unfiltered": "",
-    "grm - grm:start": "",
-    "grm - rm-r1": "",
-    "rrm - rrm:start": "",
-    "rrm - cold-cor": "",
-    "distilled-rstar - distilled-first": "",
-    "scalar - answer-sft": "",
-    "rm-r1 - scalar": "",
-    "cap-60 - cap-8": "+4.0",
-    "cap-40 - cap-40-seq": "",
-}
-
+DIFFERENCES = [(name, other.split(" ")[0], other.partition(" ")[2]) for entries in TABLES.values()
+               for _, name, _, others in entries for other in others.split(", ") if other]
 
 COLUMNS = ["", "accuracy ± 2 s.e.", "each seed", "Chat", "Reasoning", "same in both orders", "verdicts", "tokens",
            "the paper"]
 
 
-def row_cells(results: Results, label: str, name: str, paper: str) -> list[str]:
+def row_cells(results: Results, label: str, name: str, paper: str, _: str) -> list[str]:
     seeds = results["rows"].get(name)
     if not seeds:
         return [label, "not run", *["-"] * 6, paper]
@@ -316,10 +279,10 @@ def mean_cell(values: Iterable[float | None], digits: int = 3) -> str:
 def differences(results: Results) -> Grid:
     grid = [["row - the row it is compared with", "difference ± 2 s.e.", "each seed", "beyond noise",
              "the paper, points"]]
-    for names, paper in DIFFERENCES.items():
-        if found := difference(results, *names.split(" - ")):
+    for name, other, paper in DIFFERENCES:
+        if found := difference(results, name, other):
             seeds = " ".join(f"{value:+.3f}" for value in found.seeds)
-            grid.append([names, plus_minus(found, "+"), seeds, "yes" if found.clear else "no", paper])
+            grid.append([f"{name} - {other}", plus_minus(found, "+"), seeds, "yes" if found.clear else "no", paper])
     return grid
 
 
@@ -334,22 +297,6 @@ def gains(results: Results, name: str) -> Estimate | None:
     scale = 100 / statistics.fmean(bases)
     seeds = tuple(100 * value / below for value, below in zip(found.seeds, bases, strict=False))
     return Estimate(scale * found.mean, seeds, scale * found.error)
-
-
-def straight_line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Least squares, (intercept, slope).
-
-    >>> straight_line([(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)])
-    (1.0, 2.0)
-    """
-    x, y = zip(*points, strict=True)
-    fit = statistics.linear_regression(x, y)
-    return fit.intercept, fit.slope
-
-
-def size_points(results: Results) -> list[tuple[int, Estimate]]:
-    found = [(results["parameters"].get(name), gains(results, name)) for name, _ in SIZES]
-    return [(size, gain) for size, gain in found if size and gain]
 
 
 def sizes(results: Results) -> Grid:
@@ -368,14 +315,10 @@ def probes(results: Results) -> Grid:
             "verdict_follows_a_forced_last_line")
     grid = [["", "verdict is its own checks'", *(key.replace("_", " ") for key in keys)]]
     for name, seeds in results["probes"].items():
-        checks = mean_cell(row["follows_checks"] for row in results["rows"][row_of(name)].values())
+        judged = results["rows"]["rm-r1:start" if name == "distilled" else name]  # `rm-r1` starts from `distilled`
+        checks = mean_cell(row["follows_checks"] for row in judged.values())
         grid.append([name, checks, *(mean_cell(probe[key]["share"] for probe in seeds.values()) for key in keys)])
     return grid
-
-
-def row_of(probed: str) -> str:
-    """The distilled judge's own judgements are those before its reinforcement."""
-    return "rm-r1:start" if probed == "distilled" else probed
 
 
 def looks(results: Results) -> Grid:
@@ -389,10 +332,7 @@ def look_cell(seeds: Mapping[str, Any], row: str) -> str:
     found = [look["rows"][row] for look in seeds.values() if look["rows"][row]["value"] is not None]
     if not found:
         return "-"
-    values = [one["value"] for one in found]
-    items = math.sqrt(sum((one["error"] or 0.0) ** 2 for one in found)) / len(found)
-    spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return plus_minus(Estimate(statistics.fmean(values), tuple(values), max(items, spread)))
+    return plus_minus(combine([one["value"] for one in found], [one["error"] or 0.0 for one in found]))
 
 
 def write_tables(folder: Path) -> None:
@@ -409,61 +349,30 @@ def write_tables(folder: Path) -> None:
             "results.json; [docs/miniature.md](../../docs/miniature.md) says what the columns mean and what came out. "
             f"{cpu / 60:.0f} CPU-minutes in all.\n")
     write_whole(folder / "results.md", "\n".join([head, *(as_markdown(*one) for one in grids.items())]))
-    print(f"{folder}: results.md, {', '.join(draw(results, folder))}")
+    grown = [gain for name, _ in SIZES if (gain := gains(results, name))]
+    if len(grown) == len(SIZES) and all(f"cap-{cap}" in results["rows"] for cap in CAPS):
+        draw(results, grown, folder / "scaling.png")
+    print(f"{folder}/results.md")
 
 
-# ---- plots ---------------------------------------------------------------------------------------------
-
-
-def draw(results: Results, folder: Path) -> list[str]:
+def draw(results: Results, grown: Sequence[Estimate], path: Path) -> None:
+    """The paper's Figure 4: the gain over size, with a straight line continued, and accuracy over token budget."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    written = []
-    for paint in (draw_ablation, draw_scaling):
-        figure = plt.figure(figsize=(9, 3.4), layout="constrained", dpi=110)
-        if paint(figure, results):
-            written.append(paint.__name__.removeprefix("draw_") + ".png")
-            figure.savefig(folder / written[-1], metadata={"Software": None})
-        plt.close(figure)
-    return written
-
-
-def draw_ablation(figure: Any, results: Results) -> bool:
-    axes = figure.subplots()
-    ablation = next(iter(TABLES.values()))
-    shown = [(label, accuracy(results, name)) for label, name, _ in ablation if results["rows"].get(name)]
-    for place, (_, found) in enumerate(reversed(shown)):
-        axes.errorbar(found.mean, place, xerr=2 * found.error, fmt="o", color="C0", markersize=4, capsize=2)
-        axes.plot(found.seeds, [place] * len(found.seeds), "|", color="C1")
-    axes.set_ylim(-0.7, len(shown) - 0.3)
-    axes.set_yticks(range(len(shown)), [label for label, _ in reversed(shown)], fontsize=7)
-    axes.set_xlabel("held-out accuracy: mean ± 2 s.e., and each seed", fontsize=8)
-    axes.grid(alpha=0.3)
-    return bool(shown)
-
-
-def draw_scaling(figure: Any, results: Results) -> bool:
-    left, right = figure.subplots(1, 2)
-    points = size_points(results)
-    if points:
-        sizes = [size for size, _ in points]
-        left.errorbar(sizes, [g.mean for _, g in points], [2 * g.error for _, g in points], fmt="o", capsize=2)
-        if len(points) > 2:
-            a, b = straight_line([(math.log10(size), gain.mean) for size, gain in points])
-            reach = [sizes[0] / 2, 10 * sizes[-1]]
-            left.plot(reach, [a + b * math.log10(x) for x in reach], "--", color="C1", label="straight line, continued")
-            left.axvspan(sizes[-1], reach[1], alpha=0.08)
-            left.legend(fontsize=8, frameon=False)
-    left.set_xscale("log")
-    left.set_xlabel("parameters", fontsize=8)
-    left.set_ylabel("gain of RL over its start, %", fontsize=8)
-    capped = [(cap, accuracy(results, f"cap-{cap}")) for cap in CAPS if results["rows"].get(f"cap-{cap}")]
-    if capped:
-        caps, found = zip(*capped, strict=True)
-        right.errorbar(caps, [f.mean for f in found], [2 * f.error for f in found], fmt="o-", capsize=2)
-    right.set_xlabel("token budget, in training and at test", fontsize=8)
-    right.set_ylabel("held-out accuracy", fontsize=8)
-    return bool(points or capped)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", dpi=110)
+    sizes = [results["parameters"][name] for name, _ in SIZES]
+    slope, begin = statistics.linear_regression([math.log10(size) for size in sizes], [gain.mean for gain in grown])
+    reach = [sizes[0] / 2, 10 * sizes[-1]]
+    left.errorbar(sizes, [gain.mean for gain in grown], [2 * gain.error for gain in grown], fmt="o", capsize=2)
+    left.plot(reach, [begin + slope * math.log10(x) for x in reach], "--", color="C1", label="straight line, continued")
+    left.axvspan(sizes[-1], reach[1], alpha=0.08)
+    left.legend(fontsize=8, frameon=False)
+    left.set(xscale="log", xlabel="parameters", ylabel="gain of RL over its start, %")
+    found = [accuracy(results, f"cap-{cap}") for cap in CAPS]
+    right.errorbar(CAPS, [one.mean for one in found], [2 * one.error for one in found], fmt="o-", capsize=2)
+    right.set(xlabel="token budget, in training and at test", ylabel="held-out accuracy")
+    figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)
