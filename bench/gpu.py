@@ -44,6 +44,7 @@ import rollout
 import settings
 import sft
 from batch import Group, collate, group_tokens
+from bench.workload import Shape, as_rollouts, forward_flops
 from ops import head
 from rollout import Rollout
 from runtime import ranks, sizes, states
@@ -100,10 +101,6 @@ def make_groups(count: int, lengths: tuple[int, int], size: int, seed: int = 0) 
 
     advantages = [1.0, -1.0] * (size // 2) + [0.5] * (size % 2)
     return [Group(ids(lengths[0]), [ids(lengths[1]) for _ in range(size)], advantages) for _ in range(count)]
-
-
-def as_rollouts(groups: list[Group]) -> list[Rollout]:
-    return [Rollout(g.prompt_ids, r, [-1.0] * len(r), "", "stop", p) for p, g in enumerate(groups) for r in g.responses]
 
 
 def make_policy(at: Scale, shape: dict[str, Any], compute: str = "bfloat16", checkpointing: bool = True,
@@ -179,16 +176,10 @@ def forget_graphs() -> None:
 
 def flops(policy: model.Policy, groups: list[Group], passes: float) -> float:
     """FLOPs of `passes` forward passes: all matrices, attention over what is seen, the head on responses only."""
-    shape, one = sizes.shape_of(policy.lm.config), 0.0
-    seen = targets = 0.0
-    for g in groups:
-        prompt, lengths = len(g.prompt_ids), [len(r) for r in g.responses]
-        seen += prompt**2 / 2 + sum(n * (prompt + n / 2) for n in lengths)
-        targets += sum(lengths)
-    one += 2 * shape.layers * shape.layer * sum(map(group_tokens, groups))
-    one += 4 * shape.layers * shape.hidden * seen
-    one += 2 * shape.vocab * shape.hidden * targets
-    return passes * one
+    c = policy.lm.config
+    shape = Shape(c.vocab_size, c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads,
+                  c.intermediate_size)
+    return passes * sum(forward_flops(shape, group) for group in groups)
 
 
 # ---- the parts: numbers --------------------------------------------------------------------------------

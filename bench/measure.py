@@ -96,15 +96,6 @@ def compare(ours: Side, theirs: Side, warmup: int = 1) -> dict[str, float]:
     }
 
 
-def alternate(sides: Mapping[str, Callable[[int, Side], None]], repeats: int) -> dict[str, Side]:
-    """One call of each side in turn, `repeats` times after one to warm up; a call fills in its `Side`."""
-    found = {name: Side() for name in sides}
-    for k in range(repeats + 1):
-        for name, call in sides.items():
-            call(k, found[name])
-    return found
-
-
 # ---- memory --------------------------------------------------------------------------------------------
 
 

@@ -103,6 +103,22 @@ def as_rollouts(groups: Sequence[Group]) -> list[Rollout]:
             for i, g in enumerate(groups) for r in g.responses]
 
 
+def forward_flops(shape: Shape, group: Group) -> int:
+    """One forward pass over a group with its prompt shared; a backward pass is twice that.
+
+    >>> one = Shape(vocabulary=10, hidden=4, layers=1, heads=2, kv_heads=1, intermediate=3)
+    >>> forward_flops(one, Group([1, 2], [[3, 4]]))     # 3 tokens, 6 visible pairs, 2 targets
+    760
+    """
+    head_dim = shape.hidden // shape.heads
+    attention = shape.hidden * head_dim * (2 * shape.heads + 2 * shape.kv_heads)
+    layer = 2 * (attention + 3 * shape.hidden * shape.intermediate)
+    prompt, rest = len(group.prompt_ids), [max(len(r) - 1, 0) for r in group.responses]
+    pairs = prompt * (prompt + 1) // 2 + sum(n * prompt + n * (n + 1) // 2 for n in rest)
+    body = shape.layers * (layer * (prompt + sum(rest)) + 4 * shape.heads * head_dim * pairs)
+    return body + 2 * shape.hidden * shape.vocabulary * sum(map(len, group.responses))
+
+
 def make_folder(shape: Shape, path: Path, stops: bool = False, seed: int = 0) -> str:
     """A `from_pretrained` folder with a word-level tokenizer. With `stops` many ids end a response, so that
     lengths are ragged (geometric, mean 64) as a trained model's are; without, all run to the limit."""

@@ -36,14 +36,10 @@ def test_a_ratio_needs_equal_losses_and_norms():
     assert not measure.agree(side, other) and not measure.agree(Side(), Side())
 
 
-def test_useful_flops_are_those_of_the_matmuls_and_operations_are_listed(tmp_path):
-    cfg = where.Config(str(tmp_path / "where.json"), ("smoke",), "smoke", 1, matmul=(64,), profiled="smoke",
-                       profiled_lengths="smoke", top=3, settings=TINY)
-    where.main(cfg)
+def test_useful_flops_are_held_against_those_of_matmuls(tmp_path):
+    where.main(where.Config(str(tmp_path / "where.json"), ("smoke",), "smoke", 1, matmul=(64,), settings=TINY))
     [row] = json.loads((tmp_path / "where.json").read_text())["rows"]
     assert 0 < row["update"] < 1
-    rows = json.loads((tmp_path / "where-operations.json").read_text())["rows"]
-    assert {one["work"] for one in rows} == {"sft", "update", "sampling"} and len(rows) == 9
 
 
 def test_log_prob_memory_does_not_grow_with_length_times_vocabulary():
@@ -60,12 +56,12 @@ def test_peak_bytes_counts_tensors_alive_at_once():
     assert 4e6 <= measure.peak_bytes(lambda: [torch.ones(10**6).sum() for _ in range(3)]) < 5e6
 
 
-def test_scaling_points_and_exponent(tmp_path):
-    cfg = scaling.Config(repeats=1, hidden=32)
-    found = scaling.point(cfg, prompts=1, group_size=2)
-    assert found["tokens"] == 64 + 2 * 31 and found["peak MB"] > 0
-    rows = [{"x": n, "y": 3.0 * n} for n in (1, 2, 8)]
-    assert scaling.exponent(rows, "x", "y") == pytest.approx(1.0)
+def test_scaling_writes_both_tables(tmp_path, capsys):
+    scaling.main(scaling.Config(str(tmp_path / "scaling.json"), (1, 2), (32,), (64,), hidden=32, repeats=1))
+    rows = json.loads((tmp_path / "scaling.json").read_text())["rows"]
+    assert [row["tokens"] for row in rows] == [64 + 4 * 31, 2 * (64 + 4 * 31)] and rows[0]["peak MB"] > 0
+    [row] = json.loads((tmp_path / "scaling-head.json").read_text())["rows"]
+    assert row["logits MB"] == 4 * 32 * 64 / 1e6 and "to the power of" in capsys.readouterr().out
 
 
 def test_reward_and_lengths_are_functions_of_the_seed():
