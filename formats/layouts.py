@@ -30,7 +30,6 @@ COMPARED = {(name + first, name + second): number for name in ("response", "answ
             "conversation") for (first, second), number in ENDS.items()} | {("a", "b"): 0, ("A", "B"): 0}
 WINNERS = ("winner", "label", "preference", "preferred", "better", "choice", "better_response_id")
 STRENGTHS = ("overall_preference", "preference_strength")  # below 0: the first, above 0: the second, 0: a tie
-ONE_HOT = ("winner_model_a", "winner_model_b", "winner_tie")
 ROLES = {"system": "system", "developer": "developer", "user": "user", "human": "user", "assistant": "assistant",
          "gpt": "assistant", "model": "assistant", "bot": "assistant", "function_call": "assistant", "tool": "tool",
          "function": "tool", "observation": "tool", "ipython": "tool"}
@@ -158,12 +157,10 @@ def read_sides(row: Row, first: str, second: str) -> tuple[Turns, Turns]:
     if "instruction" in given and isinstance(more := row.get("input"), str):  # the two halves of an Alpaca prompt
         given["instruction"] = [{"role": "user", "content": f"{text(row, 'instruction')}\n{more}".strip()}]
         del given["input"]
-    talks = from_lists(row, first, second) if ONE_HOT[0] in row else None
-    if talks:
-        given = {}
-    elif not given and isinstance(row[first], str) and isinstance(row[second], str):
-        talks = from_transcripts(row, first, second)
-    one, two = talks or (as_turns(row, first, "assistant"), as_turns(row, second, "assistant"))
+    if not given and isinstance(row[first], str) and isinstance(row[second], str):
+        one, two = from_transcripts(row, first, second)
+    else:
+        one, two = as_turns(row, first, "assistant"), as_turns(row, second, "assistant")
     if first.startswith("conversation") and type(row.get("turn")) is int and row["turn"] > 0:  # the one that was judged
         one, two = one[: 2 * row["turn"]], two[: 2 * row["turn"]]
     whole = one[0]["role"] != "assistant"
@@ -249,17 +246,6 @@ def text(row: Row, name: str) -> str:
     return str(row[name])
 
 
-def from_lists(row: Row, first: str, second: str) -> tuple[Turns, Turns] | None:
-    """Arena 55k writes what each speaker said as a JSON list in a text."""
-    try:
-        asked, one, two = (json.loads(text(row, name)) for name in ("prompt", first, second))
-    except (ValueError, RecursionError):
-        return None
-    if not all(isinstance(said, list) and len(said) == len(asked) > 0 for said in (asked, one, two)):
-        return None
-    return alternate(zip(asked, one, strict=True), first), alternate(zip(asked, two, strict=True), second)
-
-
 def from_transcripts(row: Row, first: str, second: str) -> tuple[Turns, Turns]:
     """Two texts of `Human: ... Assistant: ...`. What follows the last label that both share is the response, whatever
     stands in it; a further label in there means that the dialogues part earlier."""
@@ -281,11 +267,6 @@ def from_transcripts(row: Row, first: str, second: str) -> tuple[Turns, Turns]:
 
 def read_winner(row: Row, first: str, second: str) -> str | None:
     """A, B, tie, or None where no column says it."""
-    if all(name in row for name in ONE_HOT):
-        flags = [str(row[name]).removesuffix(".0") for name in ONE_HOT]
-        if sorted(flags) != ["0", "0", "1"]:
-            raise Unusable(f"not one of {', '.join(ONE_HOT)} is 1", repr(flags)[:80])
-        return ("A", "B", "tie")[flags.index("1")]
     for name in STRENGTHS:
         if name in row:
             strength = str(row[name])
