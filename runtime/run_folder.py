@@ -78,13 +78,12 @@ class RunFolder:
 
     def changed(self, before: dict[str, Any]) -> list[str]:
         """What differs from an earlier start's configuration and may not; a setting that it lacks had its default."""
-        now, read, was_read = self.config, self.config.get("read", {}), dict(before.get("read") or {})
-        free = FREE | {"read"} | (set(read) if was_read else set())  # runs of before have no digests: paths count
-        if now.get("lr_schedule") == "constant" and not now.get("warmup_ratio") and now["steps"] >= before["steps"]:
-            free = free | {"steps"}  # a longer run of this kind begins with the same steps
-        was = self.defaults | before
+        now, read, was = self.config, self.config.get("read", {}), self.defaults | before
+        free = FREE | {"read", *read}
+        if now.get("lr_schedule") == "constant" and not now.get("warmup_ratio") and now["steps"] >= was["steps"]:
+            free |= {"steps"}  # a longer run of this kind begins with the same steps
         return [*(f"{k} was {was[k]!r}, is {v!r}" for k, v in now.items() if k not in free and was[k] != v),
-                *(f"the content of {k} has changed" for k in read if was_read and was_read.get(k) != read[k])]
+                *(f"the content of {k} has changed" for k in read if was.get("read", {}).get(k) != read[k])]
 
     def log(self, record: Mapping[str, Any], name: str = "metrics.jsonl") -> None:
         if ranks.rank() == 0:
@@ -107,7 +106,7 @@ class RunFolder:
 
     def check(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return the state; UserError if another configuration wrote it."""
-        if isinstance(state["config"], dict) and self.changed(state["config"]):  # a number in runs of before
+        if self.changed(state["config"]):
             raise UserError(f"{self.path}/checkpoints: written by another configuration; use another --out")
         return state
 
