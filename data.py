@@ -10,7 +10,7 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -89,6 +89,16 @@ def swap(pair: Pair) -> Pair:
         raise UserError(f"pair {pair.pair_id}: a ready-made prompt cannot be shown in the other order")
     other: Literal["A", "B"] = "B" if pair.winner == "A" else "A"
     return replace(pair, response_a=pair.response_b, response_b=pair.response_a, winner=other, trace=None)
+
+
+def keep_fitting(items: Sequence[T], tokens: Callable[[T], int], limit: int, flag: str) -> list[T]:
+    """Items of at most `limit` tokens; says how many are longer. UserError if none fits."""
+    fitting = [item for item in items if tokens(item) <= limit]
+    if not fitting:
+        raise UserError(f"none of {len(items)} pairs fits {flag} {limit} tokens: raise it")
+    if len(fitting) < len(items) and ranks.rank() == 0:
+        print(f"{len(items) - len(fitting)} of {len(items)} pairs exceed {flag} {limit} tokens: left out")
+    return fitting
 
 
 def shard(items: Sequence[T], rank: int, world_size: int) -> list[T]:

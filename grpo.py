@@ -25,7 +25,7 @@ from torch import Tensor
 import model
 from batch import Batch, Group, aggregate, loss_divisor, micro_batches
 from cor_prompt import encode_prompt, render
-from data import Pair, load_pairs, stream
+from data import Pair, keep_fitting, load_pairs, stream
 from judging.verdicts import judge_pairs, tally
 from loading.judge_file import Asked, about
 from loading.tokenizer import load_tokenizer
@@ -138,12 +138,9 @@ def update(policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, 
 def make_groups(rollouts: Sequence[Rollout], advantages: Tensor) -> list[Group]:
     """P * G rollouts and (P, G) advantages -> P groups. The ids are those that were sampled."""
     size = advantages.shape[1]
-    groups = []
-    for p, row in enumerate(advantages.tolist()):
-        samples = rollouts[p * size : (p + 1) * size]
-        groups.append(Group(samples[0].prompt_ids, [r.response_ids for r in samples], row,
-                            [r.sampler_logprobs for r in samples]))
-    return groups
+    groups = [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
+    return [Group(g[0].prompt_ids, [r.response_ids for r in g], row, [r.sampler_logprobs for r in g])
+            for g, row in zip(groups, advantages.tolist(), strict=True)]
 
 
 def score_rollouts(policy: Policy, reference: Policy, packed: Sequence[Sequence[Batch]], cfg: Config) -> None:
@@ -350,17 +347,14 @@ def set_up(cfg: Config, method: Method) -> Run:
 
 
 def fitting_pairs(cfg: Config, method: Method, tokenizer: Any, system: str | None) -> list[Pair]:
-    """Training pairs whose prompt fits; says how many did not fit, and what the run will use."""
-    pairs = load_pairs(cfg.data)
-    fitting = [pair for pair in pairs
-               if len(encode_prompt(method.prompt(pair, cfg.style, system), tokenizer)) <= cfg.max_prompt_tokens]
-    if ranks.rank() == 0 and len(fitting) < len(pairs):
-        print(f"{len(pairs) - len(fitting)} of {len(pairs)} prompts exceed --max-prompt-tokens "
-              f"{cfg.max_prompt_tokens}: left out")
-    if not fitting:
-        raise UserError(f"{cfg.data}: no prompt fits --max-prompt-tokens {cfg.max_prompt_tokens}")
-    steps.announce(cfg, len(fitting))
-    return fitting
+    """Training pairs whose prompt fits. Says what the run will use."""
+
+    def tokens(pair: Pair) -> int:
+        return len(encode_prompt(method.prompt(pair, cfg.style, system), tokenizer))
+
+    pairs = keep_fitting(load_pairs(cfg.data), tokens, cfg.max_prompt_tokens, "--max-prompt-tokens")
+    steps.announce(cfg, len(pairs))
+    return pairs
 
 
 def finish(run: Run) -> None:

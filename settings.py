@@ -15,25 +15,25 @@ from runtime.errors import UserError
 
 Precision = Literal["bfloat16", "float32", "float64"]
 LrSchedule = Literal["cosine", "linear", "constant"]
-
 Agg = Literal["seq", "token", "const"]
-
 SamplerKind = Literal["auto", "torch", "vllm"]
 
-# ---- stage 1 -------------------------------------------------------------------------------------------
+# ---- both stages ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class SFTConfig:
-    preset: str = "paper-7b"
-    """named set of defaults: paper-7b, paper-14b, paper-32b, one-gpu, small, tiny"""
-    model: str = "Qwen/Qwen2.5-7B-Instruct"
+class Shared:
+    """What means the same in both stages; a stage's own class gives its defaults where they differ."""
+
+    preset: str = ""
+    """named set of defaults"""
+    model: str = ""
     """model to start from: a folder with safetensors, a run folder, or a hub id"""
-    data: str = "gaotang/RM-R1-Distill-SFT"
-    """pairs with traces: .jsonl, .parquet or a hub id"""
+    data: str = ""
+    """pairs to train on: .jsonl, .parquet or a hub id"""
     held_out: str = ""
-    """pairs with traces for the held-out loss (same formats); empty: none, the last weights are exported"""
-    out: str = "runs/sft"
+    """pairs that are not trained on (same formats); empty: none"""
+    out: str = ""
     """run folder to write; an interrupted run in it is continued"""
     style: Style = "instruct"
     """which prompt the judge sees (cor_prompt.py); a judge as --model brings its own style and wording (judge.json)"""
@@ -41,23 +41,15 @@ class SFTConfig:
     """text file that replaces the style's fixed wording; empty: the built-in wording"""
     template_args: tuple[str, ...] = ()
     """arguments of the chat template (name=value), such as enable_thinking=false; others: as --model was trained"""
-    epochs: float = 1.0
-    """passes over the data"""
-    batch_size: int = 128
-    """pairs per optimiser step, over all ranks"""
-    max_length: int = 12288
-    """tokens; a longer prompt + trace is left out and counted"""
     micro_batch_tokens: int = 16384
     """tokens per forward and backward on one rank, padding included"""
-    lr: float = 5e-6
+    lr: float = 0.0
     """peak learning rate"""
-    lr_schedule: LrSchedule = "cosine"
-    """shape after the warm-up"""
+    lr_schedule: LrSchedule = "constant"
+    """shape after the warm-up, per optimiser step"""
     lr_floor: float = 0.1
-    """last learning rate as a share of the peak"""
-    warmup_ratio: float = 0.03
-    """share of the optimiser steps spent warming up"""
-    betas: tuple[float, float] = (0.9, 0.95)
+    """last learning rate as a share of the peak (not for constant)"""
+    betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates"""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay"""
@@ -69,18 +61,44 @@ class SFTConfig:
     """neighbouring ranks that hold one copy of the weights (hybrid sharding); 0: all ranks hold one"""
     checkpointing: bool = True
     """recompute each layer in the backward pass: less memory, about a third more time"""
-    eval_every: int = 20
-    """optimiser steps between held-out losses (the last step has one too)"""
-    save_every: int = 20
-    """optimiser steps between resume states"""
     seed: int = 0
-    """seed of the data order"""
-    steps: int = 0
-    """optimiser steps; 0: epochs x pairs / batch_size"""
+    """seed of data order and sampling"""
     dry_run: int = 0
     """print what a run on this many GPUs needs, then stop; 0: train"""
     gpu_gb: float = 80.0
     """memory of one card for --dry-run, in GB (1e9 bytes)"""
+
+
+# ---- stage 1 -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SFTConfig(Shared):
+    preset: str = "paper-7b"
+    """named set of defaults: paper-7b, paper-14b, paper-32b, one-gpu, small, tiny"""
+    model: str = "Qwen/Qwen2.5-7B-Instruct"
+    data: str = "gaotang/RM-R1-Distill-SFT"
+    """pairs with traces: .jsonl, .parquet or a hub id"""
+    held_out: str = ""
+    """pairs with traces for the held-out loss (same formats); empty: none, the last weights are exported"""
+    out: str = "runs/sft"
+    epochs: float = 1.0
+    """passes over the data"""
+    batch_size: int = 128
+    """pairs per optimiser step, over all ranks"""
+    max_length: int = 12288
+    """tokens; a longer prompt + trace is left out and counted"""
+    lr: float = 5e-6
+    lr_schedule: LrSchedule = "cosine"
+    warmup_ratio: float = 0.03
+    """share of the optimiser steps spent warming up"""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eval_every: int = 20
+    """optimiser steps between held-out losses (the last step has one too)"""
+    save_every: int = 20
+    """optimiser steps between resume states"""
+    steps: int = 0
+    """optimiser steps; 0: epochs x pairs / batch_size"""
 
     @property
     def total_updates(self) -> int:
@@ -119,23 +137,16 @@ SFT_PRESETS = {
 
 
 @dataclass(frozen=True)
-class GRPOConfig:
+class GRPOConfig(Shared):
     preset: str = "paper-7b-reasoning"
     """named set of defaults: paper-{7b,14b,32b}-{reasoning,instruct}, one-gpu, small, tiny"""
     model: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
     """start and reference checkpoint: a folder with safetensors, a run folder, or a hub id"""
     data: str = "gaotang/RM-R1-Reasoning-RLVR"
-    """pairs to train on: .jsonl, .parquet or a hub id"""
     held_out: str = ""
     """pairs judged greedily in both orders every eval_every steps; empty: none"""
     out: str = "runs/grpo"
-    """run folder to write; an interrupted run in it is continued"""
     style: Style = "reasoning"
-    """which prompt the judge sees (cor_prompt.py); a judge as --model brings its own style and wording (judge.json)"""
-    prompt_file: str = ""
-    """text file that replaces the style's fixed wording; empty: the built-in wording"""
-    template_args: tuple[str, ...] = ()
-    """arguments of the chat template (name=value), such as enable_thinking=false; others: as --model was trained"""
     steps: int = 71
     """rollout rounds"""
     prompts_per_step: int = 1024
@@ -150,22 +161,10 @@ class GRPOConfig:
     """tokens; a longer prompt is left out and counted"""
     max_response_tokens: int = 8192
     """tokens; sampling stops there, and a response that is cut before its verdict has none"""
-    micro_batch_tokens: int = 16384
-    """tokens per forward and backward on one rank, padding included"""
     lr: float = 1e-6
-    """peak learning rate"""
-    lr_schedule: LrSchedule = "constant"
-    """shape after the warm-up, per optimiser step"""
-    lr_floor: float = 0.1
-    """last learning rate as a share of the peak (not for constant)"""
     warmup_updates: int = 0
     """optimiser steps of linear warm-up"""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates"""
     weight_decay: float = 0.01
-    """AdamW's decoupled weight decay"""
-    max_grad_norm: float = 1.0
-    """gradient norm above which gradients are scaled down"""
     agg: Agg = "seq"
     """loss average: seq (per response, Eq. 9), token (DAPO), const (Dr. GRPO)"""
     scale_by_std: bool = True
@@ -190,24 +189,12 @@ class GRPOConfig:
     """neighbouring ranks that share one vLLM engine (tensor parallel)"""
     engine_memory: float = 0.7
     """share of a GPU's memory that vLLM may fill while the trainer waits (--dry-run prints the largest that fits)"""
-    compute_dtype: Precision = "bfloat16"
-    """arithmetic of forward and backward; stored weights, log-probs and Adam are float32 or better"""
     offload_optimizer: bool = False
     """keep Adam's moments in host memory while the engine samples"""
-    shard_ranks: int = 0
-    """neighbouring ranks that hold one copy of the weights (hybrid sharding); 0: all ranks hold one"""
-    checkpointing: bool = True
-    """recompute each layer in the backward pass: less memory, about a third more time"""
     eval_every: int = 10
     """rounds between evaluations on held_out (and once at the end)"""
     save_every: int = 10
     """rounds between resume states"""
-    seed: int = 0
-    """seed of data order and sampling"""
-    dry_run: int = 0
-    """print what a run on this many GPUs needs, then stop; 0: train"""
-    gpu_gb: float = 80.0
-    """memory of one card for --dry-run, in GB (1e9 bytes)"""
 
     @property
     def updates_per_step(self) -> int:

@@ -24,7 +24,7 @@ import torch
 import model
 from batch import Group, aggregate, group_tokens, loss_divisor, micro_batches
 from cor_prompt import encode_prompt, encode_target, render
-from data import Pair, load_pairs, shard, stream
+from data import Pair, keep_fitting, load_pairs, shard, stream
 from loading.judge_file import Asked, about
 from loading.tokenizer import load_tokenizer
 from model import Policy
@@ -62,13 +62,7 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, cfg: Config, system: str
             raise UserError(f"pair {pair.pair_id} has no trace; distillation needs a 'trace' in every row")
         prompt = encode_prompt(render(pair, cfg.style, system), tokenizer)
         examples.append(Group(prompt, [encode_target(pair, tokenizer)]))
-    fitting = [e for e in examples if len(e.prompt_ids) + len(e.responses[0]) <= cfg.max_length]
-    if len(fitting) < len(examples) and ranks.rank() == 0:
-        print(f"{len(examples) - len(fitting)} of {len(examples)} examples exceed --max-length "
-              f"{cfg.max_length} tokens: left out")
-    if not fitting:
-        raise UserError(f"no example fits --max-length {cfg.max_length} tokens")
-    return fitting
+    return keep_fitting(examples, lambda e: len(e.prompt_ids) + len(e.responses[0]), cfg.max_length, "--max-length")
 
 
 def train(cfg: Config) -> None:

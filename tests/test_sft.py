@@ -76,8 +76,8 @@ def test_too_long_examples_are_left_out_and_counted(world, tmp_path, capsys):
     sizes = sorted(len(g.prompt_ids) + len(g.responses[0]) for g in examples(world, cfg))
     kept = examples(world, dataclasses.replace(cfg, max_length=sizes[0]))
     assert len(kept) == sizes.count(sizes[0])
-    assert f"{24 - len(kept)} of 24 examples exceed --max-length {sizes[0]}" in capsys.readouterr().out
-    with pytest.raises(UserError, match="no example fits"):
+    assert f"{24 - len(kept)} of 24 pairs exceed --max-length {sizes[0]}" in capsys.readouterr().out
+    with pytest.raises(UserError, match="none of 24 pairs fits"):
         examples(world, dataclasses.replace(cfg, max_length=3))
 
 

@@ -23,11 +23,10 @@ import model
 import sft
 from batch import Group, group_tokens, micro_batches
 from cor_prompt import Style
-from data import Pair, load_pairs
+from data import Pair, keep_fitting, load_pairs
 from judging.scalar import Scorer, load_scorer, pack
 from loading.tokenizer import load_tokenizer
 from runtime import cli, ranks
-from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,7 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, cfg: Config) -> list[Gro
     """Winner and loser of every pair that fits a micro-batch; says how many do not."""
     groups = [pack(pair, tokenizer) for pair in pairs]
     most = min(cfg.max_length, cfg.micro_batch_tokens)  # a pair that is cut in two has no difference
-    fitting = [group for group in groups if group_tokens(group) <= most]
-    if not fitting:
-        raise UserError(f"no pair fits {most} tokens, the lesser of --max-length and --micro-batch-tokens")
-    if ranks.rank() == 0 and len(fitting) < len(groups):
-        print(f"{len(groups) - len(fitting)} of {len(groups)} pairs exceed {most} tokens: left out")
-    return fitting
+    return keep_fitting(groups, group_tokens, most, "the lesser of --max-length and --micro-batch-tokens,")
 
 
 def pair_losses(scores: Tensor) -> Tensor:
