@@ -195,8 +195,8 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Any, add_generation_pr
 def encode_target(pair: Pair, tokenizer: Any) -> list[int]:
     """SFT target: the trace, then the end-of-turn token. (len,) ids. Eq. 4
 
-    A thought at its start is the model's own: <think> stands once, also where the prompt ends with one, and the
-    last </think> closes it. Everything else is text, whatever it quotes.
+    Where the trace begins with a thought, its <think> and its last </think> become the tokenizer's own tokens. A
+    <think> that already stands at the end of the prompt is not written again. All other tags are plain text.
     """
     if not pair.trace:
         raise ValueError(f"pair {pair.pair_id} has no trace to learn from")
@@ -209,14 +209,14 @@ def encode_target(pair: Pair, tokenizer: Any) -> list[int]:
     text = pair.trace[begins.end() :] if begins else pair.trace
     if begins and opening:
         text = text.removeprefix(opening.removeprefix("<think>"))
-    thought, close, answer = text.rpartition("</think>") if begins or opening else ("", "", text)
-    pieces = ["<think>" if begins and not opening else "", thought, close, answer]  # own token, text, own token, text
-    if not {"<think>", "</think>"} <= control.keys():  # a tokenizer without them spells them
-        pieces = ["", "".join(pieces)]
-    ids: list[int] = []
-    for place, piece in enumerate(pieces):
-        ids += [control[piece]] if piece and place % 2 == 0 else encode_text(piece, plain, control)
-    return [*ids, tokenizer.eos_token_id]
+    start = "<think>" if begins and not opening else ""
+    thought, end, answer = text.rpartition("</think>") if begins or opening else ("", "", text)
+    if not {"<think>", "</think>"} <= control.keys():  # a tokenizer without these tokens spells them
+        return [*encode_text(start + thought + end + answer, plain, control), tokenizer.eos_token_id]
+    ids = [control[start]] if start else []
+    ids += encode_text(thought, plain, control)
+    ids += [control[end]] if end else []
+    return [*ids, *encode_text(answer, plain, control), tokenizer.eos_token_id]
 
 
 def encode_text(text: str, plain: Any, control: dict[str, int]) -> list[int]:

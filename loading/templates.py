@@ -79,8 +79,8 @@ def render_template(messages: Messages, tokenizer: Any, add_generation_prompt: b
 def skeleton(messages: Messages, tokenizer: Any, add_generation_prompt: bool) -> tuple[str, dict[str, str]]:
     """The rendered template with a sentinel in place of each text, and {sentinel: text}.
 
-    Blanks at a text's ends are the template's: it may trim them. UserError where it changes a text otherwise: where
-    a sentinel, made of what templates change, does not come back exactly once.
+    A template may trim the blanks around a text. A sentinel contains what some templates change (quotes, `<`, line
+    breaks). UserError if a sentinel does not come back exactly once: the template drops, repeats or changes that text.
     """
     if messages[0]["role"] == "system" and not _takes_system(tokenizer):
         messages = _without_system(messages)
