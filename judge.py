@@ -4,7 +4,7 @@
     judge = Judge.load("runs/grpo")                     # or Judge.connect("http://localhost:8000/v1", "rm-r1")
     judge.pair("What is 2+2?", "4.", "5.").winner       # "A"; .votes, .traces[0].parts.rubric
     judge.rank("What is 2+2?", ["5.", "4.", "22."]).order            # best first
-    judge.group_rewards("What is 2+2?", ["5.", "4.", "4!"])          # win rates: a reward for reinforcement learning
+    judge.rewards([("What is 2+2?", ["5.", "4.", "4!"])])            # win rates: a reward for reinforcement learning
     judge.scores("What is 2+2?", ["4."]).totals                      # 1..10 per sample, no second response needed
 
     python judge.py pairs --model runs/grpo --question "What is 2+2?" --a "4." --b "5."
@@ -13,8 +13,8 @@
     python judge.py rank --model runs/grpo --question "What is 2+2?" --responses 5. 4. 22.
     python judge.py serve --model runs/grpo             # rewards over HTTP: recipes/reward_client.py
 
-A row of `pairs` is {"question" or "context", "response_a", "response_b"}, one of `rank` and `score` has
-"responses" instead; none needs a winner. Without a verdict, or with as many votes for A as for B, the winner is
+A row of `pairs` is {"question" or "context", "response_a", "response_b"}, one of `rank` has "responses"
+instead; none needs a winner. Without a verdict, or with as many votes for A as for B, the winner is
 None. With `--out` the same command continues where it stopped. Over a server neither torch nor vllm is needed.
 """
 
@@ -25,11 +25,11 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from cor_prompt import Style, Trace, parse_trace, render
 from data import Message, Pair, read_pair
@@ -57,12 +57,11 @@ from runtime.errors import UserError, printable
 from runtime.run_folder import RunFolder
 from runtime.seeds import derive_seed, digest
 
-Method = Literal["knockout", "bradley-terry", "win-rate"]
+Method = Literal["knockout", "win-rate"]
 Candidates = tuple[str, Sequence[Message], list[str]]  # name, context, responses
 Context = str | Sequence[Message]  # a question, or a conversation that ends with the user
 Response = str | Sequence[Message] | None  # a text, or the messages of a turn
 Group = tuple[Context, Sequence[Response]]
-Check = Callable[[Context, Response], float]
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Verdict:
 @dataclass(frozen=True)
 class Ranking:
     """`order`: places in the list, best first; after a knockout only the first says anything. `scores[i]` are
-    ratings, win rates or levels survived, as the method has it. `comparisons` of two texts were put to the judge, which
+    win rates or levels survived, as the method has it. `comparisons` of two texts were put to the judge, which
     gave `verdicts`; `silent` says why other outputs gave none. Without any verdict the order means nothing."""
 
     order: tuple[int, ...]
@@ -170,10 +169,10 @@ class Judge:
         texts = [(p, response_text(text)) for p, (_, group) in zip(prompts, groups, strict=True) for text in group]
         return ranking.Table(texts, ask, self.seed)
 
-    def rank(self, context: Context, responses: Sequence[Response], method: Method = "bradley-terry",
+    def rank(self, context: Context, responses: Sequence[Response], method: Method = "win-rate",
              votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> Ranking:
-        """Rate by a round robin, n(n-1)/2 comparisons, or find the best by a knockout, n - 1. A comparison takes
-        `votes` verdicts, twice with `both_orders`."""
+        """Rate by the win rates of a round robin, n(n-1)/2 comparisons, or find the best by a knockout, n - 1. A
+        comparison takes `votes` verdicts, twice with `both_orders`."""
         before = Counter(self.outputs)
         size, table = len(responses), self.table([(context, responses)], votes, temperature, both_orders)
         if size == 0:
@@ -182,22 +181,16 @@ class Judge:
         if method == "knockout":
             scores = ranking.knockout(size, table, self.seed)
         else:
-            rate = ranking.bradley_terry if method == "bradley-terry" else ranking.win_rates
-            scores = rate(size, ranking.round_robin(size, table))
+            scores = ranking.win_rates(size, ranking.play(ranking.all_pairs(size), table))
         silent = self.outputs - before
         return Ranking(tuple(ranking.best_first(scores)), tuple(map(float, scores)), table.asked,
                        silent.pop("verdict", 0), dict(silent))
 
-    def group_rewards(self, context: Context, responses: Sequence[Response], checks: Sequence[Check] = (),
-                      votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> list[float]:
-        """A reward for each of one prompt's responses: its win rate against the others, 0..1 (0.5 where it is alone),
-        plus what each check(context, response) returns, such as 1.0 if a final number is right: weigh there."""
-        return self.rewards([(context, responses)], checks, votes, temperature, both_orders)[0]
-
-    def rewards(self, groups: Sequence[Group], checks: Sequence[Check] = (),
-                votes: int = 1, temperature: float = 0.0, both_orders: bool = True) -> list[list[float]]:
-        """`group_rewards` of many (context, responses) groups, with one call for all their verdicts. Warns if there is
-        not one verdict, for then all win rates are 0.5."""
+    def rewards(self, groups: Sequence[Group], votes: int = 1, temperature: float = 0.0,
+                both_orders: bool = True) -> list[list[float]]:
+        """A reward for each response of each (context, responses) group: its win rate against the others of its
+        group, 0..1 (0.5 where it is alone). All verdicts are one call. Warns if there is not one, for then all win
+        rates are 0.5."""
         before = Counter(self.outputs)
         table, matches, start = self.table(groups, votes, temperature, both_orders), [], 0
         for _, responses in groups:
@@ -206,10 +199,7 @@ class Judge:
         rates = iter(ranking.win_rates(start, ranking.play(matches, table)))
         if (silent := self.outputs - before) and not silent["verdict"]:
             warnings.warn(likely_cause(silent), stacklevel=2)
-        return [
-            [next(rates) + sum(float(check(context, response)) for check in checks) for response in responses]
-            for context, responses in groups
-        ]
+        return [[next(rates) for _ in responses] for _, responses in groups]
 
     def scores(self, context: Context, responses: Sequence[Response], samples: int = 8,
                temperature: float = 0.5) -> Scores:
@@ -276,24 +266,30 @@ def clean(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(Server):
-    """What every command takes: a judge, rows, and where results go."""
+class Settings(Server):
+    """What every command takes: a judge, how often it is asked, and where answers are kept."""
+
+    out: str = ""
+    """Folder for config.json, results.jsonl (a result a line, as it comes) and a server's replies.jsonl; the same
+    command continues it and asks for nothing twice. Empty: nothing is kept. `serve` writes replies.jsonl alone."""
+    votes: int = 1
+    """Verdicts per pair and order, whose majority counts; in rankings and rewards their shares count (samples)."""
+    max_tokens: int = 0
+    """Longest chain (tokens); 0: as the model was trained, else 2048."""
+    seed: int = 0
+    """Seed of samples, brackets and shown orders (an integer)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Settings):
+    """Where rows come from and how results are shown."""
 
     data: str | None = None
     """File of rows (.jsonl, .csv, .parquet ...); without it and --question they are read from standard input."""
     question: str | None = None
     """What was asked (text)."""
-    out: str = ""
-    """Folder for config.json, results.jsonl (a result a line, as it comes) and a server's replies.jsonl; the same
-    command continues it and asks for nothing twice. Empty: results are printed only."""
     json: bool = False
     """Print one JSON line per row."""
-    votes: int = 1
-    """Verdicts per pair and order, whose majority counts; in a ranking their shares count (samples)."""
-    max_tokens: int = 0
-    """Longest chain (tokens); 0: as the model was trained, else 2048."""
-    seed: int = 0
-    """Seed of samples, brackets and shown orders (an integer)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,8 +302,6 @@ class Pairs(Source):
     """Response B (text), with --question."""
     both_orders: bool = False
     """Show every pair in both orders and let all verdicts vote."""
-    at_once: int = 0
-    """Pairs judged together (pairs); 0: 32 of a file, one of standard input, as a dialogue over pipes needs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,50 +310,29 @@ class Rank(Source):
 
     responses: tuple[str, ...] = ()
     """The responses (texts), with --question."""
-    method: Method = "bradley-terry"
-    """knockout finds the best in n - 1 comparisons; the others rate all in n(n-1)/2 (win-rate 0..1, Elo's scale)."""
+    method: Method = "win-rate"
+    """knockout finds the best in n - 1 comparisons; win-rate rates all, 0..1, in n(n-1)/2."""
     both_orders: bool = True
     """Compare in both orders; without it a coin decides who is shown first."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(Source):
-    """Score the responses of each row, or a single one, from 1 to 10 a sample; the prompt is pointwise.py's."""
-
-    responses: tuple[str, ...] = ()
-    """The responses (texts), with --question."""
-    votes: int = 8
-    """Chains per row, whose scores are summed (samples)."""
-    temperature: float | Literal["none"] = 0.5
-    """Sampling temperature; 0 takes the likeliest token; none leaves it, top_p and penalties to the server."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Serve(Server):
-    """Answer rankings and rewards over HTTP (docs/judge.md), for trainers that run elsewhere."""
+class Serve(Settings):
+    """Answer with rewards over HTTP (docs/judge.md), for trainers that run elsewhere."""
 
     host: str = "127.0.0.1"
     """Address to listen on; another one opens the judge to everybody who reaches this machine."""
     port: int = 8377
     """Port to listen on; 0: a free one, which is printed."""
-    out: str = ""
-    """Folder for the replies of a --base-url, so that none is paid for twice; empty: they are kept in memory."""
-    votes: int = 1
-    """Verdicts per comparison and order; their shares count (samples)."""
     both_orders: bool = True
     """Compare in both orders; without it a coin decides who is shown first."""
-    max_tokens: int = 0
-    """Longest chain (tokens); 0: as the model was trained, else 2048."""
-    seed: int = 0
-    """Seed of samples, brackets and shown orders (an integer)."""
 
 
 # ---- rows in, results out ------------------------------------------------------------------------------
 
 Row = tuple[str, int, dict[str, Any] | UserError]  # place for error messages, number from 0, the row or its error
 Result = tuple[dict[str, Any], str]  # as JSON, as text
-# What may change when a run in --out is continued: rows are compared one by one, the model by its digest.
-FREE = ("data", "question", "a", "b", "responses", "json", "prompt_file", "dtype")
+AT_ONCE = 32  # pairs of a file that are judged together, or as many as --concurrency; of a pipe one at a time
 
 
 def judge_pairs_of(cfg: Pairs, judge: Judge, asked: Sequence[tuple[Pair, bool]]) -> list[Result]:
@@ -375,31 +348,20 @@ def rank_lists(cfg: Rank, judge: Judge, asked: Sequence[Candidates]) -> list[Res
         end = f"best: {best[0]}" if len(best) == 1 else f"best: a tie of {', '.join(map(str, best))}"
         if found.comparisons and not found.verdicts:
             end = f"best: unknown, no output has a verdict ({reasons(found.silent)})"
-        listed = [(i, f"{found.scores[i]:.4g}") for i in found.order]
-        results.append(show_list(name, responses, listed, f"{end} (comparisons: {found.comparisons})", asdict(found)))
-    return results
-
-
-def score_lists(cfg: Score, judge: Judge, asked: Sequence[Candidates]) -> list[Result]:
-    results = []
-    for name, context, responses in asked:
-        found = judge.scores(context, responses, cfg.votes, cfg.sampling_temperature())
-        end = f"sums of {found.samples} of {found.asked} samples, 1 to 10 each"
-        end += f"; the others: {reasons(found.silent)}" if found.silent else ""
-        listed = [(i, str(total)) for i, total in enumerate(found.totals)]
-        results.append(show_list(name, responses, listed, end, asdict(found)))
+        lines = [f"  {i:3} {found.scores[i]:8.4g}  {one_line(responses[i])[:80]}" for i in found.order]
+        shown = [f"==== {one_line(name)}", *lines, f"==== {end} (comparisons: {found.comparisons})\n"]
+        results.append(({"id": name} | asdict(found), "\n".join(shown)))
     return results
 
 
 def run(cfg: Source, sampler: Chat | None = None) -> None:
     """Answer the rows that --out does not hold yet, in order; each result is written before the next is asked. A row
     that cannot be judged gets a result that says why. `sampler` replaces --model."""
-    commands: dict[type, tuple[Callable, Callable]] = {
-        Pairs: (parsed, judge_pairs_of), Rank: (candidates, rank_lists), Score: (candidates, score_lists)}
-    parse, answer = commands[type(cfg)]
-    at_once = (cfg.at_once or (32 if cfg.data else 1)) if isinstance(cfg, Pairs) else 1
-    if at_once < 1 or cfg.max_tokens < 0:
-        raise UserError("--at-once must be at least 1, --max-tokens at least 0")
+    parse: Callable = parsed if isinstance(cfg, Pairs) else candidates
+    answer: Callable = judge_pairs_of if isinstance(cfg, Pairs) else rank_lists
+    at_once = max(AT_ONCE, cfg.concurrency) if isinstance(cfg, Pairs) and cfg.data else 1
+    if cfg.max_tokens < 0:
+        raise UserError("--max-tokens must be at least 0")
     cfg.sampling_temperature()
     asked = cfg.asked(cfg.max_tokens, loads=sampler is None)
     cfg = replace(cfg, style=asked.style, max_tokens=asked.max_tokens, template_args=asked.flags())
@@ -440,28 +402,21 @@ def serve(cfg: Serve) -> None:
                                                                          template_args=asked.flags())
     judge = Judge(sampler, asked.style, asked.wording, asked.max_tokens, cfg.seed)
     server = make_server(lambda path, body: answer(cfg, judge, path, body), cfg.host, cfg.port)
-    print(f"http://{cfg.host}:{server.server_port} answers POST /rewards and POST /rank", flush=True)
+    print(f"http://{cfg.host}:{server.server_port} answers POST /rewards", flush=True)
     server.serve_forever()
 
 
 def answer(cfg: Serve, judge: Judge, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """/rewards: win rates of every response of every group, and how many outputs gave a verdict; /rank: rankings."""
-    if path not in ("/rewards", "/rank"):
-        raise Refused(404, "POST to /rewards or /rank")
-    method = body.get("method", "bradley-terry")
-    if method not in get_args(Method):
-        raise UserError(f"'method' must be one of {', '.join(get_args(Method))}")
-    groups = read_groups(body)
-    how: dict[str, Any] = {"votes": cfg.votes, "temperature": cfg.sampling_temperature()}
-    how["both_orders"] = cfg.both_orders
-    before = Counter(judge.outputs)
+    """Win rates of every response of every group, and how many outputs gave a verdict."""
+    if path != "/rewards":
+        raise Refused(404, "POST to /rewards")
+    groups, before = read_groups(body), Counter(judge.outputs)
     try:
-        found: dict[str, Any] = {"rewards": judge.rewards(groups, **how)} if path == "/rewards" else {
-            "rankings": [asdict(judge.rank(*group, method, **how)) for group in groups]}
+        rewards = judge.rewards(groups, cfg.votes, cfg.sampling_temperature(), cfg.both_orders)
     except UserError as error:
         raise Refused(502, f"the judge failed: {error}") from None
     silent = judge.outputs - before
-    return found | {"verdicts": silent.pop("verdict", 0), "silent": dict(silent)}
+    return {"rewards": rewards, "verdicts": silent.pop("verdict", 0), "silent": dict(silent)}
 
 
 def read_groups(body: dict[str, Any]) -> list[tuple[list[Message], list[str]]]:
@@ -487,7 +442,7 @@ def given(cfg: Source) -> dict[str, Any]:
     row: dict[str, Any] = {"question": cfg.question}
     if isinstance(cfg, Pairs):
         row |= {"response_a": cfg.a, "response_b": cfg.b}
-    elif isinstance(cfg, (Rank, Score)):
+    elif isinstance(cfg, Rank):
         row["responses"] = list(cfg.responses)
     flags = [value not in (None, []) for value in row.values()]
     if any(flags) and (not all(flags) or cfg.data is not None):
@@ -507,15 +462,13 @@ def attempt(parse: Callable, where: str, number: int, row: dict[str, Any] | User
 
 def open_out(cfg: Source, system: str | None, has_model: bool) -> RunFolder:
     """The folder, which is refused if what makes a result has changed."""
-    what = {setting.name: getattr(cfg, setting.name) for setting in fields(cfg) if setting.name not in FREE}
-    what |= {"command": type(cfg).__name__.lower(), "prompt_digest": digest(system), "model_digest": ""}
+    read = {"command": type(cfg).__name__.lower(), "prompt_file": digest(system)}
     if has_model and not cfg.base_url:
         from loading.folder import weights_digest
 
-        what |= {"model_digest": weights_digest(cfg.model), "dtype": cfg.dtype}
-    default = {setting.name: setting.default for setting in fields(cfg)}
-    columns = [(name, Any, field(default=default.get(name, MISSING))) for name in what]
-    return RunFolder(cfg.out, make_dataclass("Config", columns, kw_only=True)(**what))
+        read["model"] = weights_digest(cfg.model)
+    rows = {"data", "question", "a", "b", "responses", "json"} & vars(cfg).keys()  # they are compared one by one
+    return RunFolder(cfg.out, replace(cfg, **{name: getattr(type(cfg), name) for name in rows}), read)
 
 
 def skip_done(found: Iterator[Row], log: Path) -> None:
@@ -566,7 +519,7 @@ def parsed(where: str, index: int, row: dict[str, Any]) -> tuple[Pair, bool]:
 
 
 def candidates(where: str, number: int, row: dict[str, Any]) -> Candidates:
-    """Name, context and responses of a row of `rank` and `score`."""
+    """Name, context and responses of a row of `rank`."""
     responses = row.get("responses")
     if not isinstance(responses, list) or not responses or not all(isinstance(text, str) for text in responses):
         raise UserError(f"{where}: 'responses' must be a list of texts")
@@ -594,13 +547,6 @@ def show_pair(pair: Pair, labelled: bool, verdict: Verdict) -> Result:
     return {"pair_id": pair.pair_id, "source": pair.source} | correct | asdict(verdict), "\n".join(lines)
 
 
-def show_list(name: str, responses: Sequence[str], listed: Sequence[tuple[int, str]], end: str,
-              record: dict[str, Any]) -> Result:
-    """A line per response, indented like chains: place in the list, number, beginning."""
-    lines = [f"  {i:3} {value:>8}  {one_line(responses[i])[:80]}" for i, value in listed]
-    return {"id": name} | record, "\n".join([f"==== {one_line(name)}", *lines, f"==== {end}\n"])
-
-
 def show_error(number: int, error: UserError) -> Result:
     return {"id": f"row-{number}", "error": str(error)}, f"==== row {number} is not judged: {one_line(str(error))}\n"
 
@@ -616,7 +562,7 @@ def one_line(text: str) -> str:
 def main() -> None:
     import tyro
 
-    cfg = tyro.extras.subcommand_cli_from_dict({"pairs": Pairs, "rank": Rank, "score": Score, "serve": Serve})
+    cfg = tyro.extras.subcommand_cli_from_dict({"pairs": Pairs, "rank": Rank, "serve": Serve})
     serve(cfg) if isinstance(cfg, Serve) else run(cfg)
 
 

@@ -1,4 +1,4 @@
-"""Many responses, judged two at a time: knockout, round robin, and ratings from the results.
+"""Many responses, judged two at a time: a knockout, or the win rates of a round robin.
 
 Pure functions over `compare(matches) -> outcomes`: a match (i, j) names two of `count` responses, its outcome is
 i's share of the verdicts - 1 where i wins, 0 where j wins, 0.5 where nobody does. A round goes into one call, so
@@ -8,7 +8,6 @@ best in n - 1 matches, a round robin rates everybody in n(n-1)/2.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -73,11 +72,6 @@ def play(matches: Sequence[Match], compare: Compare) -> list[tuple[int, int, flo
     return [(i, j, outcome) for (i, j), outcome in zip(matches, compare(matches), strict=True)]
 
 
-def round_robin(count: int, compare: Compare) -> list[tuple[int, int, float]]:
-    """Every pair of responses once."""
-    return play(all_pairs(count), compare)
-
-
 def win_rates(count: int, results: Results) -> list[float]:
     """Mean outcome of each response, 0..1; 0.5 for one that met nobody.
 
@@ -89,29 +83,6 @@ def win_rates(count: int, results: Results) -> list[float]:
         outcomes[i].append(outcome)
         outcomes[j].append(1 - outcome)
     return [sum(own) / len(own) if own else 0.5 for own in outcomes]
-
-
-def bradley_terry(count: int, results: Results, prior: float = 0.5, start: float = 1500.0) -> list[float]:
-    """Ratings on Elo's scale, on which 400 points are odds of ten to one, at which the results are likeliest.
-
-    P(i beats j) = p_i / (p_i + p_j), fitted by the iteration of Newman (Efficient computation of rankings from
-    pairwise comparisons, 2023). Without a prior an unbeaten response would be infinitely strong: `prior` wins and
-    as many losses against a response of strength 1 (rating `start`) are added for each.
-    """
-    wins = [[0.0] * count for _ in range(count)]  # wins[i][j]: of i over j
-    for i, j, outcome in results:
-        wins[i][j] += outcome
-        wins[j][i] += 1 - outcome
-    p = [1.0] * count
-    for _ in range(10_000):
-        before = list(p)
-        for i in range(count):
-            won = prior / (p[i] + 1) + sum(wins[i][j] * p[j] / (p[i] + p[j]) for j in range(count))
-            lost = prior / (p[i] + 1) + sum(wins[j][i] / (p[i] + p[j]) for j in range(count))
-            p[i] = won / lost
-        if max((abs(math.log(a / b)) for a, b in zip(p, before, strict=True)), default=0.0) < 1e-10:
-            break
-    return [round(start + 400 * math.log10(strength), 3) for strength in p]  # exact ties stay ties
 
 
 def best_first(scores: Sequence[float]) -> list[int]:

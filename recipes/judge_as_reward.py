@@ -6,7 +6,7 @@
 
 The question comes to the writer as it stands, the writer answers G times, `Judge.rewards` has the judge compare
 the G answers with each other, and an answer's win rate is its reward. `judge_score` is all that plugs a judge into
-`grpo.train`; other trainers call `Judge.group_rewards` themselves, or the client in reward_client.py. The mean
+`grpo.train`; other trainers call `Judge.rewards` themselves, or the client in reward_client.py. The mean
 reward is 0.5 whatever happens, because one's win is another's loss: look at something else to see progress.
 
 The writer first learns the form of an answer from both responses of each pair, good and bad alike. What it is
@@ -29,7 +29,7 @@ import grpo
 import sft
 from cor_prompt import Style
 from data import Message, Pair, load_pairs, save_pairs
-from judge import Check, Judge
+from judge import Judge
 from judging.endpoint import EndpointSampler
 from rollout import Chat, Rollout, load_sampler
 from runtime import cli, disk
@@ -37,8 +37,8 @@ from runtime.seeds import derive_seed
 from toy.world import keeps
 
 
-def judge_score(judge: Judge, checks: Sequence[Check] = (), both_orders: bool = True) -> Callable[..., torch.Tensor]:
-    """`Method.score`: (P, G) rewards, each a response's win rate in its group, plus the checks."""
+def judge_score(judge: Judge, both_orders: bool = True) -> Callable[..., torch.Tensor]:
+    """`Method.score`: (P, G) rewards, each a response's win rate in its group; add rewards of your own here."""
 
     def score(
         rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, tokenizer: Any, cfg: Any
@@ -46,7 +46,7 @@ def judge_score(judge: Judge, checks: Sequence[Check] = (), both_orders: bool = 
         size = len(rollouts) // len(pairs)
         texts = [rollout.text for rollout in rollouts]
         groups = [(pair.context, texts[p * size : (p + 1) * size]) for p, pair in enumerate(pairs)]
-        return torch.tensor(judge.rewards(groups, checks, both_orders=both_orders))
+        return torch.tensor(judge.rewards(groups, both_orders=both_orders))
 
     return score
 

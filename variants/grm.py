@@ -7,9 +7,9 @@
     python -m variants.grm --model runs/sft --group-size 4 --kl-coef 0.08 --lr 4e-7     # their G, KL (27B) and rate
     python -m variants.toy_forms runs/toy runs/toy-scores --form scores                 # docs/variants.md
 
-The prompt and the reading of scores are pointwise.py's, which `judge.py score` uses too: a chain that gives other
-than n whole numbers in its last box, at its end, has none. No format reward. A pair is two responses; a row with
-{"alone": "A"} (or "B") in its meta shows that one alone, and its label is whether it won.
+The prompt and the reading of scores are pointwise.py's, which `eval.py run --pointwise` uses too: a chain that gives
+other than n whole numbers in its last box, at its end, has none. No format reward. A pair is two responses; a row
+with {"alone": "A"} (or "B") in its meta shows that one alone, and its label is whether it won.
 
 Too-easy items, on which every sample is right, are sampled but not trained on: `keep` refills the batch from the
 stream. The paper removes them once, before the training, by samples of the model it starts from. A stream that

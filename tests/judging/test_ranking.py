@@ -1,4 +1,4 @@
-"""Knockout, round robin and ratings: by hand, and what must hold for any results."""
+"""Knockout and win rates: by hand, and what must hold for any results."""
 
 from __future__ import annotations
 
@@ -8,16 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from judging import ranking
-from judging.ranking import (
-    Table,
-    all_pairs,
-    best_first,
-    bradley_terry,
-    knockout,
-    play,
-    round_robin,
-    win_rates,
-)
+from judging.ranking import Table, all_pairs, best_first, knockout, play, win_rates
 
 
 def stronger(strengths, calls=None):
@@ -80,32 +71,15 @@ def test_nobody_has_two_byes_in_a_row(seed):
         assert not (then - after - before), "someone who sat out twice"
 
 
-# ---- round robin and ratings ---------------------------------------------------------------------------
+# ---- win rates -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
 def test_round_robin_asks_every_pair_once_in_one_call(count):
     calls = []
-    results = round_robin(count, stronger(range(count), calls))
+    results = play(all_pairs(count), stronger(range(count), calls))
     assert len(calls) == 1 and len(results) == count * (count - 1) // 2
     assert win_rates(count, results) == ([0.5] if count == 1 else [i / max(1, count - 1) for i in range(count)])
-
-
-def test_bradley_terry_by_hand():
-    """One win between two: p solves 1 / (p^2 + 1) = (p - 1) / (p + 1) / 2, and the loser is 1 / p."""
-    low, high = 1.0, 10.0
-    for _ in range(100):
-        p = (low + high) / 2
-        low, high = (p, high) if 1 / (p * p + 1) > (p - 1) / (p + 1) / 2 else (low, p)
-    ratings = bradley_terry(2, [(0, 1, 1.0)])
-    assert ratings == pytest.approx([1500 + 400 * math.log10(p), 1500 - 400 * math.log10(p)], abs=1e-4)
-    assert bradley_terry(2, [(0, 1, 0.5)]) == pytest.approx([1500, 1500]) and bradley_terry(1, []) == [1500.0]
-
-
-def test_bradley_terry_finds_the_strengths_behind_many_results():
-    wanted = [1700.0, 1550.0, 1450.0, 1300.0]
-    results = [(i, j, 1 / (1 + 10 ** ((wanted[j] - wanted[i]) / 400))) for i, j in all_pairs(4)] * 500
-    assert bradley_terry(4, results) == pytest.approx(wanted, abs=2)
 
 
 RESULTS = st.integers(2, 7).flatmap(
@@ -118,35 +92,15 @@ RESULTS = st.integers(2, 7).flatmap(
 )
 
 
-@given(RESULTS, st.randoms(use_true_random=False))
-def test_neither_the_order_of_votes_nor_the_side_of_a_name_matters(drawn, rng):
-    count, outcomes = drawn
-    results = [(i, j, outcome) for (i, j), outcome in zip(all_pairs(count), outcomes, strict=True)]
-    turned = [(j, i, 1 - outcome) if rng.random() < 0.5 else (i, j, outcome) for i, j, outcome in results]
-    rng.shuffle(turned)
-    assert win_rates(count, turned) == pytest.approx(win_rates(count, results))
-    assert bradley_terry(count, turned) == pytest.approx(bradley_terry(count, results), abs=1e-5)
-
-
 @given(RESULTS, st.data())
-def test_numbering_the_responses_otherwise_renames_the_ratings(drawn, data):
+def test_neither_order_nor_side_nor_number_matters(drawn, data):
     count, outcomes = drawn
     results = [(i, j, outcome) for (i, j), outcome in zip(all_pairs(count), outcomes, strict=True)]
-    new = data.draw(st.permutations(range(count)))
-    renamed = [(new[i], new[j], outcome) for i, j, outcome in results]
-    for rate, tolerance in ((win_rates, 1e-12), (bradley_terry, 1e-5)):
-        before, after = rate(count, results), rate(count, renamed)
-        assert [after[new[i]] for i in range(count)] == pytest.approx(before, abs=tolerance)
-
-
-@given(RESULTS)
-def test_ratings_follow_the_win_rate_in_a_round_robin(drawn):
-    count, outcomes = drawn
-    results = [(i, j, outcome) for (i, j), outcome in zip(all_pairs(count), outcomes, strict=True)]
-    rates, ratings = win_rates(count, results), bradley_terry(count, results)
-    assert sum(rates) == pytest.approx(count / 2)
-    assert all((rates[i] > rates[j] + 1e-9) <= (ratings[i] > ratings[j]) for i, j in all_pairs(count))
-    assert all(math.isfinite(rating) for rating in ratings)
+    new, rng = data.draw(st.permutations(range(count))), data.draw(st.randoms(use_true_random=False))
+    turned = [(new[j], new[i], 1 - o) if rng.random() < 0.5 else (new[i], new[j], o) for i, j, o in results]
+    rng.shuffle(turned)
+    rates, renamed = win_rates(count, results), win_rates(count, turned)
+    assert [renamed[new[i]] for i in range(count)] == pytest.approx(rates) and sum(rates) == pytest.approx(count / 2)
 
 
 # ---- the table -----------------------------------------------------------------------------------------
@@ -169,7 +123,7 @@ def test_the_table_asks_nothing_twice():
     table = Table(["a", "c", "b", "c"], ask)
     assert table([(0, 1), (1, 0), (0, 3), (1, 3)]) == [0.0, 1.0, 0.0, 0.5]
     assert table.asked == len(ask.seen) == ask.calls == 1, "two equal texts are one opponent, and draw"
-    assert win_rates(4, round_robin(4, table)) == [0.0, 2.5 / 3, 1 / 3, 2.5 / 3]
+    assert win_rates(4, play(all_pairs(4), table)) == [0.0, 2.5 / 3, 1 / 3, 2.5 / 3]
     assert table.asked == len(ask.seen) == 3 and ask.calls == 2
     assert best_first(knockout(4, table))[0] in (1, 3) and ask.calls == 2
     assert table([]) == [] and table([(0, 2)]) == [0.0]
@@ -181,9 +135,9 @@ def test_places_in_the_list_mean_nothing_even_to_a_biased_judge(texts, seed, dat
     """The judge always takes what is shown first: then the coin decides, not the numbering."""
     order = data.draw(st.permutations(range(len(texts))))
     always_first = Asked(lambda first, second: 1.0)
-    here = win_rates(len(texts), round_robin(len(texts), Table(texts, always_first, seed)))
+    here = win_rates(len(texts), play(all_pairs(len(texts)), Table(texts, always_first, seed)))
     moved = [texts[i] for i in order]
-    there = win_rates(len(texts), round_robin(len(texts), Table(moved, always_first, seed)))
+    there = win_rates(len(texts), play(all_pairs(len(texts)), Table(moved, always_first, seed)))
     assert [here[i] for i in order] == pytest.approx(there)
 
 
