@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import random
 import re
@@ -16,7 +15,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -404,19 +402,12 @@ def no_reply(why: str) -> Reply:
 
 
 def seconds_to_wait(value: str) -> float | None:
-    """Retry-After, in seconds or as a date -> seconds from now; None where there is none.
+    """Retry-After in seconds; None for anything else, a date too.
 
-    >>> seconds_to_wait("2"), seconds_to_wait("soon"), seconds_to_wait("Thu, 01 Jan 1970 00:00:00 GMT")
-    (2.0, None, 0.0)
+    >>> seconds_to_wait("2"), seconds_to_wait("soon")
+    (2.0, None)
     """
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+    return float(value) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value) else None
 
 
 _CONTROL = re.compile(

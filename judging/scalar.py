@@ -54,13 +54,8 @@ class ScalarModel:
 
 def encode_reply(context: Sequence[Message], response: str, tokenizer: Any) -> list[int]:
     """Conversation and response -> ids; the last ones are those that the template ends a turn with."""
-    from jinja2 import TemplateError
-
     turns: list[Message] = [*context, {"role": "assistant", "content": response}]
-    try:
-        return encode_prompt(turns, tokenizer, add_generation_prompt=False)
-    except TemplateError as error:
-        raise UserError(f"the model's chat template refuses a conversation ({error})") from None
+    return encode_prompt(turns, tokenizer, add_generation_prompt=False)
 
 
 def load_scalar(path: str, dtype: str = "float32") -> ScalarModel:

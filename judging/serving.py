@@ -42,10 +42,6 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     timeout = 60.0  # seconds that a silent client may hold a thread
 
-    def do_GET(self) -> None:
-        ready = self.path == "/health"
-        self.reply(200 if ready else 404, {"status": "ready"} if ready else {"error": "POST here"})
-
     def do_POST(self) -> None:
         try:
             body = self.read_body()

@@ -43,27 +43,24 @@ def how_to_ask(model: str, *, style: Any = None, wording: str | None = None, max
     if not served:
         say_unfinished(model)
     known = read_judge(model, served)
-    given = {"style": style, "wording": wording, "max_tokens": max_tokens}
+    given: dict[str, Any] = {"style": style, "wording": wording, "max_tokens": max_tokens}
     given = {name: value for name, value in given.items() if value}
     arguments = parse_arguments(template_args)
     if not known:
         asked = replace(default or Asked(), **given, template_args=arguments)
         whose = "the wording of --prompt-file" if asked.wording else "the built-in wording"
-        _say(f"{model} has no {NAME}: style {asked.style}, {whose}{'' if wording else _hint(model)}")
+        _say(f"{model} has no {NAME}: style {asked.style}, {whose}; docs/judge.md says how to give its own")
         return asked
     if known.get("prompt", "cor_prompt") != "cor_prompt":
         _say(f"{model} was trained with the prompt of {known['prompt']}.py and is shown another one here")
-    for name, flag in (("style", "--style"), ("wording", "--prompt-file")):
-        if name in given and given[name] != known[name]:
-            was = f"style {known[name]}" if name == "style" else "another wording"
-            _say(f"{flag}: {model} was trained with {was}")
+    known = {name: known[name] for name in KINDS}
     if given.get("style", known["style"]) != known["style"]:
         given.setdefault("wording", None)  # the model's wording is of its own style
-    changed = {name: value for name, value in arguments.items() if known["template_args"].get(name, value) != value}
-    for name in changed:
-        _say(f"--template-args {name}: {model} was trained with {known['template_args'][name]}")
-    known = {name: known[name] for name in KINDS}
-    return Asked(**known | given | {"template_args": known["template_args"] | arguments})
+    given["template_args"] = known["template_args"] | arguments
+    for name, flag in (("style", "--style"), ("wording", "--prompt-file"), ("template_args", "--template-args")):
+        if given.get(name, known[name]) != known[name]:
+            _say(f"{flag}: {model} was trained otherwise, as its {NAME} says")
+    return Asked(**known | given)
 
 
 def read_judge(model: str, served: bool = False) -> dict[str, Any]:
@@ -102,19 +99,6 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _hint(model: str) -> str:
-    """For the authors' checkpoints: they were trained with the authors' wording."""
-    if "rm-r1" not in model.lower():
-        return ""
-    style = "reasoning" if "deepseek" in model.lower() else "instruct"
-    rows = f"gaotang/RM-R1-{'Reasoning' if style == 'reasoning' else 'after-Distill'}-RLVR"
-    data = r"(?s)\[(Client Question|The Start of).*\[The End of[^]]*\]"
-    command = ("import re; from data import load_pairs; "
-               f"print(re.sub(r'{data}', '{{data}}', load_pairs('{rows}')[0].messages[0]['content']))")
-    return (f". It was trained with its authors' wording; take it from a published row: python -c \"{command}\" "
-            f"> rm-r1.txt, then add --prompt-file rm-r1.txt --style {style}")
-
-
 def about(cfg: Any, asked: Asked, read: Mapping[str, str], prompt: Any = None) -> dict[str, Any]:
     """What judge.json says of a model that `cfg` trains; its template arguments are added from the tokenizer.
 
@@ -125,28 +109,3 @@ def about(cfg: Any, asked: Asked, read: Mapping[str, str], prompt: Any = None) -
             "prompt": Path(prompt.__code__.co_filename).stem if prompt else "cor_prompt",
             "trained_by": type(cfg).__name__.removesuffix("Config"), "base": cfg.model, "data": cfg.data,
             "digests": dict(read), "command": command}
-
-
-def card(judge: Mapping[str, Any]) -> str:
-    """README.md of an export: what a reader of its page wants to know."""
-    base, wording = judge["base"], judge["wording"]
-    on_hub = f"base_model: {base}\n" if base.count("/") == 1 and not Path(base).exists() else ""
-    shown = f"The wording:\n\n```\n{wording}\n```" if wording else "The wording is the style's built-in one."
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [reward-model, llm-as-a-judge]
-{on_hub}---
-
-# A generative judge of two responses
-
-Trained by {judge["trained_by"]} from `{base}` on `{judge["data"]}`.
-
-    {judge["command"]}
-
-## How to ask it
-
-`python judge.py pairs --model FOLDER --question ... --a ... --b ...` reads all of this from `{NAME}`: style
-`{judge["style"]}`, at most {judge["max_tokens"]} tokens, template arguments `{json.dumps(judge["template_args"])}`.
-The verdict is `<answer>[[A]]</answer>` or `<answer>[[B]]</answer>` at the end. {shown}
-"""

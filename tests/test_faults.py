@@ -117,17 +117,6 @@ def test_a_state_that_cannot_be_written_says_why(tmp_path, monkeypatch):
 
 
 @mounts
-@pytest.mark.parametrize("script, share", [("sft", 0.5), ("eval", 0.5), ("grpo", 0.9)])
-def test_a_full_disk_ends_in_one_line_and_with_space_the_same_command_continues(command, script, share):
-    job = command(script)
-    with disk(job.out.parent, f"size={max(1, int(share * job.pages)) * PAGE}") as change:
-        job.refused("No space left on device", "nothing is lost, the same command continues")
-        assert job.out.exists()
-        change("size=16m")
-        job.continues_to_the_same_end()
-
-
-@mounts
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("kind, most", [("size", 200), ("nr_inodes", 60)])

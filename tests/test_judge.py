@@ -129,9 +129,13 @@ def test_flags(capsys):
     out = capsys.readouterr().out
     assert "<rubric>length</rubric>" in out and "right" not in out
     assert "==== verdict: A (votes: A 1, B 0, none 0)" in out
-    for flags in ({"question": "q"}, {"a": "x", "b": "y"}, {"question": "q", "a": "x", "b": "y", "data": "f"}):
+    rank, pairs = {"question": "q", "responses": ("a",)}, {"question": "q", "a": "x", "b": "y"}
+    for flags in ({"question": "q"}, {"a": "x", "b": "y"}, pairs | {"data": "f"}):
         with pytest.raises(UserError, match="--question"):
             jd.run(Pairs(model="m", **flags), Longer())
+    for flags in ({"question": "q"}, {"responses": ("a", "b")}, rank | {"data": "f"}):
+        with pytest.raises(UserError, match="--question"):
+            jd.run(jd.Rank(model="m", **flags), Longer())
 
 
 @pytest.mark.parametrize("line", [
@@ -448,9 +452,3 @@ def test_a_bad_list_is_named(monkeypatch, row):
     feed(monkeypatch, json.dumps(row))
     with pytest.raises(NothingJudged, match="standard input:1"):
         jd.run(jd.Rank(model="m"), Longer())
-
-
-def test_flags_that_do_not_go_together():
-    for flags in ({"question": "q"}, {"responses": ("a", "b")}, {"question": "q", "responses": ("a",), "data": "f"}):
-        with pytest.raises(UserError, match="--question"):
-            jd.run(jd.Rank(model="m", **flags), Longer())

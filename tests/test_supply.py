@@ -27,21 +27,9 @@ from runtime import sizes
 from runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-ROOMS = (
-    "ops",
-    "runtime",
-    "formats",
-    "judging",
-    "evaluation",
-    "prepare",
-    "toy",
-    "report",
-    "variants",
-    "recipes",
-    "bench",
-)
+ROOMS = [file.parent for file in ROOT.glob("*/__init__.py") if file.parent.name != "course"]
 MODULES = sorted(
-    file.relative_to(ROOT) for top in (".", *ROOMS) for file in (ROOT / top).glob("*.py") if file.stem != "__main__"
+    file.relative_to(ROOT) for top in (ROOT, *ROOMS) for file in top.glob("*.py") if file.stem != "__main__"
 )
 
 WATCHED = """

@@ -61,12 +61,13 @@ def test_the_tokenizer_of_an_export_has_a_class_that_both_versions_know(tmp_path
 
 @pytest.mark.parametrize("settings", [
     {"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"max_length": 4096, "temperature": 0.9},
-    {"do_sample": True, "temperature": 0.0}, {"pad_token_id": -1}])
-def test_no_generation_setting_ends_a_run_at_its_export(tmp_path, settings):
+    {"do_sample": True, "temperature": 0.0}, {"num_return_sequences": 4, "do_sample": False}, {"pad_token_id": -1}])
+def test_no_generation_setting_reaches_the_judge_or_ends_a_run_at_its_export(tmp_path, settings):
     folder = Path(make_folder(tmp_path / "start", make_lm(), tokenizer=True))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS} | settings))
-    exported = export(tmp_path, load_policy(str(folder)).lm)
-    found = read(exported / "generation_config.json")
+    lm = load_policy(str(folder)).lm
+    assert lm.generation_config.eos_token_id == EOS and not lm.generation_config.do_sample
+    found = read(export(tmp_path, lm) / "generation_config.json")
     assert found["eos_token_id"] == EOS and not settings.keys() & found.keys()
 
 

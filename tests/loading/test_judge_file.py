@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,8 +40,6 @@ def test_an_export_says_how_it_is_asked_and_where_it_came_from(tmp_path):
     assert (found["style"], found["wording"], found["max_tokens"]) == ("plain", None, 60)
     assert found["base"] == "org/base" and found["data"] == "pairs.jsonl" and found["digests"] == {"data": "d"}
     assert load_tokenizer(str(tmp_path)).template_args == found["template_args"]
-    card = (tmp_path / "model/README.md").read_text()
-    assert card.startswith("---\n") and "base_model: org/base" in card and "pairs.jsonl" in card
 
 
 def test_a_judge_is_asked_as_it_was_trained(tmp_path, capsys):
@@ -58,7 +57,7 @@ def test_a_judge_is_asked_as_it_was_trained(tmp_path, capsys):
     ({"wording": "Other {data}"}, Asked("plain", "Other {data}", 60), "--prompt-file"),
     ({"style": "instruct"}, Asked("instruct", None, 60), "--style"),
     ({"style": "rubrics", "wording": "Mine"}, Asked("rubrics", "Mine", 60), "--style"),
-    ({"template_args": ("a=1",)}, Asked("plain", "Judge. {data}", 60, {"a": 1}), "")])
+    ({"template_args": ("a=1",)}, Asked("plain", "Judge. {data}", 60, {"a": 1}), "--template-args")])
 def test_a_flag_that_differs_wins_and_is_said(tmp_path, capsys, given, wanted, said):
     assert how_to_ask(judge(tmp_path), **given) == wanted
     lines = capsys.readouterr().err.splitlines()
@@ -74,19 +73,14 @@ def test_a_folder_without_the_file_gets_the_defaults_and_that_is_said(tmp_path, 
     assert how_to_ask("a-served-name", served=True) == Asked()
 
 
-def test_a_published_checkpoint_gets_a_command_that_works(tmp_path, capsys):
-    folder = make_folder(tmp_path / "RM-R1-DeepSeek-Distilled-Qwen-7B", make_lm())
-    how_to_ask(folder)
-    said = capsys.readouterr().err
-    assert "--style reasoning" in said
-    command = said[said.index("python -c "):said.index(" > rm-r1.txt")]
+def test_the_documented_command_finds_the_wording_of_a_published_checkpoint(tmp_path):
+    command = re.search(r"python (-c \".*\") > rm-r1.txt", Path("docs/judge.md").read_text())[1]
     shown = "\n\n".join(f"[The Start of {x}]\n{x}\n[The End of {x}]" for x in ("A's Response", "B's Response"))
     text = f"Judge. \n\n[Client Question]\nwhy [1]?\n\n{shown}\n\nVerdict."
     row = {"context_messages": [{"role": "user", "content": text}], "winner": "model_a"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    command = command.replace("gaotang/RM-R1-Reasoning-RLVR", str(tmp_path / "rows.jsonl"))
-    command = command.replace("python -c", f"{sys.executable} -c")
-    found = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    command = command.replace("gaotang/RM-R1-after-Distill-RLVR", str(tmp_path / "rows.jsonl"))
+    found = subprocess.run(f"{sys.executable} {command}", shell=True, capture_output=True, text=True, check=True)
     assert found.stdout == "Judge. \n\n{data}\n\nVerdict.\n"
 
 
