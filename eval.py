@@ -97,7 +97,7 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
     asked = cfg.asked(loads=sampler is None and not cfg.scalar)
     cfg = replace(cfg, style=asked.style, max_tokens=cfg.max_tokens or (asked.max_tokens,),
                   template_args=asked.flags())
-    pairs = take(cfg.benchmark, distinct(load_benchmark(cfg.benchmark, cfg.data)), cfg.limit)
+    pairs = take(cfg.benchmark, load_benchmark(cfg.benchmark, cfg.data), cfg.limit)
     if cfg.benchmark in BOTH_ORDERS and not (cfg.scalar or cfg.pointwise):
         cfg = replace(cfg, both_orders=True)
     shown = [*pairs, *map(swap, pairs)] if cfg.both_orders else pairs
@@ -148,19 +148,6 @@ def names_of(cfg: Run, pairs: Sequence[Pair]) -> set[Key]:
     orders = ("AB", "BA") if cfg.both_orders else ("AB",)
     samples = 1 if cfg.pointwise else cfg.votes
     return {(p.source, p.pair_id, o, k) for p in pairs for o in orders for k in range(samples)}
-
-
-def distinct(pairs: Sequence[Pair]) -> list[Pair]:
-    """Pairs that share source and pair_id get their row number (from 0), `id#7`: no verdict is lost or
-    counted twice, and resuming finds the same names."""
-    times = Counter((p.source, p.pair_id) for p in pairs)
-    named = [
-        pair if times[pair.source, pair.pair_id] == 1 else replace(pair, pair_id=f"{pair.pair_id}#{i}")
-        for i, pair in enumerate(pairs)
-    ]
-    if len({(p.source, p.pair_id) for p in named}) < len(pairs):
-        raise UserError("pair_ids repeat, and numbering them meets another pair_id; make them unique")
-    return named
 
 
 def resolve(cfg: Run, pairs: Sequence[Pair], system: str | None, has_model: bool) -> Run:
@@ -248,9 +235,7 @@ def judge_missing(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, f
     missing = names_of(cfg, pairs) - found.keys()
     unfinished = {key[:2] for key in missing}
     mine = [pair for pair in pairs if (pair.source, pair.pair_id) in unfinished][ranks.rank() :: ranks.world_size()]
-    done = {name for name, count in Counter(key[:3] for key in found).items()
-            if count == (1 if cfg.pointwise else cfg.votes)}
-    right = sum(judgement.correct for judgement in found.values())
+    done = {key[:3] for key in found} - {key[:3] for key in missing}
     sampler = Pointwise(sampler, cfg) if cfg.pointwise else sampler
     log = Path(cfg.out, "judgements.jsonl" if ranks.world_size() == 1 else f"judgements_{ranks.rank()}.jsonl")
     at_once = cfg.at_once or (4 * cfg.concurrency * cfg.votes if cfg.base_url else 256)
@@ -271,8 +256,6 @@ def judge_missing(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, f
                 file.write(dumps(asdict(judgement)) + "\n")
                 file.flush()
                 found[key_of(judgement)] = judgement
-                right += judgement.correct
-                bar.set_postfix(accuracy=f"{right / len(found):.3f}", refresh=False)
                 bar.update()
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -90,7 +90,7 @@ def load_benchmark(name: Benchmark, source: str, seed: int = 0) -> list[Pair]:
     row: a field that is missing, an unknown subset or domain, two different comparisons with one id.
     """
     if name == "pairs":
-        return load_pairs(source)
+        return unique(load_pairs(source))
     read = {"rewardbench": _rewardbench_pairs, "rm-bench": _rm_bench_pairs, "rmb": _rmb_pairs,
             "rewardbench-2": _rewardbench_2_pairs, "judgebench": _judgebench_pairs}[name]
     found: dict[str, Pair] = {}
@@ -101,6 +101,18 @@ def load_benchmark(name: Benchmark, source: str, seed: int = 0) -> list[Pair]:
     if not found:
         raise UserError(f"{source}: no items of {name} in it; give its original .json, .jsonl or .parquet files")
     return [pair if derive_seed(seed, "A", name, pair.pair_id) % 2 else swap(pair) for pair in found.values()]
+
+
+def unique(pairs: Iterable[Pair]) -> list[Pair]:
+    """Logs and resumed runs know a pair by its source and id, so a second pair of the same name gets a number."""
+    named: dict[tuple[str, str], Pair] = {}
+    for pair in pairs:
+        name, number = pair.pair_id, 1
+        while (pair.source, name) in named:
+            number += 1
+            name = f"{pair.pair_id}~{number}"
+        named[pair.source, name] = replace(pair, pair_id=name)
+    return list(named.values())
 
 
 def _source_rows(name: str, source: str) -> Iterator[tuple[str, str, Row]]:
@@ -333,8 +345,8 @@ def by_item(outcomes: Iterable[Outcome]) -> dict[str, dict[str, list[Outcome]]]:
 
 
 def cells(outcomes: Iterable[Outcome]) -> dict[str, dict[str, Cells]]:
-    """group -> item -> slot -> (right, total). A best-of-n item is right if it beats every loser (slot ""); its
-    comparisons stand beside (slot "each"). With unjudged losers it is left out."""
+    """group -> item -> slot -> (right, total). A best-of-n item is right if it beats every loser; with unjudged losers
+    it is left out."""
     found: dict[str, dict[str, Cells]] = {}
     for group, items in by_item(outcomes).items():
         for item, seen in items.items():
@@ -347,8 +359,6 @@ def cells(outcomes: Iterable[Outcome]) -> dict[str, dict[str, Cells]]:
                 if len(seen) < seen[0].of:
                     continue
                 slots = {"": (float(all(o.correct == 1 for o in seen)), 1.0)}
-                if all(o.slot for o in seen):  # slot "" is a published table's outcome of the whole item
-                    slots["each"] = sum(o.correct for o in seen), float(len(seen))
             found.setdefault(group, {})[item] = slots
     return found
 
@@ -435,13 +445,11 @@ def _rm_bench_table(counts: Counts, compat: Compat) -> Table:
 
 
 def _rmb_table(counts: Counts) -> Table:
-    """Parts count rows, not categories; their mean is the score. "comparisons": single wins of best-of-n."""
+    """Parts count rows, not categories; their mean is the score."""
     groups = {part: [group for group in counts if group.startswith(prefix)] for part, prefix in PARTS.items()}
     parts = {part: _pooled(counts, groups[part]) for part in PARTS}
-    each = {part: _pooled(counts, groups[part], "each") for part in PARTS if part.startswith("BoN")}
     categories = {group: _pooled(counts, [group]) for group in sorted(counts)}
-    return {"overall": {"average": mean(parts.values())}, "parts": parts, "categories": categories,
-            "comparisons": each}
+    return {"overall": {"average": mean(parts.values())}, "parts": parts, "categories": categories}
 
 
 def _rewardbench_2_table(counts: Counts) -> Table:

@@ -240,7 +240,6 @@ def summarise(judgements: Sequence[Judgement]) -> dict[str, Any]:
     """What summary.json holds: a row of numbers overall, by category and by source. Matches between two responses of
     which neither is right (RewardBench 2) count in the benchmark's score alone."""
     judgements = [j for j in judgements if j.source != "rewardbench-2" or int(j.meta["first"]) < int(j.meta["right"])]
-    too_long = [j for j in judgements if j.finish_reason == "length" and j.response_tokens == 0]
     result: dict[str, Any] = {"overall": measure(judgements)}
     for name in ("category", "source"):
         groups: dict[str, list[Judgement]] = {}
@@ -248,8 +247,6 @@ def summarise(judgements: Sequence[Judgement]) -> dict[str, Any]:
             groups.setdefault(getattr(j, name), []).append(j)
         result[f"by_{name}"] = {group: measure(seen) for group, seen in groups.items()}
     result["silent"] = dict(Counter(why_silent(j) for j in judgements if j.verdict is None).most_common())
-    result["prompts_too_long"] = len({(j.source, j.pair_id, j.order) for j in too_long})
-    result["chains_truncated"] = sum(j.finish_reason == "length" for j in judgements) - len(too_long)
     return result | ({"curve": votes_curve(judgements)} if any(j.sample for j in judgements) else {})
 
 
@@ -266,9 +263,8 @@ def measure(judgements: Sequence[Judgement]) -> dict[str, float]:
         row["accuracy_se"] = error
     if any(j.sample for j in judgements):
         gold = [named(replace(group[0], verdict=group[0].winner)) for group in of_pair.values()]
-        elected = list(zip((majority(map(named, group)) for group in of_pair.values()), gold, strict=True))
-        row["vote_accuracy"] = statistics.fmean(vote == winner for vote, winner in elected)
-        row["vote_decided"] = statistics.fmean(vote is not None for vote, _ in elected)
+        elected = [majority(map(named, group)) for group in of_pair.values()]
+        row["vote_accuracy"] = statistics.fmean(vote == winner for vote, winner in zip(elected, gold, strict=True))
     return row
 
 

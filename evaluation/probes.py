@@ -1,50 +1,38 @@
 """What does a judge look at? One table for reasoning and scalar judges: pairs are changed, verdicts compared.
 
-    python -m evaluation.probes --model runs/grpo --data held_out.jsonl --prompt-file prompt.txt --out runs/probes/grpo
-    python -m evaluation.probes --model runs/scalar --scalar --data held_out.jsonl --out runs/probes/scalar
+    python -m evaluation.probes pairs --data held_out.jsonl --out runs/probes/pairs.jsonl
+    python eval.py run --model runs/grpo --data runs/probes/pairs.jsonl --both-orders --out runs/probes/grpo
+    python -m evaluation.probes table --log runs/probes/grpo
 
-    a probe       changes every pair (Pair -> Pair), or leaves it out; the judge sees all in both orders, greedily
+    a probe       changes every pair (Pair -> Pair), or leaves it out; its name is the source of the changed pairs
     a measure     verdicts on the pairs as they are and as changed -> a number for each pair
     an error      the standard error over pairs: the verdicts on a pair are one observation
 
 Question removed, numbers altered: "Reward Models Identify Consistency, Not Causality" (arXiv 2502.14619). Same
 responses under two instructions: Contrast Instructions (arXiv 2309.16155). Whether a written solution causes the
 verdict can be asked where solutions can be forced: `python -m toy probe`.
-
-`--out` gets probes.json and the judge's verdicts, a file for each probe. The same command goes on after the last
-finished one.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from json import dumps
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from data import Message, Pair, preferred, save_pairs
-from evaluation.benchmarks import Benchmark, load_benchmark
-from evaluation.outcomes import read_judgement, standard_error
+from data import Pair, load_pairs, preferred, save_pairs
+from evaluation.outcomes import read_judgement, read_log, standard_error
 from evaluation.tables import as_text, cell
-from judging.endpoint import Server
-from judging.pointwise import judge_scalar
-from judging.verdicts import Judgement, judge_pairs, named, why_silent
-from loading.judge_file import Asked
-from reward import Letter, Rule
-from rollout import load_sampler
-from runtime import cli, disk, seeds
+from judging.verdicts import Judgement, named
+from reward import Letter
+from runtime import cli, disk
 from runtime.errors import UserError
-from runtime.run_folder import RunFolder
-from settings import SamplerKind
 
-Judge = Callable[[Sequence[Pair]], Iterable[Judgement]]
 Judged = Mapping[str, Sequence[Judgement]]  # probe -> verdicts on its pairs, in both orders
 Values = Iterable[tuple[str, float]]  # pair_id, what one verdict (or two that are held together) says
 
@@ -67,10 +55,7 @@ def other_numbers(pair: Pair) -> Pair:
     def further(number: re.Match[str]) -> str:
         return number[0][:-1] + "3456789012"[int(number[0][-1])]
 
-    turns: list[Message] = [
-        {"role": m["role"], "content": re.sub("[0-9]+", further, m["content"])} for m in pair.context
-    ]
-    return replace(pair, context=tuple(turns))
+    return replace(pair, context=tuple({**m, "content": re.sub("[0-9]+", further, m["content"])} for m in pair.context))
 
 
 def twice(text: str) -> str:
@@ -122,8 +107,8 @@ def right(seen: Sequence[Judgement]) -> Values:
 
 def both(before: Sequence[Judgement], after: Sequence[Judgement]) -> Iterator[tuple[Judgement, Judgement]]:
     """The verdicts on a pair in one order, as it was and as changed."""
-    known = {(j.pair_id, j.order): j for j in before}
-    return ((known[j.pair_id, j.order], j) for j in after if (j.pair_id, j.order) in known)
+    known = {(j.pair_id, j.order, j.sample): j for j in before}
+    return ((known[key], j) for j in after if (key := (j.pair_id, j.order, j.sample)) in known)
 
 
 def stays(before: Sequence[Judgement], after: Sequence[Judgement]) -> Values:
@@ -137,8 +122,9 @@ def right_twice(before: Sequence[Judgement], after: Sequence[Judgement]) -> Valu
 
 def consistent(seen: Sequence[Judgement]) -> Values:
     """Do both orders name one response? Without a verdict they do not."""
-    first = {j.pair_id: named(j) for j in seen if j.order == "AB"}
-    return [(j.pair_id, named(j) is not None and named(j) == first[j.pair_id]) for j in seen if j.order == "BA"]
+    first = {(j.pair_id, j.sample): named(j) for j in seen if j.order == "AB"}
+    return [(j.pair_id, named(j) is not None and named(j) == first[j.pair_id, j.sample])
+            for j in seen if j.order == "BA"]
 
 
 def names(seen: Sequence[Judgement], letter: Letter) -> Values:
@@ -146,24 +132,11 @@ def names(seen: Sequence[Judgement], letter: Letter) -> Values:
     return [(j.pair_id, named(j) == letter) for j in seen if j.verdict]
 
 
-def longer(pairs: Sequence[Pair], seen: Sequence[Judgement]) -> dict[str, Any]:
-    """Right where the winner is the longer one, less right where it is the shorter one (characters)."""
-    gap = {p.pair_id: (len(p.response_a) - len(p.response_b)) * (1 if p.winner == "A" else -1) for p in pairs}
-    plus = summary(right([j for j in seen if gap[j.pair_id] > 0]))
-    minus = summary(right([j for j in seen if gap[j.pair_id] < 0]))
-    values, errors = (plus["value"], minus["value"]), (plus["error"], minus["error"])
-    return {
-        "value": None if None in values else values[0] - values[1],
-        "error": None if None in errors else math.hypot(*errors),
-        "pairs": plus["pairs"] + minus["pairs"],
-    }
-
-
 # ---- the table -----------------------------------------------------------------------------------------
 
 
-def measure(pairs: Sequence[Pair], judged: Judged) -> dict[str, Any]:
-    """{"rows": name -> value, error, pairs, verdicts (share given), good; "no verdict": why -> count}."""
+def measure(judged: Judged) -> dict[str, dict[str, Any]]:
+    """name -> value, error, pairs, verdicts (share given), good."""
     plain, own, other = judged["as is"], judged["own instruction"], judged["other instruction"]
     bare, numbers = judged["no question"], judged["other numbers"]
     rows: list[tuple[str, str, Sequence[Judgement], dict[str, Any]]] = [
@@ -175,16 +148,11 @@ def measure(pairs: Sequence[Pair], judged: Judged) -> dict[str, Any]:
         ("other numbers: verdict stays", "0.5*", numbers, summary(stays(plain, numbers))),
         ("two instructions: right under both", "1", other, summary(right_twice(own, other))),
         ("two instructions: verdict stays", "0", other, summary(stays(own, other))),
-        ("right if the winner is longer, less if shorter", "0", plain, longer(pairs, plain)),
     ]
     for name, what in (("twice", "names what says all twice"), ("dressed", "names what wears Markdown")):
         a, b = judged[f"A {name}"], judged[f"B {name}"]
         rows.append((what, "0.5", [*a, *b], summary([*names(a, "A"), *names(b, "B")])))
-    silent = Counter(why_silent(j) for j in plain if j.verdict is None)
-    return {
-        "rows": {name: row | {"verdicts": given(seen), "good": good} for name, good, seen, row in rows},
-        "no verdict": dict(silent.most_common()),
-    }
+    return {name: row | {"verdicts": given(seen), "good": good} for name, good, seen, row in rows}
 
 
 def given(seen: Sequence[Judgement]) -> float | None:
@@ -204,81 +172,65 @@ def summary(values: Values) -> dict[str, Any]:
     return {"value": statistics.fmean(means) if means else None, "error": standard_error(means), "pairs": len(means)}
 
 
-def show(result: Mapping[str, Any]) -> None:
+def show(rows: Mapping[str, Mapping[str, Any]]) -> None:
     columns = {"value": "value", "error": "+-", "pairs": "pairs", "verdicts": "verdicts", "good": "good"}
-    shown = {name: [row[c] if c == "good" else cell(row[c]) for c in columns] for name, row in result["rows"].items()}
+    shown = {name: [row[c] if c == "good" else cell(row[c]) for c in columns] for name, row in rows.items()}
     print(as_text("", [["", *columns.values()], *([name, *cells] for name, cells in shown.items())]))
     print("* where the question (the numbers) decide; verdicts: share of outputs that give one")
-    kinds = ", ".join(f"{count} {name}" for name, count in result["no verdict"].items())
-    print(f"no verdict on the pairs as they are: {kinds or 'none'}")
 
 
 # ---- command line --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probes(Server):
-    """Judge pairs as they are and changed, print the table."""
+@dataclass(frozen=True)
+class Pairs:
+    """Write the pairs as they are and changed into one file, for eval.py run."""
 
     data: str
-    """Pairs with their winners (.jsonl, .parquet, hub id), or a benchmark's own files (file, folder, hub id)."""
+    """Pairs with their winners (.jsonl, .parquet, hub id)."""
     out: str
-    """Folder for probes.json and the verdicts."""
-    benchmark: Benchmark = "pairs"
-    """Which layout --data has."""
-    scalar: bool = False
-    """--model is a scalar reward model (one label)."""
-    max_tokens: int = 0
-    """Longest chain (tokens); 0: as the model was trained, else 2048."""
-    rule: Rule = "eval"
-    """Where a verdict counts: eval after the thoughts, train in the last 80 characters, official anywhere."""
-    limit: int = 0
-    """Probe with the first pairs of the file only (pairs); 0 is all."""
-    sampler: SamplerKind = "auto"
-    """What runs the model; auto: vllm where it is installed and suits the device, else torch."""
-    digests: tyro.conf.Suppress[str] = ""  # of model, data and prompt file, filled in by the script
+    """File of pairs to write (.jsonl)."""
 
 
-def load_judge(cfg: Probes, asked: Asked) -> Judge:
-    if cfg.scalar:
-        from judging.scalar import load_scalar
+@dataclass(frozen=True)
+class Table:
+    """Print what the verdicts on such a file say."""
 
-        model = load_scalar(cfg.model, cfg.dtype)
-        return lambda pairs: judge_scalar(model, pairs, both_orders=True)
-    kept = Path(cfg.out, "replies.jsonl")
-    sampler: Any = (cfg.connect(kept, asked) if cfg.base_url else
-                    load_sampler(cfg.model, cfg.dtype, cfg.sampler, template_args=cfg.template_args))
-    return lambda pairs: judge_pairs(sampler, pairs, asked.style, max_tokens=asked.max_tokens, both_orders=True,
-                                     temperature=cfg.sampling_temperature(), rule=cfg.rule, system=asked.wording)
+    log: str
+    """Folder of an evaluation in both orders."""
+    out: str = ""
+    """File for the numbers (JSON)."""
 
 
-def probe(cfg: Probes) -> dict[str, Any]:
-    """Judge what is not judged yet, probe by probe; write and return the numbers."""
-    pairs = load_benchmark(cfg.benchmark, cfg.data)[: cfg.limit or None]
+def write_pairs(cfg: Pairs) -> None:
+    pairs = [replace(pair, pair_id=f"{pair.pair_id}#{i}", trace=None) for i, pair in enumerate(load_pairs(cfg.data))]
     if ready := next((pair for pair in pairs if pair.messages is not None), None):
         raise UserError(f"pair {ready.pair_id}: a ready-made prompt cannot be changed; give pairs with responses")
-    pairs = [replace(pair, pair_id=f"{pair.pair_id}#{i}", trace=None) for i, pair in enumerate(pairs)]
-    asked, weights = cfg.asked(cfg.max_tokens, loads=not cfg.scalar), ""
-    if not cfg.base_url:
-        from loading.folder import weights_digest
+    named = [replace(pair, source=name) for name, changed in probed(pairs).items() for pair in changed]
+    disk.write_whole(Path(cfg.out), save_pairs(named))
+    print(f"{cfg.out}: {len(named)} pairs; judge them with eval.py run --both-orders")
 
-        weights = weights_digest(cfg.model)
-    cfg = replace(cfg, style=asked.style, max_tokens=asked.max_tokens, template_args=asked.flags(),
-                  digests=seeds.digest([weights, save_pairs(pairs), asked.wording]))
-    folder, judge, judged = RunFolder(cfg.out, cfg).path, None, {}
-    for name, changed in probed(pairs).items():
-        log = folder / f"{name.replace(' ', '_')}.jsonl"
-        if not log.exists():
-            judge = judge or load_judge(cfg, asked)
-            disk.write_whole(log, "".join(dumps(asdict(j)) + "\n" for j in judge(changed)))
-        judged[name] = [read_judgement(row, f"{log}:{number}") for number, row in disk.read_jsonl(log)]
-    result = measure(pairs, judged)
-    disk.write_whole(folder / "probes.json", dumps(result, indent=1) + "\n")
+
+def table(cfg: Table) -> dict[str, Any]:
+    """Print and return the numbers. Raises UserError for verdicts on other pairs, in one order, or not on all."""
+    judged: dict[str, list[Judgement]] = {name: [] for name in probed([])}
+    for where, row in read_log([cfg.log]):
+        judgement = read_judgement(row, where)
+        if judgement.source not in judged:
+            raise UserError(f"{where}: no verdict on a pair of `python -m evaluation.probes pairs`")
+        judged[judgement.source].append(judgement)
+    if not (Path(cfg.log) / "summary.json").is_file() or {j.order for j in judged["as is"]} != {"AB", "BA"}:
+        raise UserError(f"{cfg.log}: not a finished evaluation in both orders; eval.py run --both-orders continues it")
+    result = {"rows": measure(judged)}
+    show(result["rows"])
+    if cfg.out:
+        disk.write_whole(Path(cfg.out), dumps(result, indent=1) + "\n")
     return result
 
 
 def main() -> None:
-    show(probe(tyro.cli(Probes, description=__doc__)))
+    cfg = tyro.extras.subcommand_cli_from_dict({"pairs": Pairs, "table": Table}, description=__doc__)
+    write_pairs(cfg) if isinstance(cfg, Pairs) else table(cfg)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ judged. RewardBench and RM-Bench are shown in percent, RMB and other pairs as sh
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -110,26 +109,18 @@ def _subsets(result: Result) -> list[tuple[str, Grid]]:
 
 
 def _styles_and_domains(result: Result) -> list[tuple[str, Grid]]:
-    """The matrix, of each domain where some are missing, and a line per domain."""
+    """The matrix of styles and a line per domain."""
     table, spans = result["table"], result["intervals"]
     domains = [["domain", *LEVELS, "score", "95 % interval", "prompts"]]
-    judged = {}
     for domain in DOMAINS:
         cells = [number("rm-bench", table["domain levels"][f"{domain} {level}"]) for level in LEVELS]
         prompts = sum(max(total for _, total in slots.values())
                       for group, slots in result["counts"].items() if group.startswith(domain))
         domains.append([domain, *cells, number("rm-bench", table["domains"][domain]),
                         span("rm-bench", spans["domains"][domain]), f"{prompts:g}"])
-        if prompts:
-            judged[domain] = [table["domain matrix"][f"{domain} {cell}"] for cell in table["matrix"]]
-    if len(judged) == len(DOMAINS):
-        judged = {"mean over domains": list(table["matrix"].values())}
-    return [*((f"styles, {name}", _matrix(values)) for name, values in judged.items()), ("domains", domains)]
-
-
-def _matrix(values: Sequence[Any]) -> Grid:
-    cells = [number("rm-bench", value) for value in values]
-    return [["chosen \\ rejected", *STYLES], *([style, *cells[3 * i : 3 * i + 3]] for i, style in enumerate(STYLES))]
+    cells = [number("rm-bench", value) for value in table["matrix"].values()]
+    styles = [["chosen \\ rejected", *STYLES], *([s, *cells[3 * i : 3 * i + 3]] for i, s in enumerate(STYLES))]
+    return [("styles, mean over domains", styles), ("domains", domains)]
 
 
 def _categories(result: Result) -> list[tuple[str, Grid]]:
@@ -142,10 +133,7 @@ def _categories(result: Result) -> list[tuple[str, Grid]]:
         for path in (f"Pairwise_set/{name}", f"BoN_set/{name}"):
             cells += [number("rmb", table.get(path)), f"{counts[path][''][1]:g}" if path in counts else "0"]
         grid.append([name, *cells])
-    single = [["best of n", "items", "single comparisons"]]
-    for part, share in result["table"]["comparisons"].items():
-        single.append([part, number("rmb", result["table"]["parts"][part]), number("rmb", share)])
-    return [("categories", grid), ("an item is right if every loser is beaten", single)]
+    return [("categories", grid)]
 
 
 # ---- text ----------------------------------------------------------------------------------------------
@@ -160,12 +148,9 @@ def as_text(title: str, grid: Grid) -> str:
 
 
 def as_markdown(title: str, grid: Grid) -> str:
-    def line(cells: Iterable[str]) -> str:
-        texts = (escape(printable(cell), quote=False).replace("\n", " ").replace("|", "\\|") for cell in cells)
-        return f"| {' | '.join(texts)} |"
-
-    rule = "|".join(["", "---", *["---:"] * (len(grid[0]) - 1), ""])
-    return "\n".join([f"### {title}", "", line(grid[0]), rule, *map(line, grid[1:]), ""])
+    """For the project's own words: nothing is escaped."""
+    first, *lines = (f"| {' | '.join(row)} |" for row in grid)
+    return "\n".join([f"### {title}", "", first, "|---|" + "---:|" * (len(grid[0]) - 1), *lines, ""])
 
 
 # ---- an evaluation at its end --------------------------------------------------------------------------
@@ -197,12 +182,9 @@ def print_verdicts(summary: Mapping[str, Any]) -> None:
     rows = {"all": summary["overall"], **{name or "-": row for name, row in summary["by_category"].items()}}
     grid = [["", *shown.values()], *([name, *(cell(row.get(c)) for c in shown)] for name, row in rows.items())]
     print(as_text("", grid))
-    if summary["prompts_too_long"]:
-        print(f"{summary['prompts_too_long']} prompts fill the model's context: no verdict, counted as wrong")
-    if summary["chains_truncated"]:
-        print(f"{summary['chains_truncated']} chains were cut off, by --max-tokens or by the context")
     if summary.get("silent"):
-        print("no verdict: " + ", ".join(f"{count} {why}" for why, count in summary["silent"].items()))
+        kinds = ", ".join(f"{count} {why}" for why, count in summary["silent"].items())
+        print(f"no verdict, counted as wrong: {kinds}")
     if "consistency" in summary["overall"]:
         print("accuracy: both orders averaged; consistent: both orders name the same response")
 

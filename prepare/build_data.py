@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from cor_prompt import Style, encode_prompt, render
 from data import Pair, save_pairs, swap
-from evaluation.benchmarks import Benchmark, load_benchmark
+from evaluation.benchmarks import Benchmark, load_benchmark, unique
 from loading.tokenizer import load_tokenizer
 from prepare.augment import augmented
 from prepare.card import Drop, Rows, Signs, make_card, overlap, questions, repeats, same_prompts
@@ -150,20 +150,6 @@ def split_sizes(cfg: Config, total: int) -> dict[str, int]:
                         "pairs to train on")
     return {"held_out.jsonl": cfg.held_out, "to_distil_held_out.jsonl": cfg.sft_held_out,
             "to_distil.jsonl": round(cfg.sft_share * rest)}
-
-
-def unique(pairs: Sequence[Pair]) -> list[Pair]:
-    """Logs and resumed runs know a pair by its source and id, so a second pair of the same name gets a number."""
-    used: set[tuple[str, str]] = set()
-    named = []
-    for pair in pairs:
-        name, number = pair.pair_id, 1
-        while (pair.source, name) in used:
-            number += 1
-            name = f"{pair.pair_id}~{number}"
-        used.add((pair.source, name))
-        named.append(replace(pair, pair_id=name))
-    return named
 
 
 # ---- the whole -----------------------------------------------------------------------------------------

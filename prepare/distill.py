@@ -29,8 +29,9 @@ from typing import Any, Literal, NamedTuple
 import tyro
 
 from cor_prompt import Style, render
-from data import Message, Pair, load_pairs, save_pairs
+from data import Message, Pair, save_pairs
 from evaluation import tables
+from evaluation.benchmarks import load_benchmark
 from judging.endpoint import EndpointSampler
 from judging.verdicts import NothingJudged, judge_pairs
 from loading.folder import weights_digest
@@ -59,18 +60,14 @@ class Config:
     """address of oracle one's OpenAI-compatible server; empty: load --model here"""
     api_key_env: str = ""
     """environment variable that holds this server's key (its name); empty: no key is sent"""
-    price: tuple[float, float] = (0.0, 0.0)
-    """what oracle one's prompts and its chains cost (money per million tokens of each)"""
     second_pass: bool = True
     """tell the right verdict where pass 1 failed, and ask again"""
     second_model: str = ""
-    """oracle two, like --model; empty: oracle one again, at its address and price"""
+    """oracle two, like --model; empty: oracle one again, at its address"""
     second_base_url: str = ""
     """address of oracle two's server; empty: load --second-model here"""
     second_api_key_env: str = ""
     """environment variable that holds oracle two's key (its name); empty: no key is sent"""
-    second_price: tuple[float, float] = (0.0, 0.0)
-    """what oracle two's prompts and its chains cost (money per million tokens of each)"""
     style: Style = "instruct"
     """which prompt the oracles see (cor_prompt.py)"""
     prompt_file: str = ""
@@ -126,14 +123,13 @@ class Oracle(NamedTuple):
     model: str
     base_url: str
     api_key_env: str
-    price: tuple[float, float]
 
 
 def oracle(cfg: Config, number: int) -> Oracle:
     """Who is asked in pass `number`."""
     if number == 2 and cfg.second_model:
-        return Oracle(cfg.second_model, cfg.second_base_url, cfg.second_api_key_env, cfg.second_price)
-    return Oracle(cfg.model, cfg.base_url, cfg.api_key_env, cfg.price)
+        return Oracle(cfg.second_model, cfg.second_base_url, cfg.second_api_key_env)
+    return Oracle(cfg.model, cfg.base_url, cfg.api_key_env)
 
 
 # ---- what is kept --------------------------------------------------------------------------------------
@@ -301,9 +297,7 @@ def distil(cfg: Config) -> dict[str, Any]:
     """Both passes; writes and returns the summary."""
     check(cfg)
     system = cli.read_prompt(cfg.prompt_file)
-    pairs = [replace(pair, trace=None) for pair in load_pairs(cfg.data)[: cfg.limit or None]]
-    if twice := [key for key, count in Counter(map(name, pairs)).items() if count > 1]:
-        raise UserError(f"{cfg.data}: pair_id {twice[0][1]!r} comes more than once; make the ids unique")
+    pairs = [replace(pair, trace=None) for pair in load_benchmark("pairs", cfg.data)[: cfg.limit or None]]
     prompts = {name(pair): render(pair, cfg.style, system) for pair in pairs}
     cfg = resolve(cfg, pairs, system)
     folder = RunFolder(cfg.out, cfg).path
@@ -328,15 +322,13 @@ def distil(cfg: Config) -> dict[str, Any]:
 def check(cfg: Config) -> None:
     """Raises UserError for settings that cannot work."""
     cli.check_positive(cfg, "samples", "max_tokens")
-    second = cfg.second_base_url or cfg.second_api_key_env or any(cfg.second_price)
-    prices = (*cfg.price, *cfg.second_price)
+    second = cfg.second_base_url or cfg.second_api_key_env
     refused = {
         "--temperature must be 0 or more": not 0 <= cfg.temperature < math.inf,
         "--rstar chooses among several chains; give --samples, such as 8": cfg.rstar and cfg.samples < 2,
         "--samples at temperature 0 are all the same; give --temperature": cfg.samples > 1 and cfg.temperature == 0,
-        "--price and --second-price must be 0 or more": not all(0 <= price < math.inf for price in prices),
         "--limit and --at-once must be at least 0": cfg.limit < 0 or cfg.at_once < 0,
-        "--second-base-url, --second-api-key-env, --second-price need --second-model": second and not cfg.second_model,
+        "--second-base-url and --second-api-key-env need --second-model": second and not cfg.second_model,
         "one process distils; start it without torchrun": ranks.world_size() > 1,
     }
     for reason in (reason for reason, wrong in refused.items() if wrong):
@@ -373,7 +365,7 @@ def with_trace(pair: Pair, cfg: Config, passes: Sequence[Chains], scores: Mappin
 
 
 def summarise(cfg: Config, traced: Sequence[Pair], passes: Sequence[Chains]) -> dict[str, Any]:
-    """What became of the pairs, overall, by category and by source; what each pass's chains were and what they cost.
+    """What became of the pairs, overall, by category and by source; what each pass's chains were.
 
     Prompt tokens count once a chain: an upper bound where a server writes several chains from one prompt.
     """
@@ -382,17 +374,15 @@ def summarise(cfg: Config, traced: Sequence[Pair], passes: Sequence[Chains]) -> 
         values = sorted({getattr(pair, kind) for pair in traced})
         summary[kind] = {value: shares([pair for pair in traced if getattr(pair, kind) == value]) for value in values}
     for number, chains in enumerate(passes, 1):
-        every, who = [attempt for group in chains.values() for attempt in group], oracle(cfg, number)
-        tokens = sum(a.prompt_tokens for a in every), sum(a.response_tokens for a in every)
+        every = [attempt for group in chains.values() for attempt in group]
         summary[f"pass_{number}"] = {
-            "oracle": who.model,
+            "oracle": oracle(cfg, number).model,
             "pairs": len(chains),
             "chains": dict(sorted(Counter(a.fault or "good" for a in every).items())),
-            "prompt_tokens": tokens[0],
-            "response_tokens": tokens[1],
-            "cost": round((tokens[0] * who.price[0] + tokens[1] * who.price[1]) / 1e6, 6),
+            "prompt_tokens": sum(a.prompt_tokens for a in every),
+            "response_tokens": sum(a.response_tokens for a in every),
         }
-    return summary | {"cost": round(sum(summary[f"pass_{n}"]["cost"] for n in range(1, len(passes) + 1)), 6)}
+    return summary
 
 
 def shares(traced: Sequence[Pair]) -> dict[str, float]:
@@ -411,7 +401,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         part = summary[label]
         chains = ", ".join(f"{count} {what}" for what, count in part["chains"].items()) or "none asked"
         print(f"{label.replace('_', ' ')}, {errors.printable(part['oracle'])}: {chains}; {part['prompt_tokens']:,} "
-              f"prompt tokens, {part['response_tokens']:,} chain tokens, cost {part['cost']:.2f}")
+              f"prompt tokens, {part['response_tokens']:,} chain tokens")
 
 
 def main() -> None:

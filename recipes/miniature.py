@@ -217,8 +217,11 @@ VARIANTS = (  # `rm-r1` is GRPO from the same checkpoint
 
 def look(name: str) -> Row:
     prompt = "--scalar" if name == "scalar" else "--prompt-file {world}/prompt.txt --rule train --max-tokens 60"
-    command = f"python -m evaluation.probes --model {{{name}}} {prompt} --data {{world}}/held_out.jsonl --out {{here}}"
-    return Row(f"probes-{name}", (command,))
+    return Row(f"probes-{name}", (
+        "python -m evaluation.probes pairs --data {world}/held_out.jsonl --out {here}/pairs.jsonl",
+        f"python eval.py run --model {{{name}}} {prompt} --both-orders --data {{here}}/pairs.jsonl "
+        "--out {here}/verdicts",
+        "python -m evaluation.probes table --log {here}/verdicts --out {here}/probes.json"))
 
 
 GROUPS = {

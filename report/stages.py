@@ -13,7 +13,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from data import Pair, load_pairs
+from data import Pair
+from evaluation.benchmarks import load_benchmark
 from evaluation.outcomes import read_judgement
 from evaluation.tables import curve_grid, drawn
 from judging.verdicts import Judgement, named, tally
@@ -156,13 +157,12 @@ def read_log(path: Path) -> list[Judgement]:
 
 
 def load_texts(stages: Sequence[Stage]) -> dict[Key, Pair]:
-    """The pairs that were judged, where their file is still there. `id#7` is eval.py's name for row 7 of
-    several with one id."""
+    """The pairs that were judged, where their file is still there."""
     found: dict[Key, Pair] = {}
     for data in sorted({stage.data for stage in stages}):
         with suppress(UserError, OSError):  # the file is another one by now, or this never was a file's name
-            for index, pair in enumerate(load_pairs(data) if Path(data).is_file() else ()):
-                found[pair.source, f"{pair.pair_id}#{index}"] = found[pair.source, pair.pair_id] = pair
+            if Path(data).is_file():
+                found |= {(pair.source, pair.pair_id): pair for pair in load_benchmark("pairs", data)}
     return found
 
 

@@ -31,7 +31,7 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
 
 FREE = {  # settings that may change when a run is continued: where, how fast, how often (epochs: see steps)
     "out", "dry_run", "gpu_gb", "tp", "engine_memory", "offload_optimizer", "shard_ranks", "checkpointing",
-    "micro_batch_tokens", "at_once", "api_key_env", "second_api_key_env", "price", "second_price", "concurrency",
+    "micro_batch_tokens", "at_once", "api_key_env", "second_api_key_env", "concurrency",
     "timeout", "retries", "save_every", "eval_every", "epochs", "baseline",
 }
 

@@ -317,7 +317,6 @@ def test_rmb_by_hand():
                               "BoN Helpfulness": 1 / 4, "BoN Harmlessness": 1.0}
     assert table["overall"]["average"] == pytest.approx((0.6 + 0.5 + 0.25 + 1) / 4)
     assert table["categories"]["Pairwise_set/Helpfulness/A/x"] == 0.75  # rows count, not categories
-    assert table["comparisons"]["BoN Helpfulness"] == pytest.approx(10.5 / 14)
 
 
 # ---- verdict logs --------------------------------------------------------------------------------------
@@ -534,8 +533,6 @@ def test_published_numbers_come_out_without_a_difference():
     assert_rm_bench(bm.score("rm-bench", expand("rm-bench")), "right")
     assert_rm_bench(bm.score("rm-bench", expand("rm-bench"), "official"), "official")
     assert_rmb(bm.score("rmb", expand("rmb")))
-    for name, (right, total) in PUBLISHED["counts"]["rmb comparisons"].items():
-        assert right / total == PUBLISHED["published"]["rmb comparisons"][name]
     assert not [note for name in ("rewardbench", "rm-bench", "rmb") for note in bm.gaps(name, expand(name))]
 
 
@@ -651,21 +648,15 @@ def test_both_rules_are_shown_where_they_differ(tmp_path, capsys):
     right = ev.score(ev.Score("rm-bench", (log,)))
     # 01 and 12 lost, 02 won: hard 1/3; 10 lost, 21 won, 20 half: easy 1/2
     assert right["table"]["levels"] == {"easy": pytest.approx(0.5), "normal": 1.0, "hard": pytest.approx(1 / 3)}
+    assert right["remarks"] == ["16 of 1327 items: not to be held against published numbers"]
     # with the slip 01 is 02 (won), 12 is 10 (lost), 20 is 21 (won): hard 2/3, easy 2/3
     official = right["other_rules"]
     assert official["table"]["levels"] == {"easy": pytest.approx(2 / 3), "normal": 1.0, "hard": pytest.approx(2 / 3)}
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[3:7:2]] == ["this log, right rules", "this log, official rules"]
-
-
-def test_a_log_of_one_domain_shows_its_matrix(tmp_path, capsys):
-    row = {"id": "chat/1", "domain": "chat", "result_1": [1, 0, 0], "result_2": [0, 1, 0], "result_3": [0, 0, 1]}
-    ev.score(ev.Score("rm-bench", (write(tmp_path / "outcomes.jsonl", [row]),)))
-    shown = capsys.readouterr().out.splitlines()
-    at = shown.index("styles, chat")
-    assert [line.split()[-3:] for line in shown[at + 3 : at + 6]] == [
-        ["100.0", "0.0", "0.0"], ["0.0", "0.0", "100.0"], ["0.0", "100.0", "0.0"]]
-    assert "styles, math" not in shown and "note: 1 of 1327 items: not to be held against published numbers" in shown
+    at = lines.index("styles, mean over domains")
+    assert [line.split()[-3:] for line in lines[at + 3 : at + 6]] == [  # result_2 holds 01, 12 and 20
+        ["100.0", "0.0", "100.0"], ["0.0", "100.0", "0.0"], ["50.0", "100.0", "100.0"]]
 
 
 def test_logs_that_are_not_there(tmp_path):

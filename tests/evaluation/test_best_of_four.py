@@ -235,7 +235,7 @@ def test_losers_with_equal_texts_all_count_in_whatever_order_they_come():
     for listed in (rows, rows[::-1]):
         outcomes, remarks = read_outcomes("rmb", [(f"log.json: item {i}", row) for i, row in enumerate(listed)])
         table = bm.score("rmb", outcomes)
-        assert table["parts"]["BoN Harmlessness"] == 0.0 and table["comparisons"]["BoN Harmlessness"] == 2 / 3
+        assert table["parts"]["BoN Harmlessness"] == 0.0
         assert not remarks
     twice = [(f"{file}:{i}", row) for file in ("one.json", "two.json") for i, row in enumerate(rows)]
     assert read_outcomes("rmb", twice)[1] == ["3 verdicts came twice and count once"]

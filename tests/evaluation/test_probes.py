@@ -1,18 +1,21 @@
-"""The probes by hand: what each changes, what each number is for judges whose habits are known, errors, resume."""
+"""The probes by hand: what each changes, what each number is for judges whose habits are known, errors."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 
 import pytest
 
+import eval as ev
 from data import Pair, save_pairs, swap
 from evaluation import probes
-from judging.verdicts import Judgement, why_silent
+from judging.verdicts import Judgement
+from rollout import Reply
 from runtime.errors import UserError
-from toy import files, world
-from toy.files import Build
+from toy import world
 
 
 def pair_of(name: str, question: str, a: str, b: str, winner="A", category="sum") -> Pair:
@@ -27,7 +30,7 @@ PAIRS = [
 ]
 
 
-def judge_by(prefer) -> probes.Judge:
+def judge_by(prefer):
     """A judge that asks prefer(pair as shown) -> "A", "B" or None."""
 
     def judge(pairs):
@@ -44,7 +47,7 @@ def judge_by(prefer) -> probes.Judge:
 def table(prefer, pairs=PAIRS) -> dict:
     judge = judge_by(prefer)
     judged = {name: list(judge(changed)) for name, changed in probes.probed(pairs).items()}
-    return {name: row["value"] for name, row in probes.measure(pairs, judged)["rows"].items()}
+    return {name: row["value"] for name, row in probes.measure(judged).items()}
 
 
 def knows(shown: Pair) -> str | None:
@@ -105,7 +108,6 @@ def test_a_judge_that_knows_the_questions():
         "no question: right, of verdicts given": None, "no question: verdict stays": None,
         "other numbers: verdict stays": None,
         "two instructions: right under both": 1.0, "two instructions: verdict stays": 0.0,
-        "right if the winner is longer, less if shorter": 0.0,
         "names what says all twice": 0.5, "names what wears Markdown": 0.5,
     }
 
@@ -116,29 +118,15 @@ def test_a_judge_that_always_says_a():
     assert row["no question: verdict stays"] == row["other numbers: verdict stays"] == 1.0
     assert row["two instructions: right under both"] == 0.0 and row["two instructions: verdict stays"] == 1.0
     assert row["names what says all twice"] == row["names what wears Markdown"] == 0.5
-    assert row["right if the winner is longer, less if shorter"] == 0.0
 
 
 def test_a_judge_that_likes_the_longer_text():
     """p0: B is longer and loses; p1: equal lengths, B is said in both orders; p2, p3: the winners are longer."""
     row = table(lambda shown: "A" if len(shown.response_a) > len(shown.response_b) else "B")
     assert row["accuracy"] == (0 + 0.5 + 1 + 1) / 4 and row["both orders name one response"] == 3 / 4
-    assert row["right if the winner is longer, less if shorter"] == 1.0
     assert row["names what says all twice"] == (1 + 1 + 0.5 + 0.5) / 4  # twice "no" is shorter than "hello you"
     assert row["names what wears Markdown"] == 1.0
     assert row["no question: verdict stays"] == 1.0 and row["two instructions: right under both"] == 0.0
-
-
-def test_the_gap_between_longer_and_shorter_winners_by_hand():
-    """Winners: p0 shorter, p1 equal (left out), p2 and p3 longer. Right: p0 in one order, p2 in both, p3 in neither."""
-    answers = iter(["A", "A", "A", "A", "A", "B", "A", "B"])
-    seen = list(judge_by(lambda s: next(answers))(PAIRS))
-    assert probes.longer(PAIRS, seen) == {"value": (1 + 0) / 2 - 0.5, "error": None, "pairs": 3}
-    more = [*PAIRS, pair_of("p4", "say no", "no", "never", "A", "chat")]
-    answers = iter(["A", "A", "A", "A", "A", "B", "A", "B", "B", "A"])
-    seen = list(judge_by(lambda s: next(answers))(more))
-    found = probes.longer(more, seen)  # longer: 1 and 0, shorter: 0.5 and 0
-    assert found == {"value": 0.25, "error": pytest.approx(math.sqrt(0.5**2 + 0.25**2)), "pairs": 4}
 
 
 def test_a_judge_that_punishes_markdown_and_one_that_gives_no_verdict_on_it():
@@ -156,79 +144,42 @@ def test_stays_counts_pairs_with_a_verdict_before_and_after():
         "error": pytest.approx(0.5 / math.sqrt(3))}
 
 
-@pytest.mark.parametrize(
-    ("text", "reason", "tokens", "expected"),
-    [
-        ("<type> Chat", "length", 60, "cut off"),
-        ("", "length", 0, "prompt too long"),
-        ("A None B 1.0", "length", 0, "prompt too long"),
-        ("A 1.0 B 1.0", "stop", 0, "equal scores"),
-        ("[[A]] or [[B]]", "stop", 9, "both letters"),
-        ("<answer>[[A]]</answer> and much more", "stop", 9, "letter in the wrong place"),
-        ("<answer>A</answer>", "stop", 9, "verdict in another form"),
-        ("[[C]]", "stop", 9, "verdict in another form"),
-        ("A is better", "stop", 9, "no verdict tag"),
-        ("<think>[[A]]</think> ", "stop", 9, "nothing written"),
-    ],
-)
-def test_kinds_of_outputs_without_a_verdict(text, reason, tokens, expected):
-    assert why_silent(Judgement("p", "s", "", {}, "AB", 0, None, "A", False, reason, tokens, text)) == expected
-
-
 # ---- the command ---------------------------------------------------------------------------------------
 
 
-def test_a_finished_probe_is_not_judged_again(tmp_path, monkeypatch, capsys):
-    (tmp_path / "pairs.jsonl").write_text(save_pairs([*PAIRS, PAIRS[0]]))  # a pair_id that comes twice
-    asked: list[int] = []
+class Knows:
+    """A sampler that answers as `knows` does."""
 
-    def load_judge(cfg, system):
-        def judge(pairs):
-            asked.append(len(pairs))
-            if len(asked) == 3:
-                raise KeyboardInterrupt
-            return judge_by(knows)(pairs)
+    def chat(self, conversations, n, temperature, max_tokens, seeds):
+        parts = r"Question\]\n(.*?)\n\n.*?A's Response\]\n(.*?)\n\[The End.*?B's Response\]\n(.*?)\n\[The End"
+        shown = [re.search(parts, messages[-1]["content"], re.DOTALL) for messages in conversations]
+        said = [knows(pair_of("", *match.groups())) if match else None for match in shown]
+        return [[Reply(f"<answer>[[{letter}]]</answer>" if letter else "hm", "stop", 9, 5)] for letter in said]
 
-        return judge
 
-    monkeypatch.setattr(probes, "load_judge", load_judge)
-    monkeypatch.setattr("loading.folder.weights_digest", lambda path: "weights")
-    cfg = probes.Probes(model="m", data=str(tmp_path / "pairs.jsonl"), out=str(tmp_path / "out"))
-    with pytest.raises(KeyboardInterrupt):
-        probes.probe(cfg)
-    assert asked == [5, 5, 3]
-    result = probes.probe(cfg)
-    assert asked[3:] == [3, 5, 5, 5, 5, 5, 5] and result["rows"]["accuracy"]["pairs"] == 5
-    assert probes.probe(cfg) == result == json.loads((tmp_path / "out" / "probes.json").read_text())
-    assert len(asked) == 10
-    probes.show(result)
-    printed = capsys.readouterr().out
-    assert "accuracy" in printed and "no verdict on the pairs as they are: none" in printed
-    monkeypatch.setattr("loading.folder.weights_digest", lambda path: "trained further")
-    with pytest.raises(UserError, match="another configuration"):
-        probes.probe(cfg)
+def test_the_file_is_judged_and_its_log_becomes_the_table(tmp_path, capsys):
+    (tmp_path / "data.jsonl").write_text(save_pairs([*PAIRS, PAIRS[0]]))  # a pair_id that comes twice
+    file, out = str(tmp_path / "pairs.jsonl"), str(tmp_path / "out")
+    probes.write_pairs(probes.Pairs(str(tmp_path / "data.jsonl"), file))
+    cfg = ev.Run(model="none", data=file, out=out, both_orders=True)
+    ev.evaluate(replace(cfg, both_orders=False, out=f"{out}-one"), Knows())
+    with pytest.raises(UserError, match="not a finished evaluation in both orders"):
+        probes.table(probes.Table(f"{out}-one"))
+    ev.evaluate(cfg, Knows())
+    result = probes.table(probes.Table(out, str(tmp_path / "probes.json")))
+    assert result == json.loads((tmp_path / "probes.json").read_text()) and "says A" in capsys.readouterr().out
+    values = {name: row["value"] for name, row in result["rows"].items()}
+    assert values == table(knows) and result["rows"]["accuracy"]["pairs"] == 5
+    (tmp_path / "out" / "summary.json").unlink()
+    with pytest.raises(UserError, match="not a finished evaluation"):
+        probes.table(probes.Table(out))
+    ev.evaluate(replace(cfg, data=str(tmp_path / "data.jsonl"), out=f"{out}-other"), Knows())
+    with pytest.raises(UserError, match=r"jsonl:1: no verdict on a pair of"):
+        probes.table(probes.Table(f"{out}-other"))
 
 
 def test_a_ready_made_prompt_is_refused(tmp_path):
     row = {"context_messages": [{"role": "user", "content": "judge"}], "winner": "model_a"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(UserError, match="a ready-made prompt cannot be changed"):
-        probes.probe(probes.Probes(model="m", data=str(tmp_path / "pairs.jsonl"), out=str(tmp_path / "out")))
-
-
-def test_both_kinds_of_judges_go_through_the_command(tmp_path):
-    """An untrained model and one trained for a step: only that everything is asked and counted."""
-    from variants import scalar_rm
-
-    world = tmp_path / "world"
-    files.build(Build(str(world), sft_pairs=2, rl_pairs=6, held_out_pairs=4, sft_held_out_pairs=2))
-    changes = {"model": str(world / "start"), "data": str(world / "rl.jsonl"), "out": str(tmp_path / "scalar")}
-    scalar_rm.train(scalar_rm.Config(**vars(scalar_rm.PRESETS["tiny"]) | changes | {"held_out": "", "steps": 1}))
-    data = {"data": str(world / "held_out.jsonl")}
-    scores = probes.probe(probes.Probes(model=str(tmp_path / "scalar"), out=str(tmp_path / "a"), scalar=True, **data))
-    assert scores["rows"]["both orders name one response"] == {
-        "value": 1.0, "error": 0.0, "pairs": 4, "verdicts": 1.0, "good": "1"}
-    chains = probes.probe(probes.Probes(model=str(world / "start"), out=str(tmp_path / "b"), max_tokens=4,
-                                        prompt_file=str(world / "prompt.txt"), **data))
-    assert chains["rows"]["accuracy"]["pairs"] == 4
-    assert sum(chains["no verdict"].values()) == round(8 * (1 - chains["rows"]["accuracy"]["verdicts"]))
+        probes.write_pairs(probes.Pairs(str(tmp_path / "pairs.jsonl"), str(tmp_path / "out.jsonl")))

@@ -67,9 +67,10 @@ def test_every_command_is_one_that_its_script_takes(row, words):
             assert tyro.cli({"build": Build, "probe": probe.Probe}[args[0]], args=args[1:])
         return
     script = importlib.import_module(name)
-    if name in ("eval", "evaluation.probes", "variants.toy_forms"):
-        kind, args = {"eval": ("Run", args[1:]), "evaluation.probes": ("Probes", args)}.get(name, ("Config", args))
-        assert tyro.cli(getattr(script, kind), args=args)
+    if name in ("eval", "evaluation.probes"):
+        assert tyro.cli(getattr(script, args[0].capitalize()), args=args[1:])
+    elif name == "variants.toy_forms":
+        assert tyro.cli(script.Config, args=args)
     else:
         cfg = cli.parse(getattr(script, "Config", grpo.Config), getattr(script, "PRESETS", grpo.PRESETS), args)
         assert cfg.out == f"runs/tables/seed-3/{row}" and getattr(cfg, "seed", 3) == 3
