@@ -17,7 +17,6 @@ as wrong. `score` needs no model: it reads such logs and published outcome table
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,9 +31,8 @@ from data import Message, Pair, save_pairs, swap
 from evaluation import tables
 from evaluation.benchmarks import BOTH_ORDERS, RULES, Benchmark, due, load_benchmark, take
 from evaluation.outcomes import budget_curve, read_judgement, read_log, score_rows, summarise
-from judge import Judge
 from judging.endpoint import Server
-from judging.pointwise import judge_scalar
+from judging.pointwise import Pointwise, judge_scalar
 from judging.verdicts import Judgement, NothingJudged, check_sampling, judge_pairs, likely_cause
 from loading.judge_file import Asked
 from reward import Rule
@@ -187,22 +185,6 @@ def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]], asked: Asked) -
                         template_args=cfg.template_args)
 
 
-class Pointwise:
-    """A judge as a model that gives scores: the mean over the chains that have one, NaN where none has. A response is
-    asked about once."""
-
-    def __init__(self, sampler: Any, cfg: Run):
-        self.judge, self.cfg = Judge(sampler, max_tokens=cfg.max_tokens[0], seed=cfg.seed), cfg
-        self.known: dict[str, float] = {}
-
-    def score(self, context: Sequence[Message], response: str) -> float:
-        key = dumps([*context, response])
-        if key not in self.known:
-            found = self.judge.scores(context, [response], self.cfg.votes, self.cfg.sampling_temperature())
-            self.known[key] = found.totals[0] / found.samples if found.samples else math.nan
-        return self.known[key]
-
-
 def say(line: str) -> None:
     if ranks.rank() == 0:
         print(line, flush=True)
@@ -236,7 +218,8 @@ def judge_missing(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, f
     unfinished = {key[:2] for key in missing}
     mine = [pair for pair in pairs if (pair.source, pair.pair_id) in unfinished][ranks.rank() :: ranks.world_size()]
     done = {key[:3] for key in found} - {key[:3] for key in missing}
-    sampler = Pointwise(sampler, cfg) if cfg.pointwise else sampler
+    if cfg.pointwise:
+        sampler = Pointwise(sampler, cfg.votes, cfg.sampling_temperature(), cfg.max_tokens[0], cfg.seed)
     log = Path(cfg.out, "judgements.jsonl" if ranks.world_size() == 1 else f"judgements_{ranks.rank()}.jsonl")
     at_once = cfg.at_once or (4 * cfg.concurrency * cfg.votes if cfg.base_url else 256)
     step = max(1, at_once // (cfg.votes * (1 + cfg.both_orders)))

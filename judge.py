@@ -5,7 +5,6 @@
     judge.pair("What is 2+2?", "4.", "5.").winner       # "A"; .votes, .traces[0].parts.rubric
     judge.rank("What is 2+2?", ["5.", "4.", "22."]).order            # best first
     judge.rewards([("What is 2+2?", ["5.", "4.", "4!"])])            # win rates: a reward for reinforcement learning
-    judge.scores("What is 2+2?", ["4."]).totals                      # 1..10 per sample, no second response needed
 
     python judge.py pairs --model runs/grpo --question "What is 2+2?" --a "4." --b "5."
     python judge.py pairs --model runs/grpo --data pairs.jsonl --out runs/verdicts
@@ -35,9 +34,8 @@ from cor_prompt import Style, Trace, parse_trace, render
 from data import Message, Pair, read_pair
 from formats.layouts import read_messages, read_row
 from formats.readers import read_rows
-from judging import pointwise, ranking
+from judging import ranking
 from judging.endpoint import EndpointSampler, Server
-from judging.pointwise import Scores
 from judging.serving import Refused, make_server
 from judging.verdicts import (
     Judgement,
@@ -200,23 +198,6 @@ class Judge:
         if (silent := self.outputs - before) and not silent["verdict"]:
             warnings.warn(likely_cause(silent), stacklevel=2)
         return [[next(rates) for _ in responses] for _, responses in groups]
-
-    def scores(self, context: Context, responses: Sequence[Response], samples: int = 8,
-               temperature: float = 0.5) -> Scores:
-        """Whole-number scores 1..10 for one response or several, summed over samples (pointwise.py)."""
-        check_sampling(samples, temperature)
-        if not responses:
-            raise UserError("responses: none to score")
-        shared, texts = messages(context), [response_text(response) for response in responses]
-        seed = derive_seed(self.seed, json.dumps(shared), *texts)
-        shown = pointwise.orders(len(texts), samples, seed)
-        asked = [pointwise.render_scoring(shared, [texts[i] for i in order]) for order in shown]
-        seeds = [derive_seed(seed, sample) for sample in range(samples)]
-        replies = self.sampler.chat(asked, 1, temperature, self.max_tokens, seeds)
-        scores = pointwise.sum_scores(shown, [reply for [reply] in replies], len(texts))
-        self.outputs.update(Counter(scores.silent) | Counter(verdict=scores.samples))
-        return scores
-
 
 def count(judgements: Iterable[Judgement]) -> Verdict:
     """All verdicts on one pair -> the majority's."""

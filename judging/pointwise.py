@@ -1,24 +1,23 @@
-"""Scores for one response or several, without pairs: the prompt, and text -> scores -> sums over samples.
+"""Scores for one response or several, without pairs: the prompt, and text -> scores.
 
 After DeepSeek-GRM (arXiv 2504.02495): the model writes its own criteria, an analysis, then one whole number from
-1 to 10 per response in \\boxed{}. k samples, each with the responses in another order, are summed.
-The wording is this project's own.
+1 to 10 per response in \\boxed{}. The wording is this project's own.
 """
 
 from __future__ import annotations
 
-import random
+import json
+import math
 import re
-from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from cor_prompt import SPEAKERS, defuse, section
 from data import Message, Pair, swap
 from judging.verdicts import Judgement
 from reward import Letter
-from rollout import Reply
+from rollout import Chat
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
 
@@ -31,18 +30,6 @@ and names must not sway you.
 3. Give each response one whole number from 1 (useless or harmful) to 10 (could not be better), in the order in \
 which the responses are shown, last of all and in exactly this form: \\boxed{first, second, ...}. A single \
 response gets a single number: \\boxed{number}."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """`totals[i]`: response i's scores summed over the samples that count, each 1..10. `samples` of `asked` count:
-    the others gave no readable scores, `silent` says why. `chains` are the texts of those that count."""
-
-    totals: tuple[int, ...]
-    samples: int
-    asked: int
-    chains: tuple[str, ...]
-    silent: Mapping[str, int]
 
 
 def render_scoring(context: Sequence[Message], responses: Sequence[str]) -> list[Message]:
@@ -73,29 +60,22 @@ def parse_scores(text: str, count: int) -> list[int] | None:
     return [min(10, max(1, value)) for value in whole]
 
 
-def orders(count: int, samples: int, seed: int) -> list[list[int]]:
-    """Per sample, the order in which the responses are shown."""
-    shuffled = []
-    for sample in range(samples):
-        order = list(range(count))
-        random.Random(derive_seed(seed, "order", sample)).shuffle(order)
-        shuffled.append(order)
-    return shuffled
+class Pointwise:
+    """A judge as a model that gives scores: the mean over `votes` chains, without those that were cut off or have no
+    readable score, NaN where all are. A response is asked about once."""
 
+    def __init__(self, sampler: Chat, votes: int, temperature: float, max_tokens: int, seed: int):
+        self.sampler, self.how, self.seed = sampler, (votes, temperature, max_tokens), seed
+        self.known: dict[int, float] = {}
 
-def sum_scores(shown: Sequence[Sequence[int]], replies: Sequence[Reply], count: int) -> Scores:
-    """Samples -> sums. `shown[k]` is the order of sample k. A chain that was cut off has no scores."""
-    read, silent = [], Counter[str]()
-    for order, reply in zip(shown, replies, strict=True):
-        found = parse_scores(reply.text, count) if reply.finish_reason == "stop" else None
-        if found is not None:
-            read.append((reply.text, dict(zip(order, found, strict=True))))
-        elif reply.finish_reason == "length":
-            silent["cut off" if reply.response_tokens else "prompt too long"] += 1
-        else:
-            silent["no \\boxed{} with a number for each response"] += 1
-    totals = tuple(sum(scores[i] for _, scores in read) for i in range(count))
-    return Scores(totals, len(read), len(replies), tuple(text for text, _ in read), dict(silent))
+    def score(self, context: Sequence[Message], response: str) -> float:
+        asked = render_scoring(context, [response])
+        key = derive_seed(self.seed, json.dumps(asked))
+        if key not in self.known:
+            [replies] = self.sampler.chat([asked], *self.how, [key])
+            read = [parse_scores(reply.text, 1) for reply in replies if reply.finish_reason == "stop"]
+            self.known[key] = statistics.fmean(scores[0] for scores in read if scores) if any(read) else math.nan
+        return self.known[key]
 
 
 # ---- scores -> judgements ------------------------------------------------------------------------------

@@ -171,8 +171,8 @@ def test_a_judge_of_single_responses_fills_the_whole_table(tmp_path):
         asked = 0
 
         def chat(self, conversations, n, temperature, max_tokens, seeds):
-            self.asked += len(conversations)
-            return [[Reply("\\boxed{9}" if "good" in c[-1]["content"] else "\\boxed{3}", "stop", 9, 5)]
+            self.asked += n * len(conversations)
+            return [[Reply("\\boxed{9}" if "good" in c[-1]["content"] else "\\boxed{3}", "stop", 9, 5)] * n
                     for c in conversations]
 
     boxes = Boxes()
