@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ class Grader:
     tests: list[dict[str, Any]] = field(default_factory=list)
 
     def pytest_configure(self, config: Any) -> None:
-        config.course = {"points": {f.name: f.points for f in self.plan.functions}}
+        config.course = {f.name: f.points for f in self.plan.functions}
         config.ask = self.ask
 
     def ask(self, function: str, probe: str, arguments: list[Any]) -> Any:
@@ -233,16 +233,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("submissions", nargs="+", type=Path, metavar="SUBMISSION")
     parser.add_argument("--out", type=Path, help="results file; of several submissions a folder; default: none")
     parser.add_argument("--assignments", help="grade only these, such as 3 or 1,2")
-    parser.add_argument("--functions", help="grade only these, such as kl_k3,draw")
-    parser.add_argument("--seconds", type=float, help="for one question to the submission; default: handout.toml's")
     given = parser.parse_args(argv)
     several = len(given.submissions) > 1
-    names = given.functions.split(",") if given.functions else None
     try:
-        wanted = {int(part) for part in given.assignments.split(",")} if given.assignments else None
-        plan = handout.read_plan(assignments=wanted, names=names)
-        if given.seconds:
-            plan = replace(plan, seconds=given.seconds)
+        plan = handout.read_plan(handout.numbers(given.assignments))
         with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as clean:
             clean_tree(Path(clean), plan)
             worker = Worker(Path(root))

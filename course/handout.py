@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import re
 import shutil
 import sys
 import tomllib
@@ -53,9 +54,14 @@ class Plan:
         return [f.name for f in self.functions if f.file == file]
 
 
-def read_plan(path: Path = HERE / "handout.toml", assignments: Collection[int] | None = None,
-              names: Collection[str] | None = None) -> Plan:
+def numbers(text: str | None) -> set[int] | None:
+    """--assignments 1,3 as numbers; None: all."""
+    return {int(part) for part in text.split(",")} if text else None
+
+
+def read_plan(assignments: Collection[int] | None = None, names: Collection[str] | None = None) -> Plan:
     """handout.toml, cut down to some assignments or names if asked."""
+    path = HERE / "handout.toml"
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     known = [Function(**entry) for entry in table["function"]]
     if twice := {f.name for f in known if [g.name for g in known].count(f.name) > 1}:
@@ -129,26 +135,12 @@ def without(text: str, unwanted: Callable[[ast.FunctionDef, set[str]], bool]) ->
         if isinstance(node, ast.FunctionDef) and unwanted(node, used):
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             del lines[first - 1 : node.end_lineno]
-    text = "".join(lines).rstrip() + "\n"
-    while "\n\n\n\n" in text:
-        text = text.replace("\n\n\n\n", "\n\n\n")
-    return text
+    return re.sub(r"\n{4,}", "\n\n\n", "".join(lines).rstrip() + "\n")
 
 
 def prefix(function: str) -> str:
     """How the names of its tests begin, so that `pytest -k` finds them: Metrics.reduce -> test_metrics_reduce_"""
     return f"test_{function.strip('_').replace('.', '_').lower()}_"
-
-
-def points_shown(text: str) -> dict[str, float]:
-    """{function: points} of the visible tests in a test file."""
-    shown: dict[str, float] = {}
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.FunctionDef) and _is_visible(node):
-            marks = [d for d in node.decorator_list if isinstance(d, ast.Call)]
-            name, points = next(map(ast.literal_eval, m.args) for m in marks if "points" in ast.unparse(m.func))
-            shown[name] = shown.get(name, 0.0) + points
-    return shown
 
 
 def _is_visible(node: ast.FunctionDef) -> bool:
@@ -175,14 +167,11 @@ def write_tests(out: Path, plan: Plan) -> None:
     tests.mkdir()
     for name in ("conftest.py", "checks.py", "questions.py"):
         shutil.copy(HERE / "tests" / name, tests)
-    shown: dict[str, float] = {}
     for source in sorted((HERE / "tests").glob("test_*.py")):
         if int(source.stem.split("_")[1]) in {f.assignment for f in plan.functions}:
-            text = only_visible(source.read_text(encoding="utf-8"))
-            shown |= points_shown(text)
-            (tests / source.name).write_text(text, encoding="utf-8")
-    about = {"points": {f.name: f.points for f in plan.functions}, "visible": shown}
-    (tests / "plan.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            (tests / source.name).write_text(only_visible(source.read_text(encoding="utf-8")), encoding="utf-8")
+    points = {f.name: f.points for f in plan.functions}
+    (tests / "plan.json").write_text(json.dumps(points, indent=2) + "\n", encoding="utf-8")
 
 
 def write_pages(out: Path, plan: Plan) -> None:
@@ -212,8 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--assignments", help="blank only these, such as 3 or 1,2; default: all")
     given = parser.parse_args(argv)
     try:
-        wanted = {int(part) for part in given.assignments.split(",")} if given.assignments else None
-        plan = read_plan(assignments=wanted)
+        plan = read_plan(numbers(given.assignments))
         make_handout(given.out, plan)
     except (HandoutError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -39,6 +39,7 @@ from runtime.disk import read_jsonl, write_whole
 from runtime.errors import UserError
 
 LEFT_OUT = (".git", "runs", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "*.part")
+TABLES = "runs/tables/seed-{seed}"  # where `make tables` leaves the distilled judge, its world and what else is needed
 EARLY = 10  # rounds
 HEALTHY = "healthy"
 
@@ -110,8 +111,6 @@ class Exercises:
     """exercises to run, such as 03 (beginnings of names); empty: all"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """seeds of world, weights, data order and sampling (integers)"""
-    distilled: str = "runs/tables/seed-{seed}/distilled"
-    """distilled judge to start from, {seed} in the path; `make tables` leaves beside it what else is needed"""
     at_once: int = 2
     """runs side by side, one thread each (runs)"""
     steps: int = 0
@@ -120,19 +119,26 @@ class Exercises:
     """folder of copies and runs; with --steps also of exercises.json"""
 
 
+NEEDED = ("distilled", "world", "world-mixed", "mixed")
+
+
+def placed(command: str) -> str:
+    """The command with the places of what `make tables` leaves."""
+    for part in NEEDED:
+        command = command.replace(f"{{{part}}}", f"{TABLES}/{part}")
+    return command
+
+
 def sides(patch: Patch, cfg: Exercises) -> dict[str, Row]:
     """{before, changed and perhaps a third: its row}; most exercises share one row before."""
     usual = miniature.rl("{distilled}", script="{tree}grpo.py", every=EARLY)
     line = f"{patch.says.get('Command', usual)} {patch.says.get('Options', '')}".rstrip()
-    own, beside = f"{{{patch.name}-world}}", Path(cfg.distilled).parent
+    own = f"{{{patch.name}-world}}"
 
     def row(name: str, changed: bool, more: str = "") -> Row:
-        command = f"{line} {more}".rstrip()
-        for mark, place in (("{tree}", f"{cfg.root}/trees/{patch.name}/" if changed else ""), ("{own}", own),
-                            ("{data}", own if changed else "{world}"), ("{distilled}", cfg.distilled),
-                            *((f"{{{part}}}", f"{beside}/{part}") for part in ("world", "world-mixed", "mixed"))):
-            command = command.replace(mark, place)
-        return Row(name, (command,))
+        tree = f"{cfg.root}/trees/{patch.name}/" if changed else ""
+        command = f"{line} {more}".rstrip().replace("{tree}", tree).replace("{data}", own if changed else "{world}")
+        return Row(name, (placed(command.replace("{own}", own)),))
 
     baseline = line == usual
     found = {"before": row("baseline" if baseline else f"{patch.name}-before", False), "changed": row(patch.name, True)}
@@ -154,7 +160,7 @@ def run_exercises(cfg: Exercises) -> None:
     if cfg.at_once < 1 or cfg.steps < 0 or not cfg.seeds:
         raise UserError("--at-once must be at least 1, --steps at least 0, --seeds one seed or more")
     for seed in cfg.seeds:
-        check_judge(cfg.distilled.format(seed=seed), "world/rl.jsonl", "world-mixed/rl.jsonl", "mixed/model")
+        check_tables(seed, *NEEDED)
     for patch in patches:
         make_tree(Path(cfg.root, "trees", patch.name), patch)
     rows = all_rows(patches, cfg)
@@ -174,9 +180,10 @@ def run_exercises(cfg: Exercises) -> None:
     print("\n".join(" | ".join(row) for row in overview(found, patches)))
 
 
-def check_judge(judge: str, *beside: str) -> None:
-    if missing := [p for p in ("distilled/model", *beside) if not (Path(judge).parent / p).exists()]:
-        raise UserError(f"--distilled {judge}: no {', '.join(missing)} in {Path(judge).parent}; `make tables` makes it")
+def check_tables(seed: int, *needed: str) -> None:
+    place = Path(TABLES.format(seed=seed))
+    if missing := [name for name in needed if not any((place / name / end).exists() for end in ("model", "rl.jsonl"))]:
+        raise UserError(f"no {', '.join(missing)} in {place}; `make tables` makes it")
 
 
 def measured(folder: Path, metric: str) -> dict[str, Any]:
@@ -260,19 +267,15 @@ class Traps:
     """traps to run, such as T05 (beginnings of names); empty: all"""
     train: bool = True
     """train with each fault after the tests; --no-train records nothing"""
-    distilled: str = "runs/tables/seed-0/distilled"
-    """distilled judge to start from; its world lies beside it"""
     at_once: int = 2
     """runs side by side, one thread each (runs)"""
     steps: int = 30
     """rounds of reinforcement; a fault of stage 1 distils 600 steps (rounds)"""
-    limit: int = 900
-    """longest time for the tests of one fault (seconds)"""
     root: str = "runs/traps"
     """folder of copies and runs"""
 
 
-def failed_tests(tree: Path, wanted: str, limit: float) -> list[str]:
+def failed_tests(tree: Path, wanted: str, limit: float = 900.0) -> list[str]:
     """Names of the failed tests, without their parameters; pytest stops at the first."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rfE", "-x", *wanted.split()]
     try:
@@ -287,12 +290,11 @@ def failed_tests(tree: Path, wanted: str, limit: float) -> list[str]:
 
 def training(name: str, kind: str, cfg: Traps) -> Row:
     """A run that fails is a result too: its last line says why."""
-    tree, judge = f"{cfg.root}/trees/{name}", cfg.distilled
-    grpo = miniature.rl(judge, script=f"{tree}/grpo.py", rounds=cfg.steps, every=10)
+    tree = f"{cfg.root}/trees/{name}"
+    grpo = miniature.rl("{distilled}", script=f"{tree}/grpo.py", rounds=cfg.steps, every=10)
     sft = miniature.sft("{world}/start", "{world}/sft.jsonl", "--steps 600").replace("sft.py", f"{tree}/sft.py")
     sft += " && " + miniature.JUDGE.replace("eval.py", f"{tree}/eval.py")
-    command = {"grpo": grpo, "sft": sft}[kind].replace("{world}", f"{Path(judge).parent}/world")
-    return Row(f"{name}-{kind}", (f"{command} || echo failed",))
+    return Row(f"{name}-{kind}", (f"{placed({'grpo': grpo, 'sft': sft}[kind])} || echo failed",))
 
 
 def numbers(folder: Path, log: str) -> dict[str, Any]:
@@ -315,12 +317,12 @@ def numbers(folder: Path, log: str) -> dict[str, Any]:
 def run_traps(cfg: Traps) -> None:
     chosen, path = read_patches("traps", cfg.only), HERE / "traps.json"
     if cfg.train:
-        check_judge(cfg.distilled, "world/rl.jsonl")
+        check_tables(0, "distilled", "world")
     red: dict[str, list[str]] = {}
     for patch in (*chosen, None):  # the whole project last: without a fault no test may fail
         name = patch.name if patch else HEALTHY
         tests = patch.says["Test"] if patch else " ".join(sorted({p.says["Test"] for p in chosen}))
-        red[name] = failed_tests(make_tree(Path(cfg.root, "trees", name), patch), tests, cfg.limit)
+        red[name] = failed_tests(make_tree(Path(cfg.root, "trees", name), patch), tests)
         print(f"{name}: {', '.join(red[name]) or 'every test passes'}", flush=True)
     if cfg.train:
         rows = [training(patch.name, patch.says["Run"], cfg) for patch in chosen]

@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Only tests of functions that are set, in the order in which they are set."""
     if "course" not in config.__dict__:  # in a handout; grade.py sets it itself
         config.course = json.loads(Path(__file__).with_name("plan.json").read_text())  # type: ignore[attr-defined]
-    known = list(config.__dict__["course"]["points"])
+    known = list(config.__dict__["course"])
     wanted = [item for item in items if points_of(item)[0] in known]
     config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
     items[:] = sorted(wanted, key=lambda item: known.index(points_of(item)[0]))
@@ -101,7 +101,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             note = "  still to be written" if name in waits else ""
             terminalreporter.line(f"{got[name]:5g} of {full[name]:<4g} {name}{note}")
         course = config.__dict__["course"]
-        more = sum(course["points"][name] - course["visible"][name] for name in full if name)
+        more = sum(course[name] for name in full if name) - sum(full.values())
         seen = f"{sum(got.values()):5g} of {sum(full.values()):g} seen here"
         terminalreporter.line(f"{seen}; {more:g} more points are asked by tests that you do not see" if more else seen)
 

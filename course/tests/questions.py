@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
-import select
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import connection
 from types import SimpleNamespace
 from typing import Any
 
@@ -359,36 +359,38 @@ def sharded(weights: list[list[list[float]]], inputs: list[list[list[float]]], c
 
 def on_ranks(count: int, work: Callable[[int], Any], seconds: float = 25.0) -> list[Any]:
     """work(rank) in as many Gloo processes, forked from this one, which has used no thread -> their answers."""
-    children = []
+    fork, children, said = multiprocessing.get_context("fork"), {}, [{"error": NO_ANSWER}] * count
     with tempfile.TemporaryDirectory() as folder:
         for rank in range(count):
-            reader, writer = os.pipe()
-            if not (pid := os.fork()):
-                os.close(reader)
-                _rank(rank, count, folder, work, writer)
-            os.close(writer)
-            children.append((pid, reader))
-        try:
-            said = _read(children, time.monotonic() + seconds)
-        finally:
-            for pid, reader in children:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                os.close(reader)
-    for rank, text in enumerate(said):
-        found = json.loads(text) if text else {"error": f"did not answer within {seconds:g} s, or died: do all ranks "
-                                                        "make the same collective calls, and as many?"}
+            reader, writer = fork.Pipe(duplex=False)
+            children[reader] = fork.Process(target=_rank, args=(rank, count, folder, work, writer))
+            children[reader].start()
+            writer.close()
+        waiting, deadline = list(children), time.monotonic() + seconds
+        while waiting and (ready := connection.wait(waiting, deadline - time.monotonic())):
+            for reader in ready:
+                waiting.remove(reader)
+                with contextlib.suppress(EOFError):
+                    said[list(children).index(reader)] = reader.recv()
+            if any("ok" not in said[rank] for rank, reader in enumerate(children) if reader not in waiting):
+                deadline = min(deadline, time.monotonic() + 1.0)  # the others may wait for the one that failed
+        for process in children.values():
+            process.kill()
+            process.join()
+    for rank, found in enumerate(said):
         if "waiting" in found:
             from todo import Todo
 
             raise Todo(found["waiting"])
         if "error" in found:
             raise RuntimeError(f"rank {rank} of {count}: {found['error']}")
-    return [json.loads(text)["ok"] for text in said]
+    return [found["ok"] for found in said]
 
 
-def _rank(rank: int, count: int, folder: str, work: Callable[[int], Any], writer: int) -> None:
+NO_ANSWER = "did not answer in time, or died: do all ranks make the same collective calls, and as many?"
+
+
+def _rank(rank: int, count: int, folder: str, work: Callable[[int], Any], writer: connection.Connection) -> None:
     import traceback
 
     found: dict[str, Any]
@@ -405,24 +407,9 @@ def _rank(rank: int, count: int, folder: str, work: Callable[[int], Any], writer
     except BaseException as error:
         name = type(error).__name__
         found = {"waiting": str(error)} if name == "Todo" else {"error": traceback.format_exc(limit=-4)}
-    with contextlib.suppress(BaseException), open(writer, "w", encoding="utf-8") as pipe:
-        pipe.write(json.dumps(found))
+    with contextlib.suppress(BaseException):
+        writer.send(found)
     os._exit(0)
-
-
-def _read(children: list[tuple[int, int]], deadline: float) -> list[str]:
-    """What each child wrote; a child that failed ends the wait for the others after a second."""
-    said = [b""] * len(children)
-    open_ends = {reader: i for i, (_, reader) in enumerate(children)}
-    while open_ends and (left := deadline - time.monotonic()) > 0:
-        for reader in select.select(list(open_ends), [], [], left)[0]:
-            part = os.read(reader, 65536)
-            said[open_ends[reader]] += part
-            if not part:
-                i = open_ends.pop(reader)
-                if not said[i].startswith(b'{"ok"'):
-                    deadline = min(deadline, time.monotonic() + 1.0)
-    return [text.decode() for text in said]
 
 
 # ---- 6 and 7: tables, votes ----------------------------------------------------------------------------

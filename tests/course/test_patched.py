@@ -244,7 +244,7 @@ def test_10_style_pairs_have_one_polite_response(tmp_path):
 
 
 def test_both_sides_are_commands_of_one_judge():
-    cfg = patched.Exercises(root="runs/x", distilled="runs/tables/seed-{seed}/distilled")
+    cfg = patched.Exercises(root="runs/x")
     rows = {row.name: row.commands[0] for row in patched.all_rows(list(EXERCISES.values()), cfg)}
     assert rows["01_sequence_ratio"].startswith("python runs/x/trees/01_sequence_ratio/grpo.py --preset tiny")
     assert "--model runs/tables/seed-{seed}/distilled --data runs/tables/seed-{seed}/world/rl.jsonl" in rows["baseline"]
@@ -286,9 +286,10 @@ def test_runs_become_numbers(tmp_path):
     }
 
 
-def test_a_judge_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="no distilled/model"):
-        patched.run_exercises(patched.Exercises(distilled=str(tmp_path / "{seed}" / "distilled")))
+def test_a_judge_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(patched, "TABLES", str(tmp_path / "{seed}"))
+    with pytest.raises(UserError, match=r"no distilled, .* in .*; `make tables`"):
+        patched.run_exercises(patched.Exercises())
     with pytest.raises(UserError, match="--only 99: there are T01"):
         patched.run_traps(patched.Traps(only=("99",)))
 
