@@ -31,7 +31,7 @@ from toy.probe import Probe, probe
 
 def main() -> None:
     commands: dict[type, Callable[..., None]] = {Build: build, Probe: probe, Serve: serve}
-    configs: dict[str, Callable[..., Any]] = {command.__name__.lower(): command for command in commands}
+    configs: Any = {command.__name__.lower(): command for command in commands}
     cfg = tyro.extras.subcommand_cli_from_dict(configs, prog="python -m toy", description=__doc__)
     commands[type(cfg)](cfg)
 

@@ -6,8 +6,7 @@ import json
 import os
 import random
 import re
-import tempfile
-from collections.abc import Sequence
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,6 @@ import tyro
 
 from cor_prompt import render
 from data import Pair, save_pairs
-from reward import parse_verdict
 from runtime.cli import check_positive
 from runtime.disk import read_json, write_whole
 from runtime.errors import UserError
@@ -131,34 +129,24 @@ class Build:
     layers: int = 2
     """Layers of the model."""
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What world.json holds; the last three settings only where they differ from the default."""
-        usual = {"traces": "cor", "hidden": 64, "layers": 2}
-        named = {name: value for name, value in asdict(self).items() if name != "folder"}
-        return {name: value for name, value in named.items() if usual.get(name) != value}
-
 
 def build(cfg: Build) -> None:
     """The whole folder appears at once, by one rename, or not at all."""
     check_positive(cfg, "sft_pairs", "rl_pairs", "held_out_pairs", "sft_held_out_pairs", "hidden", "layers")
     flaws = choose_flaws(cfg.flaw, cfg.clean_teacher)
-    folder, settings = Path(cfg.folder), cfg.settings
+    folder, settings = Path(cfg.folder).absolute(), {k: v for k, v in asdict(cfg).items() if k != "folder"}
     if already_built(folder, settings):
-        print(f"{folder} already holds this world; nothing to do")
-        return
+        return print(f"{cfg.folder} already holds this world; nothing to do")
+    aside = folder.with_name(folder.name + ".part")
     try:
-        parent = folder.absolute().parent
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".toy-", dir=parent) as aside:
-            part = Path(aside) / "world"
-            part.mkdir()
-            write_world(part, cfg, flaws)
-            write_whole(part / "world.json", json.dumps(settings, indent=2) + "\n")
-            os.replace(part, folder)  # an empty folder may be there
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write_world(aside, cfg, flaws)
+        write_whole(aside / "world.json", json.dumps(settings, indent=2) + "\n")
+        os.replace(aside, folder)  # an empty folder may be there
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error})") from None
-    print(f"wrote {folder}: {', '.join(FILES)}")
+        raise UserError(f"{cfg.folder}: cannot be written ({error})") from None
+    print(f"wrote {cfg.folder}: {', '.join(FILES)}")
 
 
 def already_built(folder: Path, settings: dict[str, Any]) -> bool:
@@ -197,11 +185,3 @@ def write_world(part: Path, cfg: Build, flaws: Flaws) -> None:
             forms = stream(f"{name} forms")
             pairs = [replace(pair, trace=reshape(pair, pair.trace or "", cfg.traces, forms)) for pair in pairs]
         write_whole(part / f"{name}.jsonl", save_pairs(pairs))
-        for kind in ("Reasoning", "Chat") if name == "sft" else ():
-            right = [parse_verdict(p.trace or "") == p.winner for p in pairs if p.category == kind]
-            print(f"teacher, {kind}: {mean(right)} of its verdicts are right (n {len(right)})")
-
-
-def mean(values: Sequence[bool]) -> float | None:
-    """Share of True, to four places; None of nothing."""
-    return round(sum(values) / len(values), 4) if values else None

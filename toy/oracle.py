@@ -18,7 +18,7 @@ from data import Message, Pair
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
 from toy.files import pieces
-from toy.world import CLEAN, choose_flaws, teach, user
+from toy.world import CLEAN, Flaws, teach, user
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,6 @@ class Serve:
     """Port on this machine, 127.0.0.1; 0 takes a free one. The address is printed."""
     seed: int = 0
     """Seed of the teacher's slips (an integer). A reply depends on it, the prompt and the request's seed alone."""
-    flaw: float = 0.6
-    """Probability (0..1) of each of the teacher's two blind spots, when no verdict is told."""
-    clean_teacher: bool = False
-    """A teacher without any error; --flaw is ignored."""
     repair: Literal["redo", "force"] = "redo"
     """What it does when told the verdict: redo takes every step again without errors; force keeps the failed chain and
     replaces its verdict."""
@@ -60,7 +56,7 @@ def answer(messages: Sequence[Message], rng: random.Random, cfg: Serve) -> str:
     try:
         if told:
             return repair(pair, told[1], told[2], cfg.repair)
-        return teach(pair, rng, choose_flaws(cfg.flaw, cfg.clean_teacher))
+        return teach(pair, rng, Flaws())
     except (ValueError, IndexError, KeyError):
         raise ValueError("a question or response that this world does not have") from None
 
@@ -117,7 +113,6 @@ def make_server(cfg: Serve) -> ThreadingHTTPServer:
     class Server(ThreadingHTTPServer):
         request_queue_size = 128
 
-    choose_flaws(cfg.flaw, cfg.clean_teacher)  # refuses what is no probability
     try:
         return Server(("127.0.0.1", cfg.port), Handler)
     except (OSError, OverflowError) as error:

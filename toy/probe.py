@@ -18,7 +18,6 @@ from runtime.cli import check_positive, read_prompt
 from runtime.disk import write_whole
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
-from toy.files import mean
 from toy.world import make_sum, numbers, write_solution
 
 
@@ -36,35 +35,36 @@ class Probe:
     """Held-out sums, drawn for this probe (sums)."""
     seed: int = 0
     """Seed of the drawn sums (an integer); the judge decodes greedily."""
-    max_tokens: int = 64
-    """Longest response (tokens); a trace has at most 49."""
 
 
 def probe(cfg: Probe) -> None:
-    check_positive(cfg, "items", "max_tokens")
+    check_positive(cfg, "items")
     prompt_file = Path(cfg.world) / "prompt.txt"
     if not prompt_file.is_file():
         raise UserError(f"{prompt_file}: no such file; `python -m toy build {cfg.world}` writes it")
     rng = random.Random(derive_seed(cfg.seed, "probe"))
     sums = [make_sum(rng, held_out=True, pair_id=f"probe-{i}") for i in range(cfg.items)]
-    rows = measure(load_sampler(cfg.model), sums, read_prompt(str(prompt_file)) or "", cfg.max_tokens)
+    rows = measure(load_sampler(cfg.model), sums, read_prompt(str(prompt_file)) or "")
     write_whole(Path(cfg.out), json.dumps(rows, indent=2) + "\n")
     shown = [[name.replace("_", " "), *("-" if value is None else str(value) for value in row.values())]
              for name, row in rows.items()]
     print(as_text("held-out sums, greedy", [["", "share", "n", "verdicts"], *shown]))
 
 
-def measure(sampler: TorchSampler | VLLMSampler, sums: Sequence[Pair], system: str, max_tokens: int) -> dict[str, Any]:
+def measure(sampler: TorchSampler | VLLMSampler, sums: Sequence[Pair], system: str) -> dict[str, Any]:
     """{row: share, n, verdict_rate} of free generation, and of the two forced ones.
 
     `share` is over n: every sum, but for the forced rows the sums on which a verdict was given at all.
     """
 
+    def mean(values: Sequence[bool]) -> float | None:
+        return round(sum(values) / len(values), 4) if values else None
+
     def row(hits: Sequence[bool], texts: Sequence[str]) -> dict[str, Any]:
         rate = mean([parse_verdict(text) is not None for text in texts])
         return {"share": mean(hits), "n": len(hits), "verdict_rate": rate}
 
-    free = go_on(sampler, sums, [""] * len(sums), system, max_tokens)
+    free = go_on(sampler, sums, [""] * len(sums), system)
     right = [solution_is_right(text, pair) for text, pair in zip(free, sums, strict=True)]
     carry = [i for i, pair in enumerate(sums) if pair.meta["carry"] == "yes"]
     rows = {
@@ -73,7 +73,7 @@ def measure(sampler: TorchSampler | VLLMSampler, sums: Sequence[Pair], system: s
         "solution_line_right_with_a_carry": row([right[i] for i in carry], [free[i] for i in carry]),
     }
     for name, whole in (("solution", True), ("last_line", False)):
-        texts = go_on(sampler, sums, [forced_prefix(pair, whole) for pair in sums], system, max_tokens)
+        texts = go_on(sampler, sums, [forced_prefix(pair, whole) for pair in sums], system)
         verdicts = [(parse_verdict(text), pair.winner) for text, pair in zip(texts, sums, strict=True)]
         follows = [verdict != winner for verdict, winner in verdicts if verdict]
         rows[f"verdict_follows_a_forced_{name}"] = row(follows, texts)
@@ -95,16 +95,16 @@ def forced_prefix(pair: Pair, whole: bool) -> str:
     return f"<type> Reasoning </type> <solution> {solution} </solution>"
 
 
-def go_on(sampler: TorchSampler | VLLMSampler, pairs: Sequence[Pair], prefixes: Sequence[str], system: str,
-          max_tokens: int) -> list[str]:
-    """Greedy continuation of each prompt and of the beginning of its response, as text."""
+def go_on(sampler: TorchSampler | VLLMSampler, pairs: Sequence[Pair], prefixes: Sequence[str],
+          system: str) -> list[str]:
+    """Greedy continuation of each prompt and of the beginning of its response, as text; a trace has 49 tokens."""
     tokenizer = sampler.tokenizer
     plain, control = plain_tokenizer(tokenizer), control_tokens(tokenizer)
     prompts = [
         encode_prompt(render(pair, "instruct", system), tokenizer) + encode_text(prefix, plain, control)
         for pair, prefix in zip(pairs, prefixes, strict=True)
     ]
-    return [r.text for r in sampler.generate(prompts, 1, 0.0, max_tokens, [0] * len(prompts))]
+    return [r.text for r in sampler.generate(prompts, 1, 0.0, 64, [0] * len(prompts))]
 
 
 def solution_is_right(text: str, pair: Pair) -> bool:

@@ -159,7 +159,7 @@ def test_worlds_of_another_form_or_size_differ_in_nothing_else(tmp_path):
         return {file: (tmp_path / name / file).read_bytes() for file in files}
 
     cor = world("cor")
-    assert set(json.loads(cor["world.json"])) == {"seed", "flaw", "clean_teacher", *small}
+    assert set(json.loads(cor["world.json"])) == {"seed", "flaw", "clean_teacher", "traces", "hidden", "layers", *small}
     changed = {"world.json", "sft.jsonl"}
     for form, also in (
         ("rubrics", set()),
