@@ -70,8 +70,6 @@ class Config:
     """rows kept out of both for sft.py, to be distilled like the others (pairs)"""
     code_rows: int = 8000
     """code rows taken after the shuffle (rows); 0: all"""
-    code_seed: int = 42
-    """seed of that shuffle, which is the one of `datasets` (an integer)"""
     drop_sources: tuple[str, ...] = ("magpie_ultra",)
     """values of `source` whose rows are dropped"""
     tokenizer: str = ""
@@ -79,9 +77,7 @@ class Config:
     style: Style = "instruct"
     """which prompt is measured (cor_prompt.py)"""
     max_prompt_tokens: int = 4096
-    """a longer prompt counts as over-long (tokens)"""
-    drop_long: bool = False
-    """drop over-long prompts (grpo.py leaves them out anyway)"""
+    """a longer prompt counts as over-long (tokens); training leaves it out"""
     drop_duplicates: bool = False
     """drop a row whose turns and two responses came before; the paper kept them"""
     drop_overlap: bool = False
@@ -172,8 +168,7 @@ def measure(cfg: Config, tokenizer: Any) -> tuple[Rows, list[Kind]]:
     columns = read_columns(cfg.columns)
     for kind in COUNTED:
         first = cfg.code_rows if kind == "code" else 0
-        usable, dropped, marks = read_source(kind, getattr(cfg, kind), cfg.drop_sources, first, cfg.code_seed,
-                                             columns)
+        usable, dropped, marks = read_source(kind, getattr(cfg, kind), cfg.drop_sources, first, columns)
         pairs, drops, seen, kinds = pairs + usable, drops + dropped, seen + marks, kinds + [kind] * len(usable)
     pairs = unique(pairs)
     lengths, unit = prompt_lengths(pairs, cfg, tokenizer)
@@ -195,11 +190,9 @@ def read_columns(given: str) -> dict[str, str]:
 
 def leave_out(rows: Rows, cfg: Config) -> dict[int, str]:
     """{index of a row that a --drop-... flag takes out: reason}."""
-    long = [i for i, n in enumerate(rows.lengths) if n > cfg.max_prompt_tokens]
     shared = [i for hits in rows.overlap.values() for i in hits]
     flagged = ((cfg.drop_overlap, shared, "shares words with a benchmark (--drop-overlap)"),
-               (cfg.drop_duplicates, rows.repeats, "repeats an earlier row (--drop-duplicates)"),
-               (cfg.drop_long, long, "over-long prompt (--drop-long)"))
+               (cfg.drop_duplicates, rows.repeats, "repeats an earlier row (--drop-duplicates)"))
     return {i: reason for asked, found, reason in flagged if asked for i in found}
 
 
@@ -211,7 +204,7 @@ def build(cfg: Config) -> dict[str, str]:
     drops = rows.drops + [Drop(out[i], rows.pairs[i].source, rows.pairs[i].pair_id) for i in sorted(out)]
     kept = [i for i in range(len(rows.pairs)) if i not in out]
     if not kept:
-        raise UserError("no row is left; leave out one of --drop-long, --drop-duplicates, --drop-overlap")
+        raise UserError("no row is left; leave out --drop-duplicates or --drop-overlap")
     pairs = alternate([rows.pairs[i] for i in kept])  # (3)
     names = assign(pairs, [rows.groups[i] for i in kept], split_sizes(cfg, len(pairs)), cfg.seed)  # (4)
     order = sorted(range(len(pairs)), key=lambda k: WRITTEN.index(kinds[kept[k]]))
@@ -273,8 +266,7 @@ def main(cfg: Config) -> None:
     files = build(cfg)
     write(open_folder(cfg), files)
     card = json.loads(files["card.json"])
-    added = f", {card['rows']['added']:,} pairs added" if cfg.augment else ""
-    print(f"{card['rows']['read']:,} rows read, {card['rows']['kept']:,} kept{added}; " + ", ".join(
+    print(f"{card['rows']['read']:,} rows read, {card['rows']['kept']:,} kept; " + ", ".join(
         f"{name} {part['pairs']:,}" for name, part in card["splits"].items()))
     for reason, drop in card["dropped"].items():
         print(f"dropped {drop['rows']:,}: {errors.printable(reason)}")

@@ -215,7 +215,7 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
         if longer is not None and abs(longer - 0.5) >= limit:
             found.append(f"{source}: the longer response wins in {longer:.1%} of the pairs")
         if row["over_long"]:
-            found.append(f"{source}: {row['over_long']} prompts are over-long: training leaves them out (--drop-long)")
+            found.append(f"{source}: {row['over_long']} prompts are over-long: training leaves them out")
     twice = card["duplicates"]
     if twice["repeats"]:
         found.append(f"{twice['repeats']} rows repeat an earlier one: they weigh double (--drop-duplicates)")

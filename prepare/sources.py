@@ -32,17 +32,17 @@ def fixed(pair: Pair) -> bool:
     return pair.messages is not None or pair.trace is not None
 
 
-def read_source(kind: Kind, names: Sequence[str], left_out: Sequence[str] = (), first: int = 0, seed: int = 42,
+def read_source(kind: Kind, names: Sequence[str], left_out: Sequence[str] = (), first: int = 0,
                 columns: Mapping[str, str] | None = None) -> tuple[list[Pair], list[Drop], list[Signs]]:
     """Usable rows of one kind of source as pairs with the chosen response as A, the others as drops.
 
-    `first`: so many rows after a shuffle with `seed`, as the paper took its code rows; 0 takes all in their order.
+    `first`: so many rows after a shuffle, as the paper took its code rows; 0 takes all in their order.
     """
     rows: list[tuple[str, str, int, dict[str, Any]]] = []
     for file in names:
         rows += [(where, stem(file), i, row) for i, (where, row) in enumerate(read_rows(file))]
-    if first:  # what the shuffle of `datasets` does, without the library
-        rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:first]]
+    if first:  # what `datasets` does with shuffle(seed=42), without the library
+        rows = [rows[i] for i in np.random.default_rng(42).permutation(len(rows))[:first]]
     pairs: list[Pair] = []
     drops: list[Drop] = []
     seen: list[Signs] = []
