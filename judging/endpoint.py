@@ -11,10 +11,10 @@ import os
 import random
 import re
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -34,8 +34,7 @@ class EndpointSampler:
 
     Each reply is kept the moment it comes, in memory and with `kept` in that file, under all that was asked: after
     an error, Ctrl-C or a kill the same call pays for nothing twice. Failures are tried again, waiting `backoff`
-    seconds, then twice that, and so on, or what Retry-After says; a 429 holds back every request. Where
-    samples are asked for one by one each has another seed; servers that give several at once vary the first seed.
+    seconds, then twice that, and so on, or what Retry-After says. A sample is a request with a seed of its own.
     `api_key_env` names the environment variable with the key; without it none is sent. `also`: files of other
     processes, read and never written. `extra` goes into every request. With `sampling` False temperature, top_p and
     penalties are left to the server. One `chat` at a time.
@@ -52,9 +51,9 @@ class EndpointSampler:
         self.concurrency, self.retries, self.backoff = concurrency, retries, backoff
         self._key = read_key(api_key_env)
         self._client = make_client(base_url, self._key, timeout)
-        self._lock, self._halt, self._resume_at = threading.Lock(), threading.Event(), 0.0
+        self._lock, self._halt = threading.Lock(), threading.Event()
         self.extra, self.sampling = dict(extra or {}), sampling
-        self._several, self._limit = True, "max_tokens"  # what this server was found to accept
+        self._limit = "max_tokens"  # what this server was found to accept
         self._refused: set[str] = set()  # settings that it does not take
         self._kept = Path(kept) if kept else None
         self._known: dict[str, Reply] = {}
@@ -65,18 +64,20 @@ class EndpointSampler:
              seeds: Sequence[int]) -> list[list[Reply]]:
         """n replies per conversation, in order. Raises UserError (server, status, remedy) once the retries are spent
         or there is nothing to retry; requests under way are waited for and their replies kept."""
-        asked: dict[str, tuple[Sequence[Message], int]] = {}
+        asked: dict[str, tuple[Sequence[Message], int]] = {}  # what is not known yet
         keys = []
         for messages, seed in zip(conversations, seeds, strict=True):
             what = [self.base_url, self.model, list(messages), temperature, max_tokens, seed]
             what += [[self.extra, self.sampling]] if self.extra or not self.sampling else []
-            keys.append(hashlib.blake2b(json.dumps(what).encode(), digest_size=16).hexdigest())
-            asked[keys[-1]] = messages, seed
+            key = hashlib.blake2b(json.dumps(what).encode(), digest_size=16).hexdigest()
+            keys.append([f"{key}-{k}" for k in range(n)])
+            asked |= {name: (messages, derive_seed(seed, k)) for k, name in enumerate(keys[-1])
+                      if name not in self._known}
         failures: list[UserError] = []  # the first says what is wrong
 
         def answer(key: str) -> None:
             try:
-                self._answer(key, asked[key][0], n, asked[key][1], temperature, max_tokens)
+                self._keep(key, self._ask(*asked[key], temperature, max_tokens))
             except UserError as error:
                 failures.append(error)
                 self._halt.set()
@@ -90,43 +91,30 @@ class EndpointSampler:
                 raise
         if failures:
             raise failures[0]
-        return [[self._known[f"{key}-{k}"] for k in range(n)] for key in keys]
+        return [[self._known[name] for name in names] for names in keys]
 
-    def _answer(self, key: str, messages: Sequence[Message], n: int, seed: int, temperature: float,
-                max_tokens: int) -> None:
-        """Ask for the samples that are not known yet: all at once where the server can, the rest one by one."""
-        fields: dict[str, Any] = {"model": self.model, "messages": plain_messages(messages)}
-        if self.sampling:
-            fields |= {"temperature": temperature, **PLAIN}
-        missing = [k for k in range(n) if f"{key}-{k}" not in self._known]
-        if len(missing) == n > 1 and self._several:
-            found = self._ask(fields | {"n": n}, max_tokens, seed)[:n]
-            self._keep({f"{key}-{k}": reply for k, reply in enumerate(found)})
-            missing = missing[len(found) :]
-        for k in missing:
-            self._keep({f"{key}-{k}": self._ask(fields, max_tokens, derive_seed(seed, k))[0]})
-
-    def _keep(self, replies: Mapping[str, Reply]) -> None:
+    def _keep(self, key: str, reply: Reply) -> None:
         with self._lock:
-            self._known |= replies
-            if self._kept and replies:
+            self._known[key] = reply
+            if self._kept:
                 with open(self._kept, "a", encoding="utf-8") as file:
-                    file.writelines(
-                        json.dumps({"key": k, "reply": asdict(reply)}) + "\n" for k, reply in replies.items()
-                    )
+                    file.write(json.dumps({"key": key, "reply": asdict(reply)}) + "\n")
 
-    def _ask(self, fields: dict[str, Any], max_tokens: int | None, seed: int) -> list[Reply]:
-        """One request, repeated until it is answered -> a reply per choice; [] where n > 1 is refused."""
+    def _ask(self, messages: Sequence[Message], seed: int, temperature: float, max_tokens: int | None) -> Reply:
+        """One request, repeated until it is answered."""
         import openai
 
         for attempt in range(self.retries + 1):
-            self._wait_for_turn()
-            sent = fields | ({} if max_tokens is None else {self._limit: max_tokens})
+            if self._halt.is_set():  # another request has failed for good, or Ctrl-C
+                raise UserError("stopped")
+            sent: dict[str, Any] = {"model": self.model, "messages": plain_messages(messages)}
+            sent |= {"temperature": temperature, **PLAIN} if self.sampling else {}
+            sent |= {} if max_tokens is None else {self._limit: max_tokens}
             sent |= {"seed": seed % 2**31}  # some servers hold seeds in 32 bits
             sent = {name: value for name, value in sent.items() if name not in self._refused}
             try:
                 create = self._client.chat.completions.with_raw_response.create
-                return read_replies(create(**sent, extra_body=self.extra).content)
+                return read_reply(create(**sent, extra_body=self.extra).content)
             except openai.APIStatusError as error:
                 failed = Failed(error.message, error.status_code, f"{error.code} {error.param}",
                                 seconds_to_wait(error.response.headers.get("retry-after", "")))
@@ -135,53 +123,39 @@ class EndpointSampler:
             except Failed as error:  # in an answer that calls itself a success
                 failed = error
             if failed.status in (400, 413, 422) or ((failed.status or 0) >= 500 and failed.too_long):
-                return self._give_way(failed, sent, fields, max_tokens, seed)
+                return self._give_way(failed, sent, partial(self._ask, messages, seed, temperature), max_tokens)
             if failed.final:
                 raise self._failure(failed)
             if attempt < self.retries:
                 self._back_off(failed, attempt)
         if failed.unreadable and self._known:  # a server that works, but not for this conversation
-            return [no_reply("unreadable answer")]
+            return no_reply("unreadable answer")
         raise self._failure(failed)
 
-    def _give_way(self, failed: Failed, sent: dict[str, Any], fields: dict[str, Any], max_tokens: int | None,
-                  seed: int) -> list[Reply]:
+    def _give_way(self, failed: Failed, sent: dict[str, Any], ask: Callable[[int | None], Reply],
+                  max_tokens: int | None) -> Reply:
         """The server refuses this request: ask otherwise where that changes nothing, else say why it refuses."""
         if re.search(r"content_filter|content_policy|invalid_prompt", failed.words):
-            return [no_reply("content filter")] * fields.get("n", 1)
+            return no_reply("content filter")
         if "max_completion_tokens" in failed.words and "max_tokens" in sent:
             self._limit = "max_completion_tokens"
-            return self._ask(fields, max_tokens, seed)
+            return ask(max_tokens)
         if named := {name for name in ("seed", *PLAIN) if name in sent and name in failed.words}:
             self._refused |= named
-            return self._ask(fields, max_tokens, seed)
+            return ask(max_tokens)
         if "temperature" in sent and "temperature" in failed.words:
             raise self._failure(failed, "leave it to the server with --temperature none")
-        if failed.too_long:
-            if max_tokens is None:
-                return [Reply("", "length", 0, 0)] * fields.get("n", 1)  # as TorchSampler says it
-            return self._ask(fields, None, seed)  # a smaller room than max_tokens is left: use what there is
-        if "n" in fields:
-            self._several = False
-            return []
+        if failed.too_long:  # a smaller room than max_tokens is left: use what there is; else as TorchSampler says it
+            return Reply("", "length", 0, 0) if max_tokens is None else ask(None)
         raise self._failure(failed)
-
-    def _wait_for_turn(self) -> None:
-        """Sleep while the server wants quiet; raises once this call is given up."""
-        while (left := self._resume_at - time.monotonic()) > 0 and not self._halt.is_set():
-            self._halt.wait(left + random.uniform(0, self.backoff))  # not all at the same moment
-        if self._halt.is_set():
-            raise UserError("stopped")
 
     def _back_off(self, failed: Failed, attempt: int) -> None:
         if failed.wait is not None and failed.wait > PATIENCE:
             raise self._failure(failed, f"it asks to come back in {failed.wait:.0f} s")
-        wait = min(60.0, self.backoff * 2**attempt) * random.uniform(0.5, 1.0) if failed.wait is None else failed.wait
-        if failed.wait is not None or failed.status == 429:
-            with self._lock:
-                self._resume_at = max(self._resume_at, time.monotonic() + wait)
-        else:
-            self._halt.wait(wait)
+        wait = min(60.0, self.backoff * 2**attempt) * random.uniform(0.5, 1.0)
+        if failed.wait is not None:
+            wait = failed.wait + random.uniform(0, self.backoff)  # not all at the same moment
+        self._halt.wait(wait)
 
     def _failure(self, failed: Failed, remedy: str = "") -> UserError:
         """One line: server, status and its words without the key, remedy."""
@@ -336,35 +310,30 @@ def read_kept(path: Path) -> dict[str, Reply]:
     return known
 
 
-def read_replies(body: bytes) -> list[Reply]:
-    """A chat completion -> one reply per choice. Raises Failed for an error in the body and for anything else."""
+def read_reply(body: bytes) -> Reply:
+    """A chat completion -> its first choice. Raises Failed for an error in the body and for anything else."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
         raise Failed(f"the answer is no JSON: {body[:80].decode(errors='replace')!r}") from None
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    listed = choices if isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices) else []
-    for part in [answer, *listed] if isinstance(answer, dict) else []:
-        if error := part.get("error"):
-            raise error_in_body(error)
-    if any(choice.get("finish_reason") in BROKEN_OFF for choice in listed):
+    answer = answer if isinstance(answer, dict) else {}
+    choices = answer.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    if error := answer.get("error") or choice.get("error"):
+        raise error_in_body(error)
+    reason, message, usage = choice.get("finish_reason"), choice.get("message"), answer.get("usage")
+    if reason in BROKEN_OFF:
         raise Failed("the answer was broken off")
-    if not listed or not all(isinstance(choice.get("message"), dict) for choice in listed):
+    if not isinstance(message, dict):
         raise Failed("the answer is no chat completion", unreadable=True)
-    usage = answer.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
-    prompt_tokens, total = (c if type(c) is int and 0 <= c < 2**31 else 0 for c in counts)
-    replies = []
-    for k, choice in enumerate(listed):
-        tokens = total * (k + 1) // len(listed) - total * k // len(listed)  # only their sum is told
-        reason, text = choice.get("finish_reason"), text_of(choice["message"])
-        if reason == "content_filter":
-            text = no_reply("content filter").text
-        elif not text:
-            text = no_reply("cut off" if reason == "length" else "empty").text
-        finish: Literal["stop", "length"] = "length" if reason == "length" else "stop"
-        replies.append(Reply(text, finish, prompt_tokens, max(1, tokens)))
-    return replies
+    prompt_tokens, tokens = (c if type(c) is int and 0 <= c < 2**31 else 0 for c in counts)
+    text = text_of(message)
+    if reason == "content_filter":
+        text = no_reply("content filter").text
+    elif not text:
+        text = no_reply("cut off" if reason == "length" else "empty").text
+    return Reply(text, "length" if reason == "length" else "stop", prompt_tokens, max(1, tokens))
 
 
 def error_in_body(error: Any) -> Failed:

@@ -365,10 +365,7 @@ def with_trace(pair: Pair, cfg: Config, passes: Sequence[Chains], scores: Mappin
 
 
 def summarise(cfg: Config, traced: Sequence[Pair], passes: Sequence[Chains]) -> dict[str, Any]:
-    """What became of the pairs, overall, by category and by source; what each pass's chains were.
-
-    Prompt tokens count once a chain: an upper bound where a server writes several chains from one prompt.
-    """
+    """What became of the pairs, overall, by category and by source; what each pass's chains were."""
     summary: dict[str, Any] = {"all": shares(traced)}
     for kind in ("category", "source"):
         values = sorted({getattr(pair, kind) for pair in traced})
