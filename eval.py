@@ -6,7 +6,7 @@
     python eval.py run --model NAME --base-url http://localhost:8000/v1 ...        # neither torch nor vllm here
     python eval.py run ... --votes 5 --temperature 1 | --max-tokens 256 512 1024   # accuracy against votes, budget
     python eval.py run ... --model runs/scalar --scalar    # a scalar reward model: scores instead of chains (scalar.py)
-    python eval.py score --benchmark rm-bench --log runs/eval/rm-bench --compare
+    python eval.py score --benchmark rm-bench --log runs/eval/rm-bench
 
 `run`: `--out` gets config.json, judgements.jsonl (one verdict a line, as it comes; judgements_RANK.jsonl under
 torchrun) and, at the end, summary.json; of several budgets each has such a folder, tokens-N. The same command
@@ -53,7 +53,7 @@ class Run(Server):
     data: str
     """Pairs with their winners (.jsonl, .parquet, hub id), or a benchmark's own files (file, folder, hub id)."""
     out: str
-    """Folder for config.json, the log of verdicts, summary.json and curve.png."""
+    """Folder for config.json, the log of verdicts and summary.json."""
     benchmark: Benchmark = "pairs"
     """Which layout --data has."""
     votes: int = 1
@@ -255,8 +255,6 @@ def judge(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, at_once: 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     if ranks.rank() == 0:
         disk.write_whole(folder / "summary.json", dumps(summary, indent=2) + "\n")
-        if "curve" in summary:
-            tables.plot_curve(folder / "curve.png", summary["curve"])
 
 
 # ---- the benchmarks' tables ----------------------------------------------------------------------------
@@ -272,8 +270,6 @@ class Score:
     """Verdict logs, published outcome tables, or folders that hold them."""
     name: str = "this log"
     """What the row is called."""
-    compare: bool = False
-    """Show the published rows beside it."""
     json: str = ""
     """File for all numbers, unrounded (JSON)."""
     plots: str = ""
@@ -281,17 +277,17 @@ class Score:
 
 
 def score(cfg: Score) -> dict[str, Any]:
-    """Print and write the tables, under the authors' rules too where they give other numbers; returns what --json
-    holds."""
+    """Print and write the tables, under the authors' rules too where they give other numbers, and the published rows;
+    returns what --json holds."""
     rows = read_log(cfg.log)
     right, official = (score_rows(cfg.benchmark, rows, compat) for compat in RULES)
     result = {"benchmark": cfg.benchmark, "name": cfg.name, "log": list(cfg.log), **right,
               "other_rules": official if official["table"] != right["table"] else None}
-    grids = tables.all_grids(result, cfg.compare)
+    grids = tables.all_grids(result)
     if cfg.json:
         disk.write_whole(Path(cfg.json), dumps(result, indent=1) + "\n")
     if cfg.plots:
-        tables.plot_result(Path(cfg.plots), result, cfg.compare)
+        tables.plot_result(Path(cfg.plots), result)
     print("\n".join(tables.as_text(title, grid) for title, grid in grids))
     for remark in result["remarks"]:
         print(f"note: {errors.printable(remark)}")
@@ -308,7 +304,7 @@ def main() -> None:
     summary = evaluate(cfg)
     if ranks.rank() == 0:
         tables.print_summary(summary)
-        print(f"{cfg.out}: summary.json" + (", curve.png" if "curve" in summary else ""))
+        print(f"{cfg.out}: summary.json" + (", of which report draws the curve" if "curve" in summary else ""))
     points = [summary["overall"]] if "overall" in summary else summary["curve"]["points"]
     if not any(point["verdict_rate"] for point in points):
         if not cfg.baseline:

@@ -61,14 +61,14 @@ def span(benchmark: str, interval: Any) -> str:
 # ---- grids ---------------------------------------------------------------------------------------------
 
 
-def all_grids(result: Result, compare: bool) -> list[tuple[str, Grid]]:
+def all_grids(result: Result) -> list[tuple[str, Grid]]:
     """(title, grid) of everything that is printed for one benchmark."""
     name = result["benchmark"]
     details = {"rm-bench": _styles_and_domains, "rmb": _categories}.get(name, _subsets)
-    return [(name, headline(result, compare)), *details(result)]
+    return [(name, headline(result)), *details(result)]
 
 
-def headline(result: Result, compare: bool) -> Grid:
+def headline(result: Result) -> Grid:
     """One row for the log and one for its intervals, under both rules where they differ; published rows below."""
     name = result["benchmark"]
     columns = HEADLINE[name]
@@ -77,7 +77,7 @@ def headline(result: Result, compare: bool) -> Grid:
         rules = f", {one['rules']} rules" if result["other_rules"] else ""
         grid.append([result["name"] + rules, *(number(name, one["table"][b][c]) for b, c in columns.values())])
         grid.append(["  95 % interval", *(span(name, one["intervals"][b][c]) for b, c in columns.values())])
-    if compare and name in PUBLISHED:
+    if name in PUBLISHED:
         grid += published_grid(name, PUBLISHED[name])[1:]
     return grid
 
@@ -204,8 +204,8 @@ def cell(value: float | None) -> str:
 # ---- plots ---------------------------------------------------------------------------------------------
 
 
-def plot_result(folder: Path, result: Result, compare: bool) -> None:
-    """sections.png: a group of bars per column, a bar per row; if asked with the published RM-R1 rows."""
+def plot_result(folder: Path, result: Result) -> None:
+    """sections.png: a group of bars per column, a bar per row, and the published RM-R1 rows."""
     name = result["benchmark"]
     scale = 100 if name in PERCENT else 1
     columns = {c: where for c, where in HEADLINE[name].items() if c != "plain accuracy"}
@@ -216,7 +216,7 @@ def plot_result(folder: Path, result: Result, compare: bool) -> None:
         own = [one["table"][b][c] for b, c in columns.values()]
         label = result["name"] + (f", {one['rules']} rules" if result["other_rules"] else "")
         bars[label] = [None if v is None else scale * v for v in own]
-    for model, values in PUBLISHED[name]["rows"].items() if compare and name in PUBLISHED else ():
+    for model, values in PUBLISHED[name]["rows"].items() if name in PUBLISHED else ():
         if None not in values[: len(columns)] and not model.endswith("logs"):
             bars[model] = values[: len(columns)]
     figure, axes = _figure(max(6.0, 1.0 + 0.22 * len(columns) * (len(bars) + 1)), 3.6)
@@ -241,19 +241,6 @@ def drawn(curve: Mapping[str, Any]) -> list[tuple[float, float, float]]:
     shown = curve.get("drawn")
     return [(p["x"], p["accuracy"], p.get("accuracy_se", 0.0)) for p in curve["points"]
             if shown is None or p["x"] in shown]
-
-
-def plot_curve(path: Path, curve: Mapping[str, Any]) -> None:
-    """A curve of summary.json on a log axis; the bars are one standard error."""
-    figure, axes = _figure(5.2, 3.2)
-    x, y, errors = zip(*drawn(curve), strict=True)
-    axes.errorbar(x, y, errors, marker="o", markersize=4, capsize=2)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(x, [f"{tick:g}" for tick in x])
-    axes.minorticks_off()
-    axes.set_xlabel(curve["xlabel"])
-    axes.set_ylabel("accuracy")
-    _save(figure, path)
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -1,10 +1,10 @@
 """A folder of runs -> tables in the terminal, curves as PNG, and one page that loads nothing.
 
-    python -m report runs/toy           training runs, evaluations and probes in it, up to three levels below
+    python -m report runs/toy           training runs and evaluations in it, up to three levels below
     python -m report runs/grpo          one run
 
-The page shows pairs first, then curves, then tables. A stage NAME joins FOLDER/NAME (training), FOLDER/eval/NAME
-(evaluation) and FOLDER/probe/NAME.json. The slider goes over all evaluations: of the stages, of rounds in training
+The page shows pairs first, then curves, then tables. A stage NAME joins FOLDER/NAME (training) and FOLDER/eval/NAME
+(evaluation). The slider goes over all evaluations: of the stages, of rounds in training
 (`rollouts/`), and those of several votes in FOLDER/curve. Texts come from strangers and from models: they are escaped
 or set as text, only the page's own script may run (Content-Security-Policy), and control characters are spelled out.
 """
@@ -78,16 +78,7 @@ def stage_table(stages: Sequence[Stage]) -> Table:
     return table
 
 
-def probe_table(stages: Sequence[Stage]) -> Table:
-    probed = [s for s in stages if s.probe]
-    names = list(dict.fromkeys(name for s in probed for name in s.probe))
-    rows = [[name.replace("_", " "), *(cell(s.probe.get(name)) for s in probed)] for name in names]
-    return [["probe", *(s.name for s in probed)], *rows] if rows else []
-
-
 def cell(value: Any, digits: int = 3) -> str:
-    if isinstance(value, dict):
-        return f"{cell(value.get('share'))} (n {cell(value.get('n'))})"
     if not is_number(value):
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
@@ -157,7 +148,7 @@ def plot(curves: Mapping[str, Sequence[Point]], ylabel: str = "", xlabel: str = 
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(3.5, 2.4), dpi=200)
-    axes = figure.add_axes(AXES, xlim=edges(curves))
+    axes = figure.add_axes(AXES)
     for (label, points), colour in zip(curves.items(), ("#3987e5", "#e8743b"), strict=False):
         x = [x for x, _ in points]
         if half_window(points):
@@ -165,7 +156,13 @@ def plot(curves: Mapping[str, Sequence[Point]], ylabel: str = "", xlabel: str = 
         axes.errorbar(x, smooth(points), list(errors) or None, color=colour, marker="o" if len(points) < 30 else None,
                       markersize=3, linewidth=1.3, capsize=2, label=label)
     axes.tick_params(colors=GREY, labelsize=8)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if errors:  # budgets double
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(x, [f"{tick:g}" for tick in x])
+        axes.minorticks_off()
+    else:
+        axes.set_xlim(*edges(curves))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.ticklabel_format(axis="y", scilimits=(-2, 5))
     axes.yaxis.get_offset_text().set(color=GREY, fontsize=8)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
@@ -263,8 +260,6 @@ def page(title: str, stages: Sequence[Stage], curves: dict[str, list[Panel]], da
     parts += ["<h2>Stages</h2>\n", as_html(stage_table(stages))]
     for name, curve in evaluated.items():
         parts += [f"<h3>{escape(printable(name))}</h3>\n", as_html(curve_grid(curve))]
-    if probes := probe_table(stages):
-        parts += ["<h2>Probes</h2>\n", as_html(probes)]
     policy = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     content = json.dumps(data).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return TEMPLATE.substitute(title=escape(printable(title)), policy=policy, style=STYLE, body="".join(parts),
@@ -286,8 +281,6 @@ def report(cfg: Config) -> Path:
     evaluated = find_curves(folder)
     listed = [s for s in stages if s.listed]
     print(as_text("", stage_table(listed)))
-    if probes := probe_table(stages):
-        print(as_text("", probes))
     curves = {f"Training: {s.name}": list(draw_curves(s.metrics)) for s in stages if s.metrics}
     curves |= {"Votes and budgets": list(draw_evaluations(evaluated))} if evaluated else {}
     for name, panels in curves.items():

@@ -1,4 +1,4 @@
-"""A folder of runs -> its stages: what training logged, what evaluation and probes found. `report/` shows them.
+"""A folder of runs -> its stages: what training logged, what evaluation found. `report/` shows them.
 
 Every reader here raises UserError for a file that is not as the scripts write it.
 """
@@ -38,7 +38,6 @@ class Stage:
     summary: dict[str, Any] = field(default_factory=dict)
     verdicts: dict[Key, dict[str, Judgement]] = field(default_factory=dict)
     votes: dict[Key, list[int]] = field(default_factory=dict)
-    probe: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     data: str = ""  # file of the pairs that were judged
 
@@ -60,7 +59,7 @@ def find_stages(folder: Path) -> list[Stage]:
     stages: dict[str, Stage] = {}
 
     def stage(path: Path) -> Stage:
-        parts = [part for part in path.relative_to(folder).parts if part not in ("eval", "probe")]
+        parts = [part for part in path.relative_to(folder).parts if part != "eval"]
         name = "/".join(parts) or folder.resolve().name
         return stages.setdefault(name, Stage(name))
 
@@ -77,10 +76,8 @@ def find_stages(folder: Path) -> list[Stage]:
             one.judge(judged)
             one.config = one.config or settings(path)
             one.data = str(read_object(path.parent / "config.json").get("data", ""))
-    for path in below(folder, "probe/*.json"):
-        stage(path.with_suffix("")).probe = read_object(path)
     if not stages:
-        raise UserError(f"{folder}: no metrics.jsonl, summary.json or probe/*.json in it or three levels below")
+        raise UserError(f"{folder}: no metrics.jsonl and no summary.json in it or three levels below")
     evaluated = any(one.verdicts and one.listed for one in stages.values())
     for path in below(folder, "rollouts"):
         steps = sorted(path.glob("step_*.jsonl"))

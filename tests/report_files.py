@@ -66,8 +66,4 @@ def write_demo(folder, hostile=""):
         write_evaluation(folder / "eval" / name, made, data, accuracy_se=0.05)
     write_jsonl(folder / "sft" / "metrics.jsonl", SFT)
     write_jsonl(folder / "grpo" / "metrics.jsonl", GRPO)
-    for name, share in (("sft", 0.625), ("grpo", 1.0)):
-        (folder / "probe").mkdir(exist_ok=True)
-        probe = {f"verdict_right{hostile}": {"share": share, "n": 40, "verdict_rate": 1.0}, "plain": 3}
-        (folder / "probe" / f"{name}.json").write_text(json.dumps(probe))
     return folder

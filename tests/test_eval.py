@@ -245,7 +245,6 @@ def test_a_curve_over_votes_is_the_mean_over_all_subsets(tmp_path):
         assert point["accuracy"] == pytest.approx(statistics.fmean(means))
         assert point["accuracy_se"] == pytest.approx(statistics.stdev(means) / 3)
     assert points[1]["accuracy"] == pytest.approx(summary["overall"]["accuracy"])
-    assert Path(cfg.out, "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 class Slow:
@@ -275,7 +274,6 @@ def test_a_sweep_of_budgets(tmp_path, capsys):
     assert curve["points"][0]["verdict_rate"] == 0 and curve["points"][2]["length_mean"] == 13
     assert curve["remark"].startswith("rises by 1.000")
     assert json.loads(Path(cfg.out, "summary.json").read_text()) == summary
-    assert Path(cfg.out, "curve.png").read_bytes().startswith(b"\x89PNG")
     tables.print_summary(summary)
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "inference budget (single verdicts; pairs: 7)" and out[3].split()[:2] == ["8", "0.000"]

@@ -624,7 +624,7 @@ def test_run_and_score_a_benchmark(tmp_path, capsys):
     (out / "judgements-1.jsonl").write_text("".join(log[:21]))
     (out / "judgements-2.jsonl").write_text("".join(log[20:]) + '{"torn')
     settings = {"json": str(tmp_path / "s.json"), "plots": str(tmp_path / "plots")}
-    result = ev.score(ev.Score("rewardbench", (str(out),), compare=True, name="a\x1b[31m", **settings))
+    result = ev.score(ev.Score("rewardbench", (str(out),), name="a\x1b[31m", **settings))
     shown = capsys.readouterr().out
     assert result["table"]["subsets"] == {"donotanswer": 1.0, "hep-go": 1.0} and result["other_rules"] is None
     assert result["table"]["overall"] == {"average": None, "accuracy": 1.0}
