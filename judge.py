@@ -47,7 +47,7 @@ from judging.verdicts import (
     named,
     why_silent,
 )
-from loading.judge_file import how_to_ask
+from loading.judge_file import Asked, how_to_ask
 from reward import Letter
 from rollout import Chat, load_sampler
 from runtime import cli, disk
@@ -339,7 +339,7 @@ def run(cfg: Source, sampler: Chat | None = None) -> None:
     """Answer the rows that --out does not hold yet, in order; each result is written before the next is asked. A row
     that cannot be judged gets a result that says why. `sampler` replaces --model."""
     parse: Callable = parsed if isinstance(cfg, Pairs) else candidates
-    answer: Callable = judge_pairs_of if isinstance(cfg, Pairs) else rank_lists
+    judge_all: Callable = judge_pairs_of if isinstance(cfg, Pairs) else rank_lists
     at_once = max(AT_ONCE, cfg.concurrency) if isinstance(cfg, Pairs) and cfg.data else 1
     if cfg.max_tokens < 0:
         raise UserError("--max-tokens must be at least 0")
@@ -350,14 +350,11 @@ def run(cfg: Source, sampler: Chat | None = None) -> None:
     found, folder = rows(cfg, given(cfg)), open_out(cfg, asked.wording, sampler is None) if cfg.out else None
     if folder:
         skip_done(found, folder.path / "results.jsonl")
-    if sampler is None and cfg.base_url:
-        sampler = cfg.connect(folder.path / "replies.jsonl" if folder else None, asked)
-    sampler = sampler or load_sampler(cfg.model, cfg.dtype, template_args=cfg.template_args)
-    judge = Judge(sampler, asked.style, asked.wording, asked.max_tokens, cfg.seed)
+    judge = judge_of(cfg, asked, sampler)
     bad: list[UserError] = []
     while part := list(islice(found, at_once)):
         read = [attempt(parse, *row) for row in part]
-        answers = iter(answer(cfg, judge, [each for each in read if not isinstance(each, UserError)]))
+        answers = iter(judge_all(cfg, judge, [each for each in read if not isinstance(each, UserError)]))
         for (_, number, row), each in zip(part, read, strict=True):
             if isinstance(each, UserError):
                 bad.append(each)
@@ -371,17 +368,21 @@ def run(cfg: Source, sampler: Chat | None = None) -> None:
         raise NothingJudged(f"none of {len(bad)} rows could be judged; {bad[0]}")
 
 
+def judge_of(cfg: Settings, asked: Asked, sampler: Chat | None = None) -> Judge:
+    if sampler is None:
+        kept = Path(cfg.out, "replies.jsonl") if cfg.out else None
+        sampler = (cfg.connect(kept, asked) if cfg.base_url
+                   else load_sampler(cfg.model, cfg.dtype, template_args=asked.flags()))
+    return Judge(sampler, asked.style, asked.wording, asked.max_tokens, cfg.seed)
+
+
 MOST = 64  # responses of one prompt; their comparisons grow with the square
 
 
 def serve(cfg: Serve) -> None:
     """Load the judge, say where it listens, answer until Ctrl-C."""
     check_sampling(cfg.votes, cfg.sampling_temperature())
-    asked = cfg.asked(cfg.max_tokens)
-    kept = Path(cfg.out, "replies.jsonl") if cfg.out else None
-    sampler = cfg.connect(kept, asked) if cfg.base_url else load_sampler(cfg.model, cfg.dtype,
-                                                                         template_args=asked.flags())
-    judge = Judge(sampler, asked.style, asked.wording, asked.max_tokens, cfg.seed)
+    judge = judge_of(cfg, cfg.asked(cfg.max_tokens))
     server = make_server(lambda path, body: answer(cfg, judge, path, body), cfg.host, cfg.port)
     print(f"http://{cfg.host}:{server.server_port} answers POST /rewards", flush=True)
     server.serve_forever()
@@ -407,10 +408,10 @@ def read_groups(body: dict[str, Any]) -> list[tuple[list[Message], list[str]]]:
     found = []
     for number, group in enumerate(groups):
         prompt, responses = (group.get("prompt"), group.get("responses")) if isinstance(group, dict) else (None, None)
-        if not isinstance(prompt, (str, list)) or not isinstance(responses, list) or not 0 < len(responses) <= MOST:
-            raise UserError(f"group {number}: needs a 'prompt' (text or messages) and 1 to {MOST} 'responses'")
-        if not all(isinstance(response, (str, list, NoneType)) for response in responses):
-            raise UserError(f"group {number}: a response is a text, a list of messages or null")
+        if (not isinstance(prompt, (str, list)) or not isinstance(responses, list) or not 0 < len(responses) <= MOST
+                or not all(isinstance(response, (str, list, NoneType)) for response in responses)):
+            raise UserError(f"group {number}: needs a 'prompt' (text or messages) and 1 to {MOST} 'responses', each "
+                            "a text, a list of messages or null")
         try:
             found.append((list(messages(prompt)), [response_text(response) for response in responses]))
         except UserError as error:

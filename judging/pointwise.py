@@ -112,6 +112,6 @@ def better(a: float | None, b: float | None) -> Letter | None:
     >>> better(0.5, -1.0), better(-2.0, -1.0), better(1.0, 1.0), better(None, 1.0), better(float("nan"), 1.0)
     ('A', 'B', None, None, None)
     """
-    if a is None or b is None or not (a < b or a > b):
+    if a is None or b is None:
         return None
-    return "A" if a > b else "B"
+    return "A" if a > b else "B" if a < b else None  # neither holds for NaN

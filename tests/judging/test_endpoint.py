@@ -600,10 +600,7 @@ def test_an_evaluation_pays_for_nothing_twice(fake, tmp_path):
 
     fake.plan = plan
     data = tmp_path / "pairs.jsonl"
-    context = [{"role": "user", "content": "q{}?"}]
-    rows = [{"context": [m | {"content": m["content"].format(i)} for m in context], "response_a": "x",
-             "response_b": "y", "winner": "A"} for i in range(8)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data.write_text("".join(json.dumps({"prompt": f"q{i}?", "chosen": "x", "rejected": "y"}) + "\n" for i in range(8)))
     cfg = evaluation.Run(model="m", data=str(data), out=str(tmp_path / "out"), base_url=fake.url, retries=0,
                          both_orders=True, votes=3, temperature=1.0, at_once=18, max_tokens=(64,))
     with pytest.raises(UserError, match="status 500"):
