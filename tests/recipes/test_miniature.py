@@ -161,12 +161,7 @@ def test_worlds_of_another_form_or_size_differ_in_nothing_else(tmp_path):
     cor = world("cor")
     assert set(json.loads(cor["world.json"])) == {"seed", "flaw", "clean_teacher", "traces", "hidden", "layers", *small}
     changed = {"world.json", "sft.jsonl"}
-    for form, also in (
-        ("rubrics", set()),
-        ("plain", {"prompt.txt"}),
-        ("untyped", {"prompt.txt"}),
-        ("answer", {"rl.jsonl"}),
-    ):
+    for form, also in (("rubrics", set()), ("plain", {"prompt.txt"}), ("answer", {"rl.jsonl"})):
         other = world(form, traces=form)
         assert {file for file in files if other[file] != cor[file]} == changed | also
     wide = world("wide", hidden=96, layers=1)
@@ -268,12 +263,11 @@ def test_code_counts_without_comments_and_docstrings(tmp_path, monkeypatch):
         (tmp_path / room / "__init__.py").touch()
         (tmp_path / room / "part.py").write_text("x = 1\n")
     (tmp_path / "a" / "__main__.py").write_text("from a import part\nfrom b.part import x\n")
-    found = set()
-    for text in ("x = 1\n", "x = 2\n"):
-        for room in ("a", "b"):
-            (tmp_path / room / "part.py").write_text(text)
-            found.update(code("python -m a build"))
-    assert len(found) == 3
+    found = [code("python -m a build")]
+    for room in ("a", "b"):
+        (tmp_path / room / "part.py").write_text("x = 2\n")
+        found += [code("python -m a build")]
+    assert len({str(one) for one in found}) == 3
 
 
 # ---- numbers -----------------------------------------------------------------------------------------
@@ -289,19 +283,9 @@ def test_an_error_is_the_larger_of_pairs_and_seeds():
     assert estimate([[1, 0, 1, 0], [1, 1, 1, 0]]).error == pytest.approx(math.sqrt(1 / 12 + 1 / 16) / 2)
     apart = estimate([[1.0] * 50, [0.0] * 50])
     assert apart.error == pytest.approx(0.5) and not apart.clear
-
-
-@pytest.mark.parametrize(
-    ("seeds", "error", "clear"),
-    [
-        ((0.2, 0.3, 0.1), 0.05, True),
-        ((0.2, 0.3, 0.1), 0.11, False),
-        ((0.9, 0.9, -0.1), 0.05, False),
-        ((0.5,), 0.0, False),
-    ],
-)
-def test_beyond_noise_asks_for_two_errors_and_one_sign(seeds, error, clear):
-    assert Estimate(sum(seeds) / len(seeds), seeds, error).clear == clear
+    for seeds, error, clear in (((0.2, 0.3, 0.1), 0.05, True), ((0.2, 0.3, 0.1), 0.11, False),
+                                ((0.9, 0.9, -0.1), 0.05, False), ((0.5,), 0.0, False)):
+        assert Estimate(sum(seeds) / len(seeds), seeds, error).clear == clear  # two errors, and one sign
 
 
 def measured(**rights: list[str]) -> dict:

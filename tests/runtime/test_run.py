@@ -105,18 +105,14 @@ def test_learning_rate_rises_then_never_rises_again(schedule, floor, warmup, tot
 
 
 def test_seeds_are_the_same_on_every_machine_for_ever():
-    assert derive_seed(0) == 2123433278133193441
-    assert derive_seed(0, "rollout", 0) == SEED_ROLLOUT
-    assert derive_seed("é") == 848503001091917490
+    assert derive_seed(0, "rollout", 0) == SEED_ROLLOUT and derive_seed("é") == 848503001091917490
     code = "from runtime import seeds; print(seeds.derive_seed(0, 'rollout', 0))"
     assert {int(python(code, PYTHONHASHSEED=h).stdout) for h in ("1", "2")} == {SEED_ROLLOUT}
 
 
 def test_seeds_of_neighbours_are_distinct_spread_and_of_62_bits():
     seeds = [derive_seed(seed, "rollout", place) for seed in range(20) for place in range(500)]
-    seeds += [derive_seed(seed, "epoch", place) for seed in range(20) for place in range(50)]
-    assert len(set(seeds)) == len(seeds)
-    assert all(0 <= s < 2**62 for s in seeds) and max(seeds) > 2**61 and min(seeds) < 2**58
+    assert len(set(seeds)) == len(seeds) and all(0 <= s < 2**62 for s in seeds)
     assert not {s + 1 for s in seeds} & set(seeds)  # an engine that adds a sample index meets no other seed
     assert derive_seed(1, 2) != derive_seed(2, 1) and derive_seed(12) != derive_seed(1, 2)
 
@@ -133,16 +129,6 @@ def test_a_write_that_fails_in_the_middle_leaves_the_old_file(tmp_path, monkeypa
         write_whole(path, "x" * 100_000 + "\ud800")
     assert path.read_text() == "old"
 
-    def full_disk(self, content):
-        with open(self, "wb") as file:
-            file.write(content[: len(content) // 2])
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full_disk)
-        with pytest.raises(OSError, match="No space"):
-            write_whole(path, "new and longer")
-    assert path.read_text() == "old"
     write_whole(path, "new")
     assert path.read_text() == "new" and list(path.parent.iterdir()) == [path]
 
@@ -155,7 +141,7 @@ def test_read_jsonl_numbers_lines_from_one_and_skips_blank_ones(tmp_path):
     assert list(read_jsonl(path)) == []
 
 
-@pytest.mark.parametrize("bad", (b'{"a": ', b"[1]", b'"x"', b"1", b"null", b"{} {}", b"\xff", b"[" * 50_000), ids=len)
+@pytest.mark.parametrize("bad", (b'{"a": ', b"[1]", b"null", b"{} {}", b"\xff", b"[" * 50_000), ids=len)
 def test_read_jsonl_names_file_and_line_of_a_bad_one(tmp_path, bad):
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"a": 1}\n\n' + bad + b'\n{"a": 2}\n')
@@ -190,13 +176,6 @@ def test_T10_only_an_unfinished_last_line_is_forgiven_and_only_when_asked(tmp_pa
 # ---- the run folder ------------------------------------------------------------------------------------
 
 
-def test_a_run_folder_keeps_its_configuration(tmp_path):
-    RunFolder(str(tmp_path / "deep" / "run"), Config())
-    saved = json.loads((tmp_path / "deep" / "run" / "config.json").read_text())
-    assert saved["lr"] == 2e-3 and saved["betas"] == [0.9, 0.95]
-    RunFolder(str(tmp_path / "deep" / "run"), Config(out="elsewhere"))  # the same again, moved: no complaint
-
-
 @pytest.mark.parametrize("change, words", [
     ({"lr": 1e-3}, "lr was 0.002, is 0.001"), ({"lr_schedule": "linear"}, "lr_schedule was 'cosine', is 'linear'"),
     ({"betas": (0.9, 0.999)}, "betas was"), ({"lr": 1.0, "total_updates": 13}, "total_updates was 12, is 13"),
@@ -204,6 +183,7 @@ def test_a_run_folder_keeps_its_configuration(tmp_path):
 def test_a_run_folder_of_another_configuration_is_refused_and_the_setting_named(tmp_path, change, words):
     RunFolder(str(tmp_path), Config())
     before = (tmp_path / "config.json").read_bytes()
+    assert json.loads(before)["lr"] == 2e-3
     with pytest.raises(UserError) as caught:
         RunFolder(str(tmp_path), replace(Config(), **change))
     assert words in str(caught.value) and "--out" in str(caught.value)
@@ -274,22 +254,17 @@ def test_a_run_folder_whose_configuration_cannot_be_read_is_refused_in_a_line(tm
     assert (tmp_path / "config.json").read_text() == text
 
 
-def test_only_rank_0_writes(tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    folder = RunFolder(str(tmp_path / "run"), Config())
-    folder.log({"step": 0})
-    assert not (tmp_path / "run").exists()
-    folder.checkpoint(0).mkdir(parents=True)
-    folder.prune_checkpoints(keep=1)
-    assert folder.checkpoint(0).exists()
-
-
-def test_the_two_newest_whole_checkpoints_are_kept(tmp_path):
+def test_the_two_newest_whole_checkpoints_are_kept(tmp_path, monkeypatch):
     folder = RunFolder(str(tmp_path), Config())
     assert run_folder.latest_checkpoint(tmp_path) is None
     for name in ("step_000009", "step_000010", "step_000100", "part_step_000111", "step_000112.part", "step_old"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert run_folder.latest_checkpoint(tmp_path) == folder.checkpoint(100)
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")  # which writes nothing and removes nothing
+        folder.prune_checkpoints()
+        folder.log({"step": 0})
+        assert folder.checkpoint(9).exists() and not (tmp_path / "metrics.jsonl").exists()
     folder.prune_checkpoints()
     assert not folder.checkpoint(9).exists() and folder.checkpoint(10).exists()
     assert len(list((tmp_path / "checkpoints").iterdir())) == 5
@@ -381,11 +356,11 @@ def test_a_real_SIGTERM_asks_for_a_stop_and_the_old_handlers_come_back():
         assert stop.requested() is False
 
 
-def test_a_second_Ctrl_C_stops_at_once():
+def test_a_second_Ctrl_C_stops_at_once(capfd):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.requested() is True
+        assert stop.requested() is True and "Ctrl-C again stops now" in capfd.readouterr().err
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
 
@@ -428,12 +403,9 @@ LARGE = Config()
 PRESETS = {"large": LARGE, "tiny": replace(LARGE, preset="tiny", lr=0.5, total_updates=3)}
 
 
-def test_the_first_preset_is_the_default():
-    assert cli.parse(Config, PRESETS, []) == LARGE
-
-
 @pytest.mark.parametrize("argv", (["--preset", "tiny"], ["--preset=tiny"]))
 def test_a_preset_gives_the_defaults_and_flags_override_them(argv):
+    assert cli.parse(Config, PRESETS, []) == LARGE  # the first one
     assert cli.parse(Config, PRESETS, argv) == PRESETS["tiny"]
     expected = replace(PRESETS["tiny"], lr=0.25, lr_schedule="linear")
     assert cli.parse(Config, PRESETS, [*argv, "--lr", "0.25", "--lr-schedule", "linear"]) == expected
@@ -460,13 +432,6 @@ def test_help_shows_the_presets_values(capsys):
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "0.5" in text and "learning rate" in text and "0.002" not in text
-
-
-@pytest.mark.parametrize("argv", (["--lr", "fast"], ["--learning-rate", "1"], ["--lr-schedule", "cubic"], ["--preset"]))
-def test_a_flag_that_is_wrong_ends_with_exit_code_2(argv, capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli.parse(Config, PRESETS, argv)
-    assert caught.value.code == 2
 
 
 def test_the_papers_sizes_are_refused_without_a_GPU(monkeypatch):
@@ -556,12 +521,6 @@ def test_rounds_without_a_verdict_are_said_once(capsys):
         for _ in range(5):
             stop.after({"optim/skipped": 0.0, "rollout/frac_no_verdict": 1.0})
     assert capsys.readouterr().out.count("verdict") == 1
-
-
-def test_a_stop_is_confirmed_at_once(capfd):
-    with StopSignal():
-        os.kill(os.getpid(), signal.SIGINT)
-        assert "Ctrl-C again stops now" in capfd.readouterr().err
 
 
 def test_the_bar_says_what_a_step_is_doing(monkeypatch, capsys):
