@@ -40,6 +40,7 @@ from runtime.errors import UserError
 
 LEFT_OUT = (".git", "runs", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "*.part")
 TABLES = "runs/tables/seed-{seed}"  # where `make tables` leaves the distilled judge, its world and what else is needed
+EXERCISED, TRAPPED = Path("runs/exercises"), Path("runs/traps")  # copies of the project, and runs
 EARLY = 10  # rounds
 HEALTHY = "healthy"
 
@@ -114,9 +115,8 @@ class Exercises:
     at_once: int = 2
     """runs side by side, one thread each (runs)"""
     steps: int = 0
-    """cut every training run to so many steps, to see whether all commands run (steps); 0: 50 rounds"""
-    root: str = "runs/exercises"
-    """folder of copies and runs; with --steps also of exercises.json"""
+    """cut every training run to so many steps, to see whether all commands run (steps; exercises.json then goes to
+    runs/exercises); 0: 50 rounds"""
 
 
 NEEDED = ("distilled", "world", "world-mixed", "mixed")
@@ -129,14 +129,14 @@ def placed(command: str) -> str:
     return command
 
 
-def sides(patch: Patch, cfg: Exercises) -> dict[str, Row]:
+def sides(patch: Patch) -> dict[str, Row]:
     """{before, changed and perhaps a third: its row}; most exercises share one row before."""
     usual = miniature.rl("{distilled}", script="{tree}grpo.py", every=EARLY)
     line = f"{patch.says.get('Command', usual)} {patch.says.get('Options', '')}".rstrip()
     own = f"{{{patch.name}-world}}"
 
     def row(name: str, changed: bool, more: str = "") -> Row:
-        tree = f"{cfg.root}/trees/{patch.name}/" if changed else ""
+        tree = f"{EXERCISED}/trees/{patch.name}/" if changed else ""
         command = f"{line} {more}".rstrip().replace("{tree}", tree).replace("{data}", own if changed else "{world}")
         return Row(name, (placed(command.replace("{own}", own)),))
 
@@ -148,34 +148,32 @@ def sides(patch: Patch, cfg: Exercises) -> dict[str, Row]:
     return found
 
 
-def all_rows(patches: Sequence[Patch], cfg: Exercises) -> list[Row]:
-    found = {row.name: row for patch in patches for row in sides(patch, cfg).values()}
-    worlds = [Row(f"{p.name}-world", (p.says["World"].replace("{tree}", f"{cfg.root}/trees/{p.name}/"),))
+def all_rows(patches: Sequence[Patch]) -> list[Row]:
+    found = {row.name: row for patch in patches for row in sides(patch).values()}
+    worlds = [Row(f"{p.name}-world", (p.says["World"].replace("{tree}", f"{EXERCISED}/trees/{p.name}/"),))
               for p in patches if "World" in p.says]
     return [*worlds, *found.values()]
 
 
 def run_exercises(cfg: Exercises) -> None:
     chosen, patches = read_patches("exercises", cfg.only), read_patches("exercises")
-    if cfg.at_once < 1 or cfg.steps < 0 or not cfg.seeds:
-        raise UserError("--at-once must be at least 1, --steps at least 0, --seeds one seed or more")
     for seed in cfg.seeds:
         check_tables(seed, *NEEDED)
     for patch in patches:
-        make_tree(Path(cfg.root, "trees", patch.name), patch)
-    rows = all_rows(patches, cfg)
-    wanted = [row.name for patch in chosen for row in sides(patch, cfg).values()]
-    miniature.execute([task for seed in cfg.seeds for task in miniature.plan(rows, wanted, seed, cfg.root, cfg.steps)],
-                      cfg.at_once)
+        make_tree(EXERCISED / "trees" / patch.name, patch)
+    rows = all_rows(patches)
+    wanted = [row.name for patch in chosen for row in sides(patch).values()]
+    miniature.execute([task for seed in cfg.seeds
+                       for task in miniature.plan(rows, wanted, seed, str(EXERCISED), cfg.steps)], cfg.at_once)
     found: dict[str, Any] = {patch.name: {} for patch in patches}  # of all finished runs, not only of those just made
-    for seed in sorted(int(side.name.removeprefix("seed-")) for side in Path(cfg.root).glob("seed-*")):
-        tasks = {t.row: t for t in miniature.plan(rows, [r.name for r in rows], seed, cfg.root, cfg.steps)}
+    for seed in sorted(int(side.name.removeprefix("seed-")) for side in EXERCISED.glob("seed-*")):
+        tasks = {t.row: t for t in miniature.plan(rows, [r.name for r in rows], seed, str(EXERCISED), cfg.steps)}
         for patch in patches:
-            for label, row in sides(patch, cfg).items():
+            for label, row in sides(patch).items():
                 if tasks[row.name].load():
                     numbers = measured(tasks[row.name].folder, patch.says["Metric"])
                     found[patch.name].setdefault(label, {})[str(seed)] = numbers
-    out = Path(cfg.root) if cfg.steps else HERE
+    out = EXERCISED if cfg.steps else HERE
     write_whole(out / "exercises.json", json.dumps(found, separators=(",", ":")) + "\n")
     print("\n".join(" | ".join(row) for row in overview(found, patches)))
 
@@ -269,10 +267,6 @@ class Traps:
     """train with each fault after the tests; --no-train records nothing"""
     at_once: int = 2
     """runs side by side, one thread each (runs)"""
-    steps: int = 30
-    """rounds of reinforcement; a fault of stage 1 distils 600 steps (rounds)"""
-    root: str = "runs/traps"
-    """folder of copies and runs"""
 
 
 def failed_tests(tree: Path, wanted: str, limit: float = 900.0) -> list[str]:
@@ -288,10 +282,10 @@ def failed_tests(tree: Path, wanted: str, limit: float = 900.0) -> list[str]:
     return sorted(set(re.findall(r"^(?:FAILED|ERROR) (\S+?)(?:\[.*)?(?: - .*)?$", done.stdout, re.MULTILINE)))
 
 
-def training(name: str, kind: str, cfg: Traps) -> Row:
+def training(name: str, kind: str) -> Row:
     """A run that fails is a result too: its last line says why."""
-    tree = f"{cfg.root}/trees/{name}"
-    grpo = miniature.rl("{distilled}", script=f"{tree}/grpo.py", rounds=cfg.steps, every=10)
+    tree = TRAPPED / "trees" / name
+    grpo = miniature.rl("{distilled}", script=f"{tree}/grpo.py", rounds=30, every=10)
     sft = miniature.sft("{world}/start", "{world}/sft.jsonl", "--steps 600").replace("sft.py", f"{tree}/sft.py")
     sft += " && " + miniature.JUDGE.replace("eval.py", f"{tree}/eval.py")
     return Row(f"{name}-{kind}", (f"{placed({'grpo': grpo, 'sft': sft}[kind])} || echo failed",))
@@ -322,12 +316,12 @@ def run_traps(cfg: Traps) -> None:
     for patch in (*chosen, None):  # the whole project last: without a fault no test may fail
         name = patch.name if patch else HEALTHY
         tests = patch.says["Test"] if patch else " ".join(sorted({p.says["Test"] for p in chosen}))
-        red[name] = failed_tests(make_tree(Path(cfg.root, "trees", name), patch), tests)
+        red[name] = failed_tests(make_tree(TRAPPED / "trees" / name, patch), tests)
         print(f"{name}: {', '.join(red[name]) or 'every test passes'}", flush=True)
     if cfg.train:
-        rows = [training(patch.name, patch.says["Run"], cfg) for patch in chosen]
-        rows += [training(HEALTHY, kind, cfg) for kind in sorted({patch.says["Run"] for patch in chosen})]
-        tasks = miniature.plan(rows, [row.name for row in rows], 0, cfg.root)
+        rows = [training(patch.name, patch.says["Run"]) for patch in chosen]
+        rows += [training(HEALTHY, kind) for kind in sorted({patch.says["Run"] for patch in chosen})]
+        tasks = miniature.plan(rows, [row.name for row in rows], 0, str(TRAPPED))
         miniature.execute(tasks, cfg.at_once)
         found = json.loads(path.read_text())
         for task in tasks:

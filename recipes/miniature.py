@@ -349,6 +349,8 @@ def launch(task: Task) -> None:
 
 def execute(tasks: Sequence[Task], at_once: int) -> None:
     """Run what is not done yet, `at_once` side by side. What does not depend on a failed task still runs."""
+    if at_once < 1 or not tasks:
+        raise UserError("--at-once must be at least 1, --seeds one seed or more")
     done = {(task.seed, task.row) for task in tasks if task.load()}
     waiting = [task for task in tasks if (task.seed, task.row) not in done]
     running: dict[int, Task] = {}
@@ -431,8 +433,6 @@ class Table:
 
 
 def run_rows(cfg: Run) -> None:
-    if cfg.at_once < 1 or cfg.steps < 0 or not cfg.seeds:
-        raise UserError("--at-once must be at least 1, --steps at least 0, --seeds one seed or more")
     wanted = [row.name for name in cfg.rows for row in GROUPS.get(name, ())]
     wanted += [name for name in cfg.rows if name not in GROUPS]
     tasks = [task for seed in cfg.seeds for task in plan(ROWS, wanted, seed, cfg.root, cfg.steps)]

@@ -192,19 +192,17 @@ def _torch_sampler(cfg: Any) -> bool:
 
 
 def storage(cfg: Any, shape: Shape, ranks: int) -> dict[str, float]:
-    """GB of one node's host memory and of disk.
+    """GB of one node's host memory.
 
     moments: 8n/s a GPU with --offload-optimizer; pinned memory is rounded up to a power of two. Then either state:
     each rank of the node writes its part of a resume state file by file, and holds a file's tensors and its content;
-    or export: rank 0 holds the whole float32 model, 4n, and one file of it again. disk_state: weights and two
-    moments, 12n; disk_export: 4n.
+    or export: rank 0 holds the whole float32 model, 4n, and one file of it again.
     """
     n, here = shape.total, min(ranks, PER_NODE)
     part = n / (cfg.shard_ranks or ranks)
     largest = 4 * shape.vocab * shape.hidden / (cfg.shard_ranks or ranks)  # a file ends after the tensor that fills it
     sizes = {"moments": here * 2 ** math.ceil(math.log2(8 * part)) if getattr(cfg, "offload_optimizer", False) else 0,
-             "state": 2 * here * min(12 * part, STATE_FILE + largest), "export": 4 * n + min(4 * n, EXPORT_FILE),
-             "disk_state": 12 * n, "disk_export": 4 * n}
+             "state": 2 * here * min(12 * part, STATE_FILE + largest), "export": 4 * n + min(4 * n, EXPORT_FILE)}
     return {name: size / 1e9 for name, size in sizes.items()}
 
 
@@ -223,9 +221,7 @@ def longest_sequence(cfg: Any) -> int:
 
 def refuse(cfg: Any, shape: Shape, ranks: int) -> None:
     """UserError that names the first two settings that do not divide."""
-    gpus, tp = _gpus(ranks), getattr(cfg, "tp", 1)
-    if cfg.shard_ranks < 0:
-        raise UserError(f"--shard-ranks {cfg.shard_ranks}: 0 (all of {gpus}) or a number that divides them")
+    gpus, tp = f"{ranks} GPUs", getattr(cfg, "tp", 1)
     pairs = [(ranks, cfg.shard_ranks or ranks, gpus, f"--shard-ranks {cfg.shard_ranks}")]
     if _second_stage(cfg):
         mini, few = f"--mini-batch {cfg.mini_batch}", shape.kv_heads
@@ -242,7 +238,7 @@ def refuse(cfg: Any, shape: Shape, ranks: int) -> None:
     else:
         pairs += [(cfg.batch_size, ranks, f"--batch-size {cfg.batch_size}", gpus)]
     for whole, part, first, second in pairs:
-        if whole % part:
+        if part < 0 or whole % part:
             raise UserError(f"{first} and {second} do not divide")
 
 
@@ -255,10 +251,10 @@ HELP = {
 def refuse_layout(cfg: Any, shape: Shape, ranks: int, gpu_gb: float) -> None:
     """UserError for a layout that does not fit: the largest component, and what would help."""
     for phase, parts in _phases(cfg, shape, ranks, gpu_gb).items():
-        total, largest = sum(parts.values()), max(parts, key=lambda name: parts[name])
-        if total > gpu_gb:
+        if (total := sum(parts.values())) > gpu_gb:
+            size, largest = max((gb, name) for name, gb in parts.items())
             raise UserError(f"{phase} needs {total:.1f} GB of {gpu_gb:g}; the largest part is the {largest} with "
-                            f"{parts[largest]:.1f}. Would help: {HELP[phase]}")
+                            f"{size:.1f}. Would help: {HELP[phase]}")
     if _second_stage(cfg) and not _torch_sampler(cfg):
         held, needed = engine_tokens(cfg, shape, cfg.engine_memory, gpu_gb), longest_sequence(cfg)
         if held < needed:
@@ -285,7 +281,7 @@ def report(cfg: Any, shape: Shape, ranks: int, gpu_gb: float) -> str:
     names = dict.fromkeys(name for parts in phases.values() for name in parts)
     table = {name: [parts.get(name, 0.0) for parts in phases.values()] for name in names}
     table["peak"] = [sum(parts.values()) for parts in phases.values()]
-    lines = [f"{cfg.preset}: {cfg.model} on {_gpus(ranks)} of {gpu_gb:g} GB (1e9 bytes); estimated, not measured",
+    lines = [f"{cfg.preset}: {cfg.model} on {ranks} x {gpu_gb:g} GB (1e9 bytes); estimated, not measured",
              f"parameters  {shape.total / 1e9:.2f}e9 in {shape.layers} layers",
              f"a step      {pairs} pairs{responses}, {pairs // mini} optimiser steps of {mini // ranks} pairs a GPU",
              "", f"{'GB a GPU':<14}" + "".join(f"{phase:>10}" for phase in phases)]
@@ -299,13 +295,9 @@ def report(cfg: Any, shape: Shape, ranks: int, gpu_gb: float) -> str:
     host = size["moments"] + max(size["state"], size["export"])
     lines += ["", f"host memory {host:.0f} GB a node: moments {size['moments']:.0f}, then a resume state "
               f"{size['state']:.0f} or rank 0's export {size['export']:.0f}",
-              f"disk        {size['disk_state']:.0f} GB a resume state (2 kept, 3 while one is written), "
-              f"{size['disk_export']:.0f} GB the exported model (twice while it is replaced)"]
+              f"disk        {12e-9 * shape.total:.0f} GB a resume state (2 kept, 3 while one is written), "
+              f"{4e-9 * shape.total:.0f} GB the exported model (twice while it is replaced)"]
     return "\n".join(lines)
-
-
-def _gpus(count: int) -> str:
-    return f"{count} GPU{'s' if count > 1 else ''}"
 
 
 def dry_run(cfg: Any) -> None:

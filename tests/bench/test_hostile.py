@@ -38,15 +38,8 @@ def test_a_line_of_a_megabyte(tiny_tokenizers):
     control = [*cor_prompt.control_tokens(tiny_tokenizers["chatml"])]
     text = hostile.hostile("long", hostile.family_texts(control), hostile.random.Random(3))
     assert len(text) > 90_000 and not hostile.page_broken(text)
-    found = hostile.seen(
-        hostile.make_case("conversation", text, "b", "c"), "conversation", "plain", tiny_tokenizers["chatml"]
-    )
-    assert found == hostile.expected("conversation", "plain", tiny_tokenizers["chatml"])
-
-
-def test_the_cases_are_a_function_of_the_seed():
-    first, again, other = (hostile.measure(40, {}, seed)[2] for seed in (0, 0, 1))
-    assert first == again != other
+    where = "conversation", "plain", tiny_tokenizers["chatml"]
+    assert hostile.seen(hostile.make_case("conversation", text, "b", "c"), *where) == hostile.expected(*where)
 
 
 @pytest.mark.parametrize("promise", PROMISES)

@@ -101,7 +101,7 @@ def test_the_page_of_exercises_says_what_was_measured():
         (patch.name, str(patch.changed)) for patch in EXERCISES.values()
     ]
     for patch in EXERCISES.values():
-        assert set(found[patch.name]) == set(patched.sides(patch, patched.Exercises()))
+        assert set(found[patch.name]) == set(patched.sides(patch))
         assert all(list(seeds) == ["0", "1", "2"] for seeds in found[patch.name].values()), patch.name
     grid = patched.overview(found, list(EXERCISES.values()))
     assert len(grid) == 12 and all(f"| {' | '.join(row)} |" in page for row in grid)
@@ -240,16 +240,15 @@ def test_10_style_pairs_have_one_polite_response(tmp_path):
 
 
 def test_both_sides_are_commands_of_one_judge():
-    cfg = patched.Exercises(root="runs/x")
-    rows = {row.name: row.commands[0] for row in patched.all_rows(list(EXERCISES.values()), cfg)}
-    assert rows["01_sequence_ratio"].startswith("python runs/x/trees/01_sequence_ratio/grpo.py --preset tiny")
+    rows = {row.name: row.commands[0] for row in patched.all_rows(list(EXERCISES.values()))}
+    assert rows["01_sequence_ratio"].startswith("python runs/exercises/trees/01_sequence_ratio/grpo.py --preset tiny")
     assert "--model runs/tables/seed-{seed}/distilled --data runs/tables/seed-{seed}/world/rl.jsonl" in rows["baseline"]
     mixed = "--model runs/tables/seed-{seed}/mixed --data runs/tables/seed-{seed}/world-mixed/rl.jsonl"
     assert mixed in rows["05_length_normalised_reward"] and mixed in rows["05_length_normalised_reward-before"]
     assert rows["03_k1_in_the_loss-before"].endswith("--kl-coef 0.1")
     assert rows["06_stale_rollouts-extra"].endswith("--tis-cap 2")
     for patch in EXERCISES.values():
-        before, after = (patched.sides(patch, cfg)[side] for side in ("before", "changed"))
+        before, after = (patched.sides(patch)[side] for side in ("before", "changed"))
         assert before.name != after.name and "{tree}" not in before.commands[0] + after.commands[0]
 
 

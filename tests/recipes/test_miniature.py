@@ -140,14 +140,11 @@ def test_every_form_and_prompt_is_made_of_the_vocabulary_and_fits_the_caps(taugh
         assert not any(unknown in row for row in ids + targets) and max(map(len, ids)) <= 64
         longest[form] = max(map(len, targets))
     assert longest == {"cor": 49, "plain": 37, "untyped": 46, "rubrics": 46, "answer": 4}
-    assert longest["answer"] < 8 < 24 < longest["plain"] < 40 < longest["cor"] < 60
-
-
-def test_the_mixture_has_all_its_forms(taught):
     rng = random.Random(0)
-    texts = [world.reshape(pair, pair.trace, "mixed", rng) for pair in taught]
-    starts = [sum(text.startswith(tag) for text in texts) for tag in ("<type>", "<eval>", "<answer>")]
-    assert sum(starts) == len(texts) and min(starts) > len(texts) / 4
+    mixed = [world.reshape(pair, pair.trace, "mixed", rng) for pair in taught]
+    starts = [sum(text.startswith(tag) for text in mixed) for tag in ("<type>", "<eval>", "<answer>")]
+    assert sum(starts) == len(mixed) and min(starts) > len(mixed) / 4
+    assert longest["answer"] < 8 < 24 < longest["plain"] < 40 < longest["cor"] < 60
 
 
 def test_worlds_of_another_form_or_size_differ_in_nothing_else(tmp_path):
