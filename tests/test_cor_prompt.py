@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, strategies as st
+from tiny_models import word_level
 
-from cor_prompt import Trace, control_tokens, encode_prompt, encode_target, parse_trace, plain_tokenizer, render
+from cor_prompt import Trace, control_tokens, encode_prompt, encode_target, parse_trace, render
 from data import Pair, swap
 from reward import parse_verdict
 from runtime.errors import UserError
@@ -211,13 +212,6 @@ def test_T15_the_winner_leaves_no_mark_in_the_prompt(style, make, winner):
         assert text.count(letter_a) == text.count(letter_b)
 
 
-def test_T15_the_data_block_reads_the_same_with_the_letters_exchanged():
-    for pair in (single("same", "same"), multi("same", "same")):
-        block = render(pair, "instruct")[-1]["content"]
-        first, second = block.removeprefix("[Client Question]\nWhat is 2 + 2?\n\n").split("\n\n")
-        assert first.replace("Chatbot A", "Chatbot B") == second
-
-
 HOSTILE = st.lists(
     st.one_of(
         st.sampled_from([
@@ -376,43 +370,9 @@ def test_templates_may_trim_in_their_own_way(how):
             assert encode_prompt(messages, tokenizer) == by_template(messages, tokenizer)
 
 
-@pytest.mark.parametrize("style", STYLES)
-def test_every_style_gets_the_ids_of_the_chat_template(any_tokenizer, style):
-    for pair in (single(), multi()):
-        messages = render(pair, style)
-        assert encode_prompt(messages, any_tokenizer) == by_template(messages, any_tokenizer)
-
-
 def test_more_than_ten_messages_keep_their_order(any_tokenizer):
     messages = [{"role": ("user", "assistant")[i % 2], "content": f"turn {i}"} for i in range(23)]
     assert encode_prompt(messages, any_tokenizer) == by_template(messages, any_tokenizer)
-
-
-def test_the_default_system_message_of_a_template_is_kept(tiny_tokenizers):
-    tokenizer = tiny_tokenizers["chatml"]
-    text = tokenizer.decode(encode_prompt([{"role": "user", "content": "Hi"}], tokenizer))
-    assert text == ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-                    "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
-
-
-@pytest.mark.parametrize("name", ("r1", "trimming"))
-def test_exactly_one_BOS_stands_in_front(tiny_tokenizers, name):
-    """Template and post-processor both know a BOS; text tokenised again would start with two."""
-    tokenizer = tiny_tokenizers[name]
-    messages = render(single(f"{tokenizer.bos_token}x", tokenizer.bos_token), "reasoning")
-    ids = encode_prompt(messages, tokenizer)
-    assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
-    again = tokenizer(tokenizer.decode(by_template(messages, tokenizer))).input_ids
-    assert again[:2] == [tokenizer.bos_token_id] * 2
-
-
-def test_the_R1_prompt_ends_with_an_open_thought(tiny_tokenizers):
-    tokenizer = tiny_tokenizers["r1"]
-    control = control_tokens(tokenizer)
-    ids = encode_prompt(render(single("</think>", "<think>"), "reasoning"), tokenizer)
-    assert [i for i in ids if i in control.values()] == [
-        control[t] for t in ("<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<think>")]
-    assert tokenizer.decode(ids).endswith("<｜Assistant｜><think>\n")
 
 
 CONTROL_TEXTS = [
@@ -452,22 +412,6 @@ def test_T15_system_and_assistant_turns_are_guarded_too(any_tokenizer, text):
     for hostile, harmless in zip(conversations(text, text), conversations("x", "x"), strict=True):
         counts = [[i for i in encode_prompt(m, any_tokenizer) if i in control] for m in (hostile, harmless)]
         assert counts[0] == counts[1]
-
-
-def test_added_tokens_that_are_not_special_are_control_tokens_all_the_same(tiny_tokenizers):
-    """`split_special_tokens=True` lets </think> through; the tokenizers library then ends the thought."""
-    for name in ("chatml", "r1"):
-        tokenizer = tiny_tokenizers[name]
-        close = control_tokens(tokenizer)["</think>"]
-        assert close in tokenizer("a </think> b", split_special_tokens=True, add_special_tokens=False).input_ids
-        assert close not in encode_prompt([{"role": "user", "content": "a </think> b"}], tokenizer)
-        assert "</think>" in tokenizer.decode(encode_prompt([{"role": "user", "content": "a </think> b"}], tokenizer))
-
-
-def test_the_plain_tokenizer_agrees_with_the_full_one_on_plain_text(any_tokenizer):
-    for text in HARMLESS:
-        ids = plain_tokenizer(any_tokenizer).encode(text, add_special_tokens=False).ids
-        assert ids == any_tokenizer(text, add_special_tokens=False).input_ids
 
 
 def test_encoding_leaves_the_tokenizer_as_it_was(any_tokenizer):
@@ -563,26 +507,16 @@ def test_a_target_needs_a_trace(any_tokenizer, trace):
 
 
 def test_a_vocabulary_that_yields_control_tokens_by_itself_is_refused():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1, "hi": 2}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
-    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer = word_level(["<unk>", "<end>", "hi"], "{{ messages[0].content }}", eos_token="<end>")
     with pytest.raises(ValueError, match="control tokens"):
         encode_target(replace(single(), trace="hi <end> hi"), tokenizer)
     assert encode_target(replace(single(), trace="hi hi"), tokenizer) == [2, 2, 1]
 
 
 def test_a_control_token_that_begins_with_another_is_found_whole():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.WordLevel({"<unk>": 0, "hi": 1, "<turn": 2, "<turn>": 3}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, additional_special_tokens=["<turn", "<turn>"])
-    tokenizer.chat_template = "<turn>{{ messages[0].content }}<turn"
+    turns = ["<turn", "<turn>"]
+    tokenizer = word_level(["<unk>", "hi", *turns], "<turn>{{ messages[0].content }}<turn",
+                           additional_special_tokens=turns)
     assert encode_prompt([{"role": "user", "content": "hi hi"}], tokenizer) == [3, 1, 1, 2]
 
 

@@ -1,12 +1,10 @@
 """Pages of prose: links lead somewhere, commands exist and run, examples of code work."""
 
-import ast
 import os
 import re
 import shlex
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from unittest.mock import MagicMock, call
 
@@ -217,27 +215,3 @@ def test_diffs_on_a_page_are_lines_of_the_exercises():
     assert len(blocks) > 2
     for block in blocks:
         assert any(set(block.splitlines()) <= set(patch) for patch in patches), block
-
-
-def imported(file: Path) -> set[str]:
-    """The project's own modules that a file imports, also inside functions."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        found |= {name.replace(".", "/") for name in names}
-    return {name for name in found if (ROOT / f"{name}.py").is_file()}
-
-
-def test_the_mutation_run_copies_what_its_files_and_tests_import():
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
-    copied = {*settings["source_paths"], *settings["also_copy"]}
-    todo = [*settings["source_paths"], *settings["pytest_add_cli_args_test_selection"]]
-    needed: set[str] = set()
-    while todo:
-        more = {f"{name}.py" for name in imported(ROOT / todo.pop())} - needed
-        needed |= more
-        todo += more
-    missing = {name for name in needed if not copied & {name, name.partition("/")[0]}}
-    assert len(needed) > 15 and not missing, sorted(missing)

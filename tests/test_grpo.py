@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
-from tiny_models import exact_norms, exported, gradients, logged, plain_logprobs
+from tiny_models import assert_close, exact_norms, exported, gradients, logged, plain_logprobs
 
 import batch as batch_module
 import grpo
@@ -64,7 +61,8 @@ def test_every_group_has_its_own_mean_and_standard_deviation():  # Eq. 10
 
 
 def test_T5_equal_rewards_and_groups_of_one_give_zero():
-    for rewards in (torch.ones(2, 5), -torch.ones(1, 7), torch.tensor([[3.0], [-1.0]])):
+    """Exactly, though the mean of eight times 0.7 is not 0.7 in float32."""
+    for rewards in (torch.full((2, 8), 0.7), torch.full((1, 7), 1 / 3), torch.tensor([[3.0], [-0.1]])):
         for scale in (True, False):
             assert torch.equal(group_advantages(rewards, scale), torch.zeros_like(rewards))
 
@@ -73,15 +71,6 @@ def test_eps_is_added_to_the_standard_deviation():  # Eq. 10
     """Rewards 2e-6 apart: std sqrt(2) x 1e-6, so 1 / (sqrt(2) + 1) = sqrt(2) - 1; without eps it would be 0.707."""
     got = group_advantages(torch.tensor([[0.0, 2e-6]], dtype=torch.float64))
     assert got[0].tolist() == pytest.approx([1 - 2**0.5, 2**0.5 - 1])
-
-
-@given(st.lists(st.sampled_from([-1.0, 1.0]), min_size=2, max_size=16), st.floats(0.5, 3.0), st.floats(-5, 5))
-@settings(max_examples=50, deadline=None)
-def test_advantages_centre_and_ignore_shift_and_scale(rewards, scale, shift):
-    base = torch.tensor([rewards], dtype=torch.float64)
-    got = group_advantages(base)
-    assert abs(got.sum().item()) < 1e-9
-    assert torch.allclose(group_advantages(base * scale + shift), got, atol=1e-5)
 
 
 # ---- clipped surrogate ---------------------------------------------------------------------------------
@@ -144,12 +133,6 @@ def test_P14_k3_stays_finite_and_so_does_its_gradient(gap):
     assert logprobs.grad is not None and torch.isfinite(logprobs.grad).all()
 
 
-@given(st.floats(-30, 0), st.floats(-30, 0))
-@settings(max_examples=50, deadline=None)
-def test_k3_is_never_negative(a, b):
-    assert kl_k3(torch.tensor([a], dtype=torch.float64), torch.tensor([b], dtype=torch.float64)).item() >= -1e-12
-
-
 def test_k3_estimates_the_kl_without_bias():  # Eq. 9
     torch.manual_seed(0)
     p, q = torch.randn(2, 6, dtype=torch.float64).log_softmax(-1)
@@ -197,13 +180,6 @@ def test_P5_tis_weight_is_trainer_over_sampler_and_capped(world, tmp_path):
     batch.old_logprobs = batch.sampler_logprobs
     _, stats = grpo.grpo_loss(batch.old_logprobs, batch, dataclasses.replace(cfg, tis_cap=1.0), 3)
     assert stats["sync/tis_clip_fraction"].tolist() == [0.0] * 3  # a weight that equals the cap is not cut
-
-
-def test_a_group_of_equal_rewards_gets_exactly_nothing():
-    """The mean of eight times 0.7 is not 0.7 in float32."""
-    for rewards in (torch.full((2, 8), 0.7), torch.full((1, 7), 1 / 3), torch.full((1, 1), 0.1)):
-        for scale in (True, False):
-            assert not grpo.group_advantages(rewards, scale).any()
 
 
 # ---- the update against a plain twin -------------------------------------------------------------------
@@ -290,8 +266,7 @@ def test_T3_P7_update_equals_the_plain_twin_for_any_micro_batch_plan(world, tmp_
         after, stats = packed_update(plan, rollouts, advantages, torch.float64, found)
         assert len(found) == len(wanted_gradients) == 2
         for mine, wanted in zip([*found, after], [*wanted_gradients, wanted_weights], strict=True):
-            for name, tensor in wanted.items():
-                torch.testing.assert_close(mine[name], tensor, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+            assert_close(mine, wanted, 1e-9)
         assert stats["policy/ref_kl"] > 0 and stats["policy/clip_fraction"] > 0 and stats["optim/grad_norm"] > 0.1
 
 
@@ -389,6 +364,9 @@ def test_the_round_places_its_updates_in_the_schedule(world, tmp_path):
     stats = packed_update(cfg, *fixed_rollouts(), step=3)[1]  # two updates a round: numbers 6 and 7
     assert stats["optim/lr"] == steps.learning_rate(7, cfg) != steps.learning_rate(6, cfg)
     assert "compile/graphs" not in stats  # nothing is compiled on a CPU
+    official = dataclasses.replace(cfg, compat="official")  # the authors' whole first round trains with 0
+    rates = [packed_update(official, *fixed_rollouts(), step=step)[1]["optim/lr"] for step in (0, 1)]
+    assert rates[0] == 0.0 < rates[1]
 
 
 # ---- the loop ------------------------------------------------------------------------------------------
@@ -412,30 +390,16 @@ def test_T10_T6_a_stopped_run_continues_bit_for_bit(world, tmp_path, monkeypatch
     grpo.train(small(world, broken, **changes), grpo.Method(score=parity))
     assert logged(broken) == logged(straight) and len(logged(straight)) == 9
     start = load_file(world / "start" / "model.safetensors")
-    for name, tensor in exported(straight).items():
-        assert torch.equal(exported(broken)[name], tensor) and not torch.equal(start[name], tensor), name
+    assert_close(exported(broken), exported(straight), 0)
+    assert not any(torch.equal(start[name], tensor) for name, tensor in exported(straight).items())
     assert all(row["sync/logprob_diff_max"] < 1e-5 for row in logged(broken)[:-1])
     assert sorted(p.name for p in (broken / "checkpoints").iterdir()) == ["step_000007", "step_000008"]
     assert sorted(p.name for p in (broken / "rollouts").iterdir()) == [
         f"step_{s:06d}.jsonl" for s in (0, 3, 6, 8)]
-
-
-def test_finished_run_repeated_changes_nothing(world, tmp_path):
-    cfg = small(world, tmp_path / "run", steps=1)
-    grpo.train(cfg)
-    before, rows = exported(tmp_path / "run"), logged(tmp_path / "run")
-    grpo.train(cfg)
-    assert logged(tmp_path / "run") == rows
-    assert all(torch.equal(before[n], t) for n, t in exported(tmp_path / "run").items())
-
-
-def test_compat_official_trains_the_first_round_with_learning_rate_zero(world, tmp_path):
-    grpo.train(small(world, tmp_path / "a", steps=1, compat="official"), grpo.Method(score=parity))
-    start = load_file(world / "start" / "model.safetensors")
-    assert all(torch.equal(start[name], t) for name, t in exported(tmp_path / "a").items())
-    assert logged(tmp_path / "a")[0]["optim/lr"] == 0.0
-    grpo.train(small(world, tmp_path / "b", steps=1), grpo.Method(score=parity))
-    assert any(not torch.equal(start[name], t) for name, t in exported(tmp_path / "b").items())
+    before = exported(broken)
+    grpo.train(small(world, broken, **changes), grpo.Method(score=parity))  # a finished run changes nothing
+    assert logged(broken) == logged(straight)
+    assert_close(exported(broken), before, 0)
 
 
 def test_rewards_of_the_loop_are_verdicts_only(world):  # Eq. 8
@@ -539,6 +503,7 @@ ZEROS = ["steps", "group_size", "mini_batch", "temperature", "eval_every", "save
     ({"group_size": 1}, "--group-size 1"), ({"mini_batch": 3}, "--prompts-per-step 4, --mini-batch 3"),
     ({"data": "none.jsonl"}, "none.jsonl: no such file"),
     ({"model": "none"}, "expected a folder with config.json"), ({"max_prompt_tokens": 3}, "none of .* pairs fits"),
+    ({"preset": "paper-7b-reasoning"}, "needs GPUs.*--preset tiny"),
 ])
 def test_what_cannot_run_is_refused_before_anything_is_written(world, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
@@ -549,10 +514,3 @@ def test_what_cannot_run_is_refused_before_anything_is_written(world, tmp_path, 
 def test_a_group_of_one_serves_a_method_that_needs_no_group(world, tmp_path):
     method = grpo.Method(advantage=lambda rewards, scale_by_std: rewards)
     grpo.train(small(world, tmp_path / "out", steps=1, group_size=1, held_out=""), method)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="only without a GPU is the paper's run refused")
-def test_the_bare_command_says_what_it_needs():
-    done = subprocess.run([sys.executable, "grpo.py"], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "--preset tiny" in done.stderr and "GPU" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1

@@ -19,7 +19,7 @@ RULES = ("train", "eval", "official")
 # ---- the training rule ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tail", range(0, 59))
+@pytest.mark.parametrize("tail", (0, 1, 36, 57, 58))
 def test_the_tag_counts_while_it_lies_whole_in_the_last_80_characters(tail):
     """The tag has 22 characters, so up to 58 may follow it."""
     assert len(A) == 22
@@ -44,13 +44,6 @@ def test_both_verdicts_in_the_window_are_none():
         assert parse_verdict(text) is None
     assert parse_verdict(A + "." * 36 + B) is None and parse_verdict(A + "." * 37 + B) == "B"  # 22 + 36 + 22 = 80
     assert parse_verdict(A + A) == "A"
-
-
-def test_a_wrong_verdict_before_the_window_is_ignored():
-    for gap in (58, 59, 1000):
-        text = B + "." * gap + A
-        assert parse_verdict(text) == "A"
-        assert verdict_reward(text, "A") == 1.0 and verdict_reward(text, "B") == -1.0
 
 
 NO_VERDICTS = [

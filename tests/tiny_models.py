@@ -7,6 +7,7 @@ and a bias, a norm or a head that is dropped on the way shows.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import MethodType
@@ -29,17 +30,22 @@ TEMPLATE = (
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 
-def make_tokenizer() -> Any:
-    """A fast word-level tokenizer with a chat template; its multi-word tokens decode to text that encodes otherwise."""
+def word_level(tokens: Sequence[str], template: str, control: Sequence[str] = (), **special: Any) -> Any:
+    """A fast tokenizer of the words between blanks; the first of `tokens` is "<unk>"."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<unk>"))
+    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.add_special_tokens([AddedToken(token, special=True) for token in CONTROL])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<pad>")
-    tokenizer.chat_template = TEMPLATE
+    backend.add_special_tokens([AddedToken(token, special=True) for token in control])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    tokenizer.chat_template = template
     return tokenizer
+
+
+def make_tokenizer() -> Any:
+    """Its multi-word tokens decode to text that encodes otherwise."""
+    return word_level(TOKENS, TEMPLATE, CONTROL, eos_token="<|im_end|>", pad_token="<pad>")
 
 
 def make_config(arch: str = "llama", tied: bool = False, **changes: Any) -> Any:
@@ -96,20 +102,13 @@ def make_folder(path: Path, lm: Any, tokenizer: bool = False, **save: Any) -> st
 
 def make_world(folder: Path) -> Path:
     """A model of one layer with a vocabulary of 16 tokens, two of them whole verdicts, and 24 pairs."""
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     verdicts = ["<answer>[[A]]</answer>", "<answer>[[B]]</answer>"]
     tokens = ["<unk>", "<|im_start|>", "<|im_end|>", "<pad>", "user", "assistant", *verdicts]
     tokens += [f"w{i}" for i in range(8)]
-    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.add_special_tokens([AddedToken(token, special=True) for token in tokens[1:4]])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<pad>")
-    tokenizer.chat_template = TEMPLATE
     shape = {"vocab_size": len(tokens), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     make_folder(folder / "start", make_lm(num_attention_heads=2, num_key_value_heads=1, **shape))
-    tokenizer.save_pretrained(folder / "start")
+    word_level(tokens, TEMPLATE, tokens[1:4], eos_token="<|im_end|>", pad_token="<pad>").save_pretrained(
+        folder / "start")
     rows = [{"context_messages": [{"role": "user", "content": f"w{i % 8} w{i // 8}"}],
              "winner": f"w{i % 5} {verdicts[i % 2]}"} for i in range(24)]
     for name, count in (("pairs", 24), ("held_out", 4)):
@@ -134,6 +133,13 @@ def plain_logprobs(lm: Any, prompt: list[int], response: list[int], temperature:
 def gradients(module: Any) -> dict[str, Tensor]:
     """Gradient of each parameter, zeros where none came; a tied weight once."""
     return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in module.named_parameters()}
+
+
+def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], atol: float, what: str = "") -> None:
+    """The same names and dtypes, each tensor within `atol`; 0 means equal."""
+    assert found.keys() == wanted.keys() and wanted
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=atol, msg=lambda m, n=name: f"{what} {n}: {m}")
 
 
 def logged(out: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@ the filter by hand and through a resume."""
 
 from __future__ import annotations
 
-import doctest
 import json
 import math
 import sys
@@ -26,7 +25,7 @@ from ops.head import Scores
 from rollout import Rollout
 from runtime.errors import UserError
 from runtime.steps import StopSignal
-from variants import rlpr, std_filter
+from variants import rlpr
 from variants.rlpr import PRESETS, encode_verdict, rlpr_score, verdict_probabilities, with_verdict
 from variants.std_filter import StdFilter, running_std
 
@@ -53,10 +52,6 @@ def pair(winner: str) -> Pair:
 @pytest.fixture(scope="module")
 def words(world):
     return load_tokenizer(str(world / "start"))
-
-
-def test_what_the_docstrings_show():
-    assert doctest.testmod(std_filter).failed == 0 == doctest.testmod(rlpr).failed
 
 
 # ---- the verdict that is scored ------------------------------------------------------------------------

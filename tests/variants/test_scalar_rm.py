@@ -56,37 +56,10 @@ def test_pair_losses_by_hand():
     assert losses.tolist() == pytest.approx([0.313262, 0.693147, 2.126928], abs=1e-6)
 
 
-def test_slope_of_the_loss_by_finite_differences():
-    scores = torch.tensor([0.3, -0.4, 1.5, 2.0], dtype=torch.float64, requires_grad=True)
-    scalar_rm.pair_losses(scores).sum().backward()
-    for i in range(4):
-        step = torch.zeros(4, dtype=torch.float64)
-        step[i] = 1e-6
-        up, down = (scalar_rm.pair_losses(scores.detach() + sign * step).sum().item() for sign in (1, -1))
-        assert scores.grad[i].item() == pytest.approx((up - down) / 2e-6, abs=1e-8)
-    # d loss / d r(winner) = - (1 - P): P = sigmoid(0.7) = 0.668188
-    assert scores.grad[:2].tolist() == pytest.approx([-0.331812, 0.331812], abs=1e-6)
-
-
 def test_T13_an_empty_micro_batch_gives_no_loss_and_still_a_gradient():
     score = torch.tensor([3.0], requires_grad=True)
     scalar_rm.pair_losses(score).sum().backward()
     assert scalar_rm.pair_losses(score).shape == (0,) and score.grad.tolist() == [0.0]
-
-
-def test_weights_gradients_by_finite_differences(world, tmp_path):
-    scorer, cfg = loaded(world), small(world, tmp_path)
-    groups = groups_of(world, cfg)[:3]
-    scalar_rm.bt_loss(scorer, groups, cfg, backward=True)
-    for name, place in (("score.weight", (0, 5)), ("model.layers.0.self_attn.q_proj.weight", (2, 3)),
-                        ("model.embed_tokens.weight", (groups[0].prompt_ids[-1], 1))):
-        weight = scorer.lm.get_parameter(name)
-        with torch.no_grad():
-            ends = []
-            for sign in (1, -2, 1):  # up, down, back again
-                weight[place] += sign * 1e-5
-                ends.append(scalar_rm.bt_loss(scorer, groups, cfg, backward=False)[0] / 3)
-        assert weight.grad[place].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-7), name
 
 
 def test_T3_T12_packed_pairs_equal_a_plain_loop_in_loss_and_gradients_for_any_plan(world, tmp_path):
@@ -158,20 +131,13 @@ def test_transformers_loads_the_export_as_it_is_and_gives_the_same_scores(world,
     assert not list(folder.glob("*.bin"))
     judge, tokenizer = load_scalar(str(tmp_path / "run")), AutoTokenizer.from_pretrained(folder)
     pairs = load_pairs(str(world / "held_out.jsonl"))[:3]
-    texts = [pairs[0].response_a, pairs[1].response_a, pairs[2].response_a]
-    turns = [[*p.context, {"role": "assistant", "content": t}] for p, t in zip(pairs, texts, strict=True)]
+    turns = [[*p.context, {"role": "assistant", "content": p.response_a}] for p in pairs]
     batch = tokenizer.apply_chat_template(turns, return_tensors="pt", padding=True, return_dict=True)
     with torch.no_grad():  # as a user of transformers would: a padded batch
         together = lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
     assert together.std() > 1e-4
-    alone = [judge.score(p.context, t) for p, t in zip(pairs, texts, strict=True)]
+    alone = [judge.score(p.context, p.response_a) for p in pairs]
     assert together.tolist() == pytest.approx(alone, abs=1e-5)
-    scorer = load_scorer(str(world / "start"), torch.float32)
-    scorer.lm.load_state_dict(lm.state_dict())
-    groups = [pack(p, judge.tokenizer) for p in pairs]
-    scores = scorer(scalar_rm.micro_batches(groups, 4096, "cpu").__next__()).view(-1, 2)
-    shown = [judge.score(p.context, t) for p in pairs for t in (p.response_a, p.response_b)]
-    assert sorted(scores.flatten().tolist()) == pytest.approx(sorted(shown), abs=1e-5)
 
 
 def test_a_pad_token_that_ends_turns_is_not_exported_as_padding(tmp_path):
@@ -318,20 +284,6 @@ def test_eval_logs_scores_like_verdicts_and_continues_without_asking_again(tmp_p
     rows = read_log([str(tmp_path / "out")])
     tables = [score_rows("pairs", rows, compat)["table"] for compat in ("none", "official")]
     assert tables[0] == tables[1]  # the official parser reads the same verdicts out of the text
-
-
-def test_rm_bench_counts_a_scalar_model_by_the_same_rules(tmp_path):
-    """Nine comparisons of six responses. Longer is better to this model: right where the chosen style is fancier
-    (easy: 3 > 2, 5 > 2, 5 > 4), wrong where it is not."""
-    chosen, rejected = ["c", "ccc", "ccccc"], ["rr", "rrrr", "rrrrrr"]
-    row = {"id": 7, "domain": "chat", "prompt": "q", "chosen": chosen, "rejected": rejected}
-    (tmp_path / "total_dataset.json").write_text(json.dumps([row]))
-    judge = Known({text: float(len(text)) for text in chosen + rejected})
-    cfg = evaluation.Run(model="scores", data=str(tmp_path / "total_dataset.json"), out=str(tmp_path / "out"),
-                         benchmark="rm-bench", scalar=True)
-    assert evaluation.evaluate(cfg, judge)["overall"]["accuracy"] == pytest.approx(3 / 9)
-    table = score_rows("rm-bench", read_log([str(tmp_path / "out")]), "none")["table"]
-    assert [table["domain levels"][f"chat {level}"] for level in ("easy", "normal", "hard")] == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("change", [{"votes": 3, "temperature": 1.0}, {"max_tokens": (4, 8)}, {"tp": 2},
