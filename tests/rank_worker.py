@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -44,6 +43,7 @@ from variants import rlpr, scalar_rm
 from variants.std_filter import StdFilter
 
 ARCH = {"tied": "qwen2", "untied": "qwen3"}  # qwen3 with heads of 6: on four ranks its head norms have an empty shard
+AGGS = {"tied": ("seq", "token", "const"), "untied": ("seq",)}
 WIDE, NARROW = 4096, 60  # micro_batch_tokens: a mini-batch in one; several, and not as many on every rank
 PLANS = {1: [("tied", WIDE), ("untied", WIDE)], 2: [("tied", NARROW), ("untied", NARROW)],
          4: [("tied", NARROW), ("untied", NARROW)]}
@@ -153,7 +153,6 @@ class Record:
         self.facts: dict[str, Any] = {"rollouts": [], "rewards": [], "stopped": False}
         self.weights: list[list[float]] = []  # of this rank: the weights of the micro-batches of each plan
         self.policy: Any = None
-        self.optimizer: Any = None
 
     @contextlib.contextmanager
     def watching(self, requested: Callable | None) -> Iterator[None]:
@@ -174,7 +173,7 @@ class Record:
             return advantages(rewards, scale)
 
         def seen_save(path: Path, policy: Any, optimizer: Any, progress: Any) -> None:
-            self.policy, self.optimizer = policy, optimizer
+            self.policy = policy
             save(path, policy, optimizer, progress)
 
         def seen_batches(*args: Any) -> Iterator[Any]:
@@ -207,7 +206,7 @@ class Stage:
             disk.write_whole(self.folder / f"{name}.json", json.dumps(facts))
         settle()
 
-    def train(self, name: str, cfg: Any, stop_after: int = 0, **functions: Any) -> Record:
+    def train(self, name: str, cfg: Any, stop_after: int = 0, **functions: Any) -> None:
         """One `train` of sft or grpo and what was seen of it; with `stop_after` it is stopped after that many steps."""
         record, calls = Record(), itertools.count(1)
         requested = (lambda _: next(calls) == stop_after) if stop_after else None
@@ -225,7 +224,6 @@ class Stage:
             tensors = dict(model.gathered_weights(record.policy, torch.float64))
         facts = record.facts | {"tied": runtime_ranks.gather(tied), "plans": runtime_ranks.gather(record.weights)}
         self.save(name, facts, tensors)
-        return record
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -259,7 +257,7 @@ def runs(ranks: int) -> dict[str, Callable[[Stage, str], None]]:
 
     for tie, micro in PLANS[ranks]:
         add(f"sft-{tie}-{micro}", sft_run, tie, micro)
-        for agg in ("seq", "token", "const"):
+        for agg in AGGS[tie]:
             add(f"grpo-{agg}-{tie}-{micro}", grpo_run, agg, tie, micro)
     add("sft-held-out", sft_run, "tied", NARROW, held_out="sft_held_out.jsonl")
     add("grpo-empty", grpo_run, "token", "untied", NARROW, data="full.jsonl", tis_cap=2.0)
@@ -290,13 +288,9 @@ def gradient(stage: Stage, name: str, tie: str) -> None:
         slopes = {n: whole(p.grad).clone() for n, p in policy.lm.named_parameters()}
         norm = model.optimizer_step(policy, optimizer, 1.0, 0.05)
         after = {f"after.{n}": t for n, t in model.gathered_weights(policy, torch.float64)}
-    tied = policy.lm.lm_head.weight is policy.lm.model.embed_tokens.weight
-    facts = {
-        "norm": runtime_ranks.gather(norm),
-        "tokens": runtime_ranks.gather(tokens),
-        "nll": sum(runtime_ranks.gather(nll)),
-    }
-    stage.save(name, facts | {"tied": runtime_ranks.gather(tied)}, slopes | after)
+    facts = {"norm": runtime_ranks.gather(norm), "tokens": runtime_ranks.gather(tokens),
+             "nll": sum(runtime_ranks.gather(nll))}
+    stage.save(name, facts, slopes | after)
 
 
 def flex_gradient(stage: Stage, name: str, tie: str) -> None:
@@ -317,35 +311,6 @@ def flex_gradient(stage: Stage, name: str, tie: str) -> None:
     del attention.FLEX["cpu"]
     attention._compiled.cache_clear()
     stage.save(name, {"graphs": attention.compiled_graphs() - graphs}, slopes)
-
-
-def sync(stage: Stage, name: str, tie: str) -> None:
-    """T6, T17: a sampler's own copy after a sync, on every rank; a parameter that does not come; rotary buffers."""
-    folder, mesh = str(stage.world / tie), model.make_mesh(torch.float32)
-    policy = model.load_policy(folder, torch.float32, mesh, torch.float32)
-    plain = model.load_policy(folder)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.add_(0.5)
-    sampler = TorchSampler(model.load_policy(folder).lm, load_tokenizer(folder))
-    own = dict(sampler.lm.named_parameters(remove_duplicate=False))
-
-    def gap() -> float:
-        weights = model.gathered_weights(policy, torch.float32)
-        return max((own[n] - t).abs().max().item() for n, t in weights)
-
-    before = gap()
-    sampler.sync(model.gathered_weights(policy, torch.float32))
-    after, loud = gap(), []
-    for missing in ("model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "lm_head.weight"):
-        try:
-            sampler.sync((n, t) for n, t in model.gathered_weights(policy, torch.float32) if n != missing)
-        except RuntimeError as error:
-            loud.append(missing in str(error))
-    wanted = dict(plain.lm.named_buffers())
-    rotary = {n: bool(torch.equal(b, wanted[n])) for n, b in policy.lm.named_buffers()}
-    facts = {"before": before, "after": after, "loud": loud, "rotary": rotary}
-    stage.save(name, {k: runtime_ranks.gather(v) for k, v in facts.items()} | {"kept": len(wanted)})
 
 
 class Engine:
@@ -422,8 +387,8 @@ def engine_order(stage: Stage, name: str) -> None:
     stage.save(name, {"events": runtime_ranks.gather(events), "diffs": diffs})
 
 
-def mixed(stage: Stage, name: str, tie: str) -> None:
-    """P12: the norm of a gradient in float32 and in bf16 arithmetic, and the dtypes of what is stored and sent."""
+def mixed(stage: Stage, name: str) -> None:
+    """P12: the norm of a gradient in float32 and in bf16 arithmetic, and the dtypes of what the ranks send."""
     sent: dict[str, set[str]] = {"reduce": set(), "gather": set()}
     reduce, gather = dist.reduce_scatter_single, dist.all_gather_single
 
@@ -442,15 +407,10 @@ def mixed(stage: Stage, name: str, tie: str) -> None:
         for kinds in sent.values():
             kinds.clear()
         with patched(dist, reduce_scatter_single=seen_reduce, all_gather_single=seen_gather):
-            policy = model.load_policy(str(stage.world / tie), torch.float32, mesh, compute).train()
-            optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+            policy = model.load_policy(str(stage.world / "tied"), torch.float32, mesh, compute).train()
             sft.nll_loss(policy, mine, cfg, backward=True)
-        dtypes = {"gradients": {str(p.grad.dtype) for p in policy.parameters()}}
-        norm = model.optimizer_step(policy, optimizer, 1e-3, 1.0)
-        dtypes["weights"] = {str(p.dtype) for p in policy.parameters()}
-        dtypes["moments"] = {str(s[k].dtype) for s in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")}
-        seen = {k: sorted(v) for k, v in (dtypes | sent).items()}
-        facts[label] = runtime_ranks.gather({"dtypes": seen, "norm": norm})
+        norm = model.optimizer_step(policy, torch.optim.AdamW(policy.parameters()), 1e-3, 1.0)
+        facts[label] = runtime_ranks.gather({"norm": norm} | {k: sorted(v) for k, v in sent.items()})
     stage.save(name, facts)
 
 
@@ -494,29 +454,6 @@ def rlpr_statistics(stage: Stage, name: str) -> None:
 
 
 # ---- stopping, resuming, faults ------------------------------------------------------------------------
-
-
-def killing(ranks: Sequence[int], at: int) -> Callable:
-    """A score that sends its own process a real SIGTERM on these ranks in its call number `at`."""
-    calls = itertools.count()
-
-    def score(*args: Any) -> Tensor:
-        if next(calls) == at and runtime_ranks.rank() in ranks:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return parity(*args)
-
-    return score
-
-
-def sigterm(stage: Stage, name: str, ranks: Sequence[int]) -> None:
-    """SIGTERM in the second of three steps, then the same again; beside a run that nobody disturbed."""
-    changes: dict[str, Any] = {"steps": 3, "compute_dtype": "float32", "sampler_dtype": "float32", "data": "rl.jsonl"}
-    straight, cfg = (grpo_config(stage, n, **changes) for n in (f"{name}-straight", name))
-    stage.train(f"{name}-straight", straight)
-    stage.train(f"{name}-stopped", cfg, score=killing(ranks, 1))
-    kept = sorted(p.name for p in (Path(cfg.out) / "checkpoints").iterdir())
-    stage.save(f"{name}-files", {"checkpoints": kept, "logged": len(tiny_models.logged(Path(cfg.out)))})
-    stage.train(name, cfg)
 
 
 def sft_resumed(stage: Stage, name: str) -> None:
@@ -634,10 +571,10 @@ def stage_cases(name: str) -> dict[str, Callable[[Stage, str], None]]:
         return {
             "chain-2": lambda s, n: chain(s, n, "", 2),
             **runs(2),
-            **parts(gradient, flex_gradient, sync, mixed),
+            **parts(gradient, flex_gradient),
+            "mixed": mixed,
             **variants,
             "engine": engine_order,
-            "sigterm-one": lambda s, n: sigterm(s, n, (1,)),
             "sft-resumed": sft_resumed,
             "fault": lambda s, n: fault(s, n, 1),
         }
@@ -658,12 +595,10 @@ def stage_cases(name: str) -> dict[str, Callable[[Stage, str], None]]:
     if name == "four":
         return {
             **runs(4),
-            **parts(sync),
             "chain-2-1-4": lambda s, n: chain(s, n, "one_after_two/chain-2-1", 0),
             "hybrid": lambda s, n: chain(s, n, "", 0, shard_ranks=2),
             "hybrid-4": lambda s, n: chain(s, n, "", 2, shard_ranks=2),
             "hybrid-sft": lambda s, n: sft_run(s, n, "untied", NARROW, shard_ranks=2),
-            "sigterm-all": lambda s, n: sigterm(s, n, (0, 1, 2, 3)),
             "fault": lambda s, n: fault(s, n, 0),
         }
     if name == "two_after_four":

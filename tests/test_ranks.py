@@ -7,7 +7,6 @@ here compare what one process and the ranks have written. Runs compute in float6
 from __future__ import annotations
 
 import fcntl
-import itertools
 import json
 import math
 import os
@@ -23,7 +22,7 @@ import pytest
 import rank_worker
 import torch
 from safetensors.torch import load_file
-from tiny_models import logged
+from tiny_models import assert_close, logged
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
@@ -161,12 +160,6 @@ def after_four(launched) -> Path:
 # ---- comparisons ---------------------------------------------------------------------------------------
 
 
-def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], atol: float) -> None:
-    assert found.keys() == wanted.keys() and wanted
-    for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
-
-
 def assert_bit_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert_close(found, wanted, 0.0)
 
@@ -219,26 +212,16 @@ def test_T3_T13_P8_three_sft_steps_end_with_the_weights_of_one_process(one, many
     assert all((many.tensors(f"sft-{tie}-{micro}")[n] != t).any() for n, t in start.items())
 
 
-@pytest.mark.parametrize("agg", ["seq", "token", "const"])
 @EVERY_PLAN
-def test_T3_T13_P8_P10_two_grpo_steps_of_two_mini_batches_equal_one_process(one, many, agg, tie, micro):
-    name, reference = f"grpo-{agg}-{tie}-{micro}", f"grpo-{agg}-{tie}-4096"
-    assert_same_run(many, one, name, reference)
-    rows = many.metrics(name)
-    assert [row["step"] for row in rows] == [0, 1, 2]
-    wanted = [row["optim/grad_norm"] for row in one.metrics(reference)[:2]]
-    assert [row["optim/grad_norm"] for row in rows[:2]] == pytest.approx(wanted, rel=1e-5)
-    assert rows[1]["policy/ref_kl"] > 1e-3, "the policy moved"
-    rewards = [r for step in many.facts(name)["rewards"] for group in step for r in group]
-    assert 0.2 < rewards.count(1.0) / len(rewards) < 0.8, "the groups had something to learn from"
-
-
-def test_the_three_averages_are_three_different_losses(one):
-    """What is compared above can fail. (token and const differ by a factor, which Adam and the clip take out again.)"""
-    seq, token, const = (f"grpo-{agg}-tied-4096" for agg in ("seq", "token", "const"))
-    assert max((one.tensors(seq)[n] - t).abs().max() for n, t in one.tensors(token).items()) > 1e-5
-    norms = [one.metrics(name)[0]["optim/grad_norm"] for name in (seq, token, const)]
-    assert all(abs(math.log(a / b)) > 0.01 for a, b in itertools.combinations(norms, 2))
+def test_T3_T13_P8_P10_two_grpo_steps_of_two_mini_batches_equal_one_process(one, many, tie, micro):
+    for agg in rank_worker.AGGS[tie]:
+        name = f"grpo-{agg}-{tie}-{micro}"
+        assert_same_run(many, one, name, f"grpo-{agg}-{tie}-4096")
+        rows = many.metrics(name)
+        assert [row["step"] for row in rows] == [0, 1, 2]
+        assert rows[1]["policy/ref_kl"] > 1e-3, "the policy moved"
+        rewards = [r for step in many.facts(name)["rewards"] for group in step for r in group]
+        assert 0.2 < rewards.count(1.0) / len(rewards) < 0.8, "the groups had something to learn from"
 
 
 def test_T13_P18_ranks_with_different_numbers_of_micro_batches_make_the_same_passes(many):
@@ -297,7 +280,7 @@ EVERY_TIE = pytest.mark.parametrize("tie", list(rank_worker.ARCH))
 def test_P8_P9_gradients_are_global_sums_for_body_embedding_and_head(one, two, tie):
     """19 tokens on one rank, 7 on the other: neither FSDP's mean over ranks nor a local mean gives this gradient."""
     name = f"gradient-{tie}"
-    assert two.facts(name)["tokens"] == [20, 8] or two.facts(name)["tokens"] == list(rank_worker.SIZES)
+    assert two.facts(name)["tokens"] == list(rank_worker.SIZES)
     found, wanted = two.tensors(name), one.tensors(name)
     assert_close(found, wanted, 1e-10)
     head = "model.embed_tokens.weight" if tie == "tied" else "lm_head.weight"
@@ -347,25 +330,9 @@ def test_P11_T14_the_head_stays_tied_through_load_shard_step_and_export(one, man
 # ---- sampler, buffers, moments, order of calls ---------------------------------------------------------
 
 
-@EVERY_TIE
-def test_T6_every_ranks_own_sampler_copy_takes_all_weights_or_says_which_did_not_come(many, tie):
-    facts = many.facts(f"sync-{tie}")
-    assert len(facts["before"]) == ranks_of(many) and min(facts["before"]) > 0.4
-    assert facts["after"] == [0.0] * ranks_of(many)
-    assert facts["loud"] == [[True] * 3] * ranks_of(many)
-
-
-@pytest.mark.parametrize("name", ["grpo-seq-tied-60", "grpo-token-untied-60"])
+@pytest.mark.parametrize("name", ["grpo-seq-tied-60", "grpo-seq-untied-60"])
 def test_T6_P5_the_sampler_is_in_step_with_the_policy_in_every_round(many, name):
     assert_in_step(many.metrics(name), 2)
-
-
-@EVERY_TIE
-def test_T17_rotary_frequencies_under_a_mesh_are_those_of_a_plain_load(many, tie):
-    facts = many.facts(f"sync-{tie}")
-    assert facts["kept"] >= 1 and any("inv_freq" in name for name in facts["rotary"][0])
-    for buffers in facts["rotary"]:
-        assert len(buffers) == facts["kept"] and all(buffers.values())
 
 
 def test_P21_a_run_that_moves_its_moments_ends_with_the_same_bits(many):
@@ -390,14 +357,11 @@ def test_P20_P21_engine_is_synced_before_it_samples_and_asleep_and_the_moments_b
     assert facts["diffs"][-1] is None and all(diff < 1e-5 for diff in facts["diffs"][:-1])
 
 
-@EVERY_TIE
-def test_P12_bf16_compute_stores_adds_and_reduces_in_float32(two, tie):
-    facts = two.facts(f"mixed-{tie}")
+def test_P12_bf16_compute_gathers_bf16_and_reduces_in_float32(two):
+    facts = two.facts("mixed")
     for label, sent in (("f32", "torch.float32"), ("bf16", "torch.bfloat16")):
         for rank in facts[label]:
-            assert rank["dtypes"].pop("gather") == [sent], "what the layers compute with"
-            for what in ("weights", "gradients", "moments", "reduce"):
-                assert rank["dtypes"].pop(what) == ["torch.float32"], what
+            assert rank["gather"] == [sent] and rank["reduce"] == ["torch.float32"]
     assert facts["bf16"][0]["norm"] == pytest.approx(facts["f32"][0]["norm"], rel=0.02)
 
 
@@ -457,22 +421,6 @@ def test_T10_a_state_saved_after_a_scoring_pass_holds_the_stored_weights_and_the
         assert launch.facts("sft-resumed-stopped")["stopped"]
         assert launch.metrics("sft-resumed") == launch.metrics("sft-resumed-straight")
         assert_bit_equal(launch.tensors("sft-resumed"), launch.tensors("sft-resumed-straight"))
-
-
-@pytest.mark.parametrize("whom", ["one", pytest.param("all", marks=pytest.mark.slow)])
-def test_T10_T6_SIGTERM_finishes_the_step_everywhere_and_the_same_command_continues_bit_for_bit(launched, whom):
-    """A real signal, to the second of two ranks or to all of four, while the second of three rounds is scored."""
-    if whom == "all":
-        once(launched, "slow", run_slow)
-    launch, name = Launch(launched / {"one": "two", "all": "four"}[whom]), f"sigterm-{whom}"
-    assert launch.facts(f"{name}-stopped")["stopped"] and launch.facts(f"{name}-files")["logged"] == 2
-    assert launch.facts(f"{name}-files")["checkpoints"] == ["step_000002"]
-    assert not launch.facts(name)["stopped"]
-    straight = launch.facts(f"{name}-straight")
-    assert joined(launch.facts(f"{name}-stopped"), launch.facts(name)) == straight["rollouts"]
-    assert launch.metrics(name) == launch.metrics(f"{name}-straight")
-    assert_in_step(launch.metrics(name), 3)
-    assert_bit_equal(launch.tensors(name), launch.tensors(f"{name}-straight"))
 
 
 # ---- hybrid sharding -----------------------------------------------------------------------------------

@@ -223,7 +223,7 @@ def test_T10_kill_9_of_one_rank_at_random_moments_ends_the_job_and_changes_nothi
 
 
 @pytest.mark.parametrize("script, ranks, every", [
-    ("grpo", 1, 3), *(pytest.param(script, 2, 1, marks=pytest.mark.slow) for script in ("sft", "grpo")),
+    ("grpo", 2, 4), *(pytest.param(script, 2, 1, marks=pytest.mark.slow) for script in ("sft", "grpo")),
 ])
 @pytest.mark.parametrize("name, times", [("SIGTERM", 1), ("SIGINT", 2)])
 def test_T10_a_stop_in_the_middle_of_a_save_leaves_whole_states(jobs, script, ranks, every, name, times):
