@@ -170,7 +170,7 @@ def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]], asked: Asked) -
         return load_scalar(cfg.model, cfg.dtype)
     if cfg.base_url:
         out, own = Path(cfg.out), "" if ranks.world_size() == 1 else f"_{ranks.rank()}"
-        return cfg.connect(out / f"replies{own}.jsonl", asked, also=sorted(out.glob("replies*.jsonl")))
+        return cfg.connect(out / f"replies{own}.jsonl", asked)
     from loading.folder import context_tokens
     from loading.tokenizer import load_tokenizer
 

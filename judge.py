@@ -1,7 +1,7 @@
 """The model in use: which response is better, how many compare, and the chain of rubrics that says why.
 
     from judge import Judge
-    judge = Judge.load("runs/grpo")                     # or Judge.connect("http://localhost:8000/v1", "rm-r1")
+    judge = Judge.load("runs/grpo")                     # or Judge(judging.endpoint.EndpointSampler(URL, NAME))
     judge.pair("What is 2+2?", "4.", "5.").winner       # "A"; .votes, .traces[0].parts.rubric
     judge.rank("What is 2+2?", ["5.", "4.", "22."]).order            # best first
     judge.rewards([("What is 2+2?", ["5.", "4.", "4!"])])            # win rates: a reward for reinforcement learning
@@ -35,7 +35,7 @@ from data import Message, Pair, read_pair
 from formats.layouts import read_messages, read_row
 from formats.readers import read_rows
 from judging import ranking
-from judging.endpoint import EndpointSampler, Server
+from judging.endpoint import Server
 from judging.serving import Refused, make_server
 from judging.verdicts import (
     Judgement,
@@ -117,12 +117,6 @@ class Judge:
                            max_tokens=settings.pop("max_tokens", 0), template_args=template_args)
         sampler = load_sampler(path, dtype, template_args=template_args)
         return cls(sampler, asked.style, asked.wording, asked.max_tokens, **settings)
-
-    @classmethod
-    def connect(cls, base_url: str, model: str, api_key_env: str = "", kept: str | None = None, concurrency: int = 8,
-                **settings: Any) -> Judge:
-        """A judge behind an OpenAI-compatible server; with `kept` no reply in that file is paid for again."""
-        return cls(EndpointSampler(base_url, model, api_key_env, kept, concurrency), **settings)
 
     def pair(self, context: Context, response_a: Response, response_b: Response, votes: int = 1,
              temperature: float = 0.0, both_orders: bool = False) -> Verdict:

@@ -35,14 +35,14 @@ class EndpointSampler:
     Each reply is kept the moment it comes, in memory and with `kept` in that file, under all that was asked: after
     an error, Ctrl-C or a kill the same call pays for nothing twice. Failures are tried again, waiting `backoff`
     seconds, then twice that, and so on, or what Retry-After says. A sample is a request with a seed of its own.
-    `api_key_env` names the environment variable with the key; without it none is sent. `also`: files of other
-    processes, read and never written. `extra` goes into every request. With `sampling` False temperature, top_p and
-    penalties are left to the server. One `chat` at a time.
+    Files named replies*.jsonl beside `kept` are other processes' and are read too. `api_key_env` names the
+    environment variable with the key; without it none is sent. `extra` goes into every request. With `sampling` False
+    temperature, top_p and penalties are left to the server. One `chat` at a time.
     """
 
     def __init__(self, base_url: str, model: str, api_key_env: str = "", kept: str | Path | None = None,
                  concurrency: int = 8, retries: int = 8, timeout: float = 600.0, backoff: float = 1.0,
-                 also: Sequence[Path] = (), extra: Mapping[str, Any] | None = None, sampling: bool = True):
+                 extra: Mapping[str, Any] | None = None, sampling: bool = True):
         if not re.fullmatch(r"https?://[^/@\s]+(/[^@\s?#]*)?", base_url):
             raise UserError("--base-url must look like http://host:8000/v1, without user, password or query")
         if concurrency < 1 or retries < 0 or not timeout > 0:
@@ -57,7 +57,7 @@ class EndpointSampler:
         self._refused: set[str] = set()  # settings that it does not take
         self._kept = Path(kept) if kept else None
         self._known: dict[str, Reply] = {}
-        for path in dict.fromkeys([*also, *([self._kept] if self._kept else [])]):
+        for path in {self._kept, *self._kept.parent.glob("replies*.jsonl")} if self._kept else ():
             self._known |= read_kept(path)
 
     def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
@@ -235,7 +235,7 @@ class Server:
         return how_to_ask(self.model, style=self.style, wording=read_prompt(self.prompt_file), max_tokens=max_tokens,
                           template_args=self.template_args, served=bool(self.base_url))
 
-    def connect(self, kept: Path | None, asked: Asked | None = None, also: Sequence[Path] = ()) -> EndpointSampler:
+    def connect(self, kept: Path | None, asked: Asked | None = None) -> EndpointSampler:
         """The server's sampler; `kept` is the file of its replies, `asked` has the template arguments to send."""
         try:
             extra = json.loads(self.extra_body or "{}")
@@ -245,7 +245,7 @@ class Server:
             raise UserError(f"--extra-body {self.extra_body[:60]}: not a JSON object, such as '{{\"top_k\": -1}}'")
         extra = for_server(asked.template_args if asked else {}) | extra
         return EndpointSampler(self.base_url, self.model, self.api_key_env, kept, self.concurrency, self.retries,
-                               self.timeout, also=also, extra=extra, sampling=self.temperature != "none")
+                               self.timeout, extra=extra, sampling=self.temperature != "none")
 
     def sampling_temperature(self) -> float:
         """What a sampler is called with; 1 stands for the server's own. Raises UserError without a server."""
