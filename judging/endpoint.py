@@ -116,7 +116,9 @@ class EndpointSampler:
                 create = self._client.chat.completions.with_raw_response.create
                 return read_reply(create(**sent, extra_body=self.extra).content)
             except openai.APIStatusError as error:
-                failed = Failed(error.message, error.status_code, f"{error.code} {error.param}",
+                bare = error.message == f"Error code: {error.status_code}"  # its words are elsewhere in the body
+                failed = Failed(f"{error.message} - {error.body}" if bare else error.message, error.status_code,
+                                f"{error.code} {error.param}",
                                 seconds_to_wait(error.response.headers.get("retry-after", "")))
             except openai.APIConnectionError as error:
                 failed = Failed(str(error.__cause__ or error), status=0)

@@ -29,6 +29,7 @@ class Refused(UserError):
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # connections that wait; with the usual 5 some of 32 clients are cut off
 
     def __init__(self, answer: Answer, address: tuple[str, int]):
         super().__init__(address, Handler)

@@ -11,10 +11,10 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
 from data import Message, Pair
+from judging import serving
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
 from toy.files import pieces
@@ -73,50 +73,31 @@ def repair(pair: Pair, failed: str, verdict: str, kind: Literal["redo", "force"]
 def completion(body: dict[str, Any], cfg: Serve) -> dict[str, Any]:
     """A chat request -> a chat completion; tokens are the tiny tokenizer's. ValueError for what cannot be answered."""
     messages, limit = body["messages"], body.get("max_tokens") or body.get("max_completion_tokens") or 256
-    token, choices, written = re.compile(pieces()), [], 0
-    for k in range(body.get("n") or 1):
-        text = answer(messages, random.Random(derive_seed(cfg.seed, json.dumps(messages), body.get("seed"), k)), cfg)
-        ends = [match.end() for match in token.finditer(text)]
-        cut = len(ends) >= limit  # the end of turn is a token too
-        message = {"role": "assistant", "content": text[: ends[limit - 1]] if cut else text}
-        choices.append({"index": k, "message": message, "finish_reason": "length" if cut else "stop"})
-        written += limit if cut else len(ends) + 1
+    if body.get("n", 1) != 1:
+        raise ValueError("one reply a request")
+    token = re.compile(pieces())
+    text = answer(messages, random.Random(derive_seed(cfg.seed, json.dumps(messages), body.get("seed"), 0)), cfg)
+    ends = [match.end() for match in token.finditer(text)]
+    cut = len(ends) >= limit  # the end of turn is a token too
+    message = {"role": "assistant", "content": text[: ends[limit - 1]] if cut else text}
+    choices = [{"index": 0, "message": message, "finish_reason": "length" if cut else "stop"}]
+    written = limit if cut else len(ends) + 1
     asked = sum(3 + len(token.findall(m["content"])) for m in messages) + 2  # a message's role and two control tokens
     usage = {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
     return {"id": "toy", "object": "chat.completion", "created": 0, "model": body.get("model", ""),
             "choices": choices, "usage": usage}
 
 
-def make_server(cfg: Serve) -> ThreadingHTTPServer:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = -1  # head and body in one packet
+def make_server(cfg: Serve) -> serving.Server:
+    def reply(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if path != "/v1/chat/completions":
+            raise serving.Refused(404, "only /v1/chat/completions is here")
+        try:
+            return completion(body, cfg)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise UserError(f"{type(error).__name__}: {error}") from None
 
-        def do_POST(self) -> None:
-            try:
-                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-                if self.path != "/v1/chat/completions":
-                    raise ValueError("only /v1/chat/completions is here")
-                status, reply = 200, completion(body, cfg)
-            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-                status, reply = 400, {"error": {"message": f"{type(error).__name__}: {error}", "code": None}}
-            data = json.dumps(reply).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 128
-
-    try:
-        return Server(("127.0.0.1", cfg.port), Handler)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--port {cfg.port}: cannot be opened ({error}); choose another, or 0 for a free one") from None
+    return serving.make_server(reply, "127.0.0.1", cfg.port)
 
 
 def serve(cfg: Serve) -> None:

@@ -20,6 +20,7 @@ from judging.endpoint import EndpointSampler
 from reward import format_reward, parse_verdict
 from rollout import Rollout
 from runtime.errors import UserError
+from runtime.seeds import derive_seed
 from toy import files, oracle, probe
 from toy.files import FILES, VOCABULARY_SIZE, Build
 from toy.world import (
@@ -255,8 +256,8 @@ def ask(pair: Pair, cfg: oracle.Serve, failed: str = "", verdict: str = "", **fi
     return oracle.completion({"messages": messages, "seed": 3, "max_tokens": 64, **fields}, cfg)
 
 
-def text_of(reply: dict, k: int = 0) -> str:
-    return reply["choices"][k]["message"]["content"]
+def text_of(reply: dict) -> str:
+    return reply["choices"][0]["message"]["content"]
 
 
 def test_the_oracle_is_the_teacher_and_repeats_itself(pairs):
@@ -267,25 +268,25 @@ def test_the_oracle_is_the_teacher_and_repeats_itself(pairs):
     assert 0.78 < right < 0.90
     swapped = [text_of(ask(replace(p, winner="B" if p.winner == "A" else "A"), cfg)) for p in pairs]
     assert swapped == texts, "the winner is not in the prompt"
-    for changed in ({"seed": 4}, {"n": 2}):
-        assert [text_of(ask(p, cfg, **changed), -1) for p in pairs] != texts
+    assert [text_of(ask(p, cfg, seed=4)) for p in pairs] != texts
+    with pytest.raises(ValueError, match="one reply"):
+        ask(pairs[0], cfg, n=2)
     assert [text_of(ask(p, replace(cfg, seed=1))) for p in pairs] != texts
 
 
 def test_the_oracle_counts_the_tokenizers_tokens_and_obeys_max_tokens(pairs, tokenizer):
     for pair in pairs[:50]:
-        reply = ask(pair, oracle.Serve(), n=2)
-        targets = [encode_target(replace(pair, trace=text_of(reply, k)), tokenizer) for k in (0, 1)]
-        usage = reply["usage"]
-        assert usage["prompt_tokens"] == len(ids_of(pair, tokenizer))
-        assert usage["completion_tokens"] == sum(map(len, targets))
-        whole = len(targets[0])
+        reply = ask(pair, oracle.Serve())
+        target = encode_target(replace(pair, trace=text_of(reply)), tokenizer)
+        whole = len(target)
+        assert reply["usage"] == {"prompt_tokens": len(ids_of(pair, tokenizer)), "completion_tokens": whole,
+                                  "total_tokens": len(ids_of(pair, tokenizer)) + whole}
         for limit in (1, 7, whole - 1, whole):
             cut = ask(pair, oracle.Serve(), max_tokens=limit)
             assert (cut["choices"][0]["finish_reason"] == "stop") == (limit == whole)
             assert cut["usage"]["completion_tokens"] == limit
             ids = encode_target(replace(pair, trace=text_of(cut)), tokenizer)[:-1]
-            assert ids == targets[0][:-1][:limit]
+            assert ids == target[:-1][:limit]
 
 
 def test_told_the_verdict_it_redoes_the_step_or_forces_the_verdict(pairs):
@@ -317,17 +318,17 @@ def test_the_oracle_over_http(pairs, monkeypatch):
         sampler = EndpointSampler(url, "teacher", concurrency=16, retries=0)
         found = sampler.chat([render(p, "instruct", SYSTEM) for p in pairs[:40]], 2, 1.0, 64, list(range(40)))
         for seed, (pair, replies) in enumerate(zip(pairs, found, strict=False)):
-            told = ask(pair, oracle.Serve(), seed=seed, n=2)
-            assert [reply.text for reply in replies] == [text_of(told, k) for k in (0, 1)]
+            told = [ask(pair, oracle.Serve(), seed=derive_seed(seed, k) % 2**31) for k in (0, 1)]
+            assert [reply.text for reply in replies] == list(map(text_of, told))
         for content in ("hello", render(replace(pairs[0], response_a="it is 7."), "instruct")[-1]["content"]):
             with pytest.raises(UserError, match=r"status 400.*(tiny world|this world)"):
                 sampler.chat([[{"role": "user", "content": content}]], 1, 1.0, 64, [0])
-        with pytest.raises(UserError, match=r"--port \d+: cannot be opened"):
+        with pytest.raises(UserError, match=r"--port \d+: cannot listen"):
             oracle.make_server(oracle.Serve(port=server.server_port))
     finally:
         server.shutdown()
         server.server_close()
-    with pytest.raises(UserError, match="--port 99999"):
+    with pytest.raises(UserError, match="--port 99999: cannot"):
         oracle.make_server(oracle.Serve(port=99999))
 
 
