@@ -54,8 +54,6 @@ class Config:
     """pairs, the first ones; 0: all"""
     max_tokens: int = 60
     """longest chain (tokens)"""
-    seed: int = 0
-    """seed of the judge, which is greedy (an integer)"""
     out: str = "runs/bench/attack.json"
     """where the JSON goes"""
 
@@ -72,7 +70,7 @@ def measure(sampler: Chat, pairs: list[Pair], cfg: Config, system: str | None) -
     orders = [pairs, [swap(pair) for pair in pairs]][: 2 if cfg.both_orders else 1]
     rows: list[dict[str, Any]] = []
     for name in cfg.attacks:
-        judged = [[*judge_pairs(sampler, [attacked(pair, ATTACKS[name]) for pair in shown], "instruct", seed=cfg.seed,
+        judged = [[*judge_pairs(sampler, [attacked(pair, ATTACKS[name]) for pair in shown], "instruct",
                                 max_tokens=cfg.max_tokens, system=system)] for shown in orders]
         found = tally([judgement for order in judged for judgement in order])
         both = sum(all(j.correct for j in shown) for shown in zip(*judged, strict=True)) / len(pairs)

@@ -12,10 +12,9 @@ import sys
 import time
 import unicodedata
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
 
 import pytest
 import torch
@@ -34,30 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SEED_ROLLOUT = 2868571795335789245  # of (0, "rollout", 0)
 
 
-@dataclass(frozen=True)
-class Config:
-    """Settings of a training."""
-
-    preset: str = "large"
-    lr: float = 2e-3
-    """learning rate"""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    lr_floor: float = 0.1
-    warmup_updates: int = 4
-    warmup_ratio: float = 0.0
-    total_updates: int = 12
-    steps: int = 4
-    betas: tuple[float, float] = (0.9, 0.95)
-    model: str = "runs/start"
-    data: str = "pairs.jsonl"
-    group_size: int = 7
-    save_every: int = 2
-    eval_every: int = 2
-    micro_batch_tokens: int = 100
-    out: str = "runs/x"
-
-
-CONSTANT = Config(lr_schedule="constant")
+LARGE = SFTConfig(preset="large", model="runs/start", data="pairs.jsonl", lr=2e-3, warmup_ratio=1 / 3, steps=12)
+CONSTANT = replace(LARGE, lr_schedule="constant", warmup_ratio=0.0, steps=4)
 
 
 def python(code: str, *, wait: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -81,13 +58,13 @@ def python(code: str, *, wait: float = 60, **environment: str) -> subprocess.Com
     ("constant", 99, 2e-3),
 ])
 def test_learning_rate_by_hand(schedule, index, expected):
-    assert learning_rate(index, Config(lr_schedule=schedule)) == pytest.approx(expected, rel=1e-8)
+    assert learning_rate(index, replace(LARGE, lr_schedule=schedule)) == pytest.approx(expected, rel=1e-8)
 
 
 @pytest.mark.parametrize("schedule", ("constant", "linear", "cosine"))
 def test_without_warm_up_the_first_update_has_the_full_rate(schedule):
     """The authors' schedule multiplies by step / max(1, warm-up), so their whole first round trains with 0."""
-    assert learning_rate(0, Config(lr_schedule=schedule, warmup_updates=0)) == 2e-3
+    assert learning_rate(0, replace(LARGE, lr_schedule=schedule, warmup_ratio=0.0)) == 2e-3
 
 
 # ---- seeds ---------------------------------------------------------------------------------------------
@@ -163,14 +140,14 @@ def test_T10_only_an_unfinished_last_line_is_forgiven_and_only_when_asked(tmp_pa
 
 @pytest.mark.parametrize("change, words", [
     ({"lr_schedule": "linear"}, "lr_schedule was 'cosine', is 'linear'"), ({"betas": (0.9, 0.999)}, "betas was"),
-    ({"lr": 1.0, "total_updates": 13}, "total_updates was 12, is 13"),
+    ({"lr": 1.0, "batch_size": 13}, "batch_size was 128, is 13"),
 ])
 def test_a_run_folder_of_another_configuration_is_refused_and_the_setting_named(tmp_path, change, words):
-    RunFolder(str(tmp_path), Config())
+    RunFolder(str(tmp_path), LARGE)
     before = (tmp_path / "config.json").read_bytes()
     assert json.loads(before)["lr"] == 2e-3
     with pytest.raises(UserError) as caught:
-        RunFolder(str(tmp_path), replace(Config(), **change))
+        RunFolder(str(tmp_path), replace(LARGE, **change))
     assert words in str(caught.value) and "--out" in str(caught.value)
     assert all(name in str(caught.value) for name in change) and "warmup" not in str(caught.value)
     assert (tmp_path / "config.json").read_bytes() == before
@@ -206,10 +183,10 @@ def test_a_run_of_a_constant_schedule_may_become_longer(tmp_path, change, allowe
 
 
 def test_a_setting_that_is_newer_than_the_run_had_its_default(tmp_path):
-    old = {k: v for k, v in asdict(CONSTANT).items() if k != "group_size"}
+    old = {k: v for k, v in asdict(CONSTANT).items() if k != "max_length"}
     (tmp_path / "config.json").write_text(json.dumps(old))
-    with pytest.raises(UserError, match="group_size was 7"):
-        RunFolder(str(tmp_path), replace(CONSTANT, group_size=8))
+    with pytest.raises(UserError, match="max_length was 12288"):
+        RunFolder(str(tmp_path), replace(CONSTANT, max_length=8))
     RunFolder(str(tmp_path), CONSTANT)
 
 
@@ -219,9 +196,9 @@ def test_digests_follow_the_content(tmp_path):
         (tmp_path / "config.json").write_text("{}")
         return tmp_path
 
-    first = run_folder.digests(str(write(b"weights")), "prompt", data=[Config()], held_out=[])
-    assert first == run_folder.digests(str(write(b"weights")), "prompt", data=[Config()], held_out=[])
-    other = run_folder.digests(str(write(b"others")), None, data=[Config(lr=1.0)], held_out=[Config()])
+    first = run_folder.digests(str(write(b"weights")), "prompt", data=[LARGE], held_out=[])
+    assert first == run_folder.digests(str(write(b"weights")), "prompt", data=[LARGE], held_out=[])
+    other = run_folder.digests(str(write(b"others")), None, data=[CONSTANT], held_out=[LARGE])
     assert set(first) == {"model", "prompt_file", "data", "held_out"}
     assert all(first[name] != other[name] for name in first)
 
@@ -230,14 +207,14 @@ def test_digests_follow_the_content(tmp_path):
 def test_a_run_folder_whose_configuration_cannot_be_read_is_refused_in_a_line(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="config"):
-        RunFolder(str(tmp_path), Config())
+        RunFolder(str(tmp_path), LARGE)
     with pytest.raises(UserError, match="is a file"):
-        RunFolder(str(tmp_path / "config.json"), Config())
+        RunFolder(str(tmp_path / "config.json"), LARGE)
     assert (tmp_path / "config.json").read_text() == text
 
 
 def test_the_two_newest_whole_checkpoints_are_kept(tmp_path, monkeypatch):
-    folder = RunFolder(str(tmp_path), Config())
+    folder = RunFolder(str(tmp_path), LARGE)
     assert run_folder.latest_checkpoint(tmp_path) is None
     for name in ("step_000009", "step_000010", "step_000100", "part_step_000111", "step_000112.part", "step_old"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
@@ -250,12 +227,12 @@ def test_the_two_newest_whole_checkpoints_are_kept(tmp_path, monkeypatch):
     folder.prune_checkpoints()
     assert not folder.checkpoint(9).exists() and folder.checkpoint(10).exists()
     assert len(list((tmp_path / "checkpoints").iterdir())) == 5
-    RunFolder(str(tmp_path), Config())  # the next start removes what a kill left
+    RunFolder(str(tmp_path), LARGE)  # the next start removes what a kill left
     assert not (tmp_path / "checkpoints" / "part_step_000111").exists()
 
 
 def test_T10_rewinding_forgets_the_steps_that_run_again(tmp_path):
-    folder = RunFolder(str(tmp_path), Config())
+    folder = RunFolder(str(tmp_path), LARGE)
     folder.rewind(3)  # no log yet
     for step in range(6):
         folder.log({"step": step, "loss": step / 3, "text": "é"})
@@ -381,17 +358,16 @@ def test_importing_the_shared_files_needs_neither_torch_nor_transformers():
     assert python(code + "if m in sys.modules])").stdout == "[]\n"
 
 
-LARGE = Config()
-PRESETS = {"large": LARGE, "tiny": replace(LARGE, preset="tiny", lr=0.5, total_updates=3)}
+PRESETS = {"large": LARGE, "tiny": replace(LARGE, preset="tiny", lr=0.5, steps=3)}
 
 
 @pytest.mark.parametrize("argv", (["--preset", "tiny"], ["--preset=tiny"]))
 def test_a_preset_gives_the_defaults_and_flags_override_them(argv):
-    assert cli.parse(Config, PRESETS, []) == LARGE  # the first one
-    assert cli.parse(Config, PRESETS, argv) == PRESETS["tiny"]
+    assert cli.parse(SFTConfig, PRESETS, []) == LARGE  # the first one
+    assert cli.parse(SFTConfig, PRESETS, argv) == PRESETS["tiny"]
     expected = replace(PRESETS["tiny"], lr=0.25, lr_schedule="linear")
-    assert cli.parse(Config, PRESETS, [*argv, "--lr", "0.25", "--lr-schedule", "linear"]) == expected
-    assert cli.parse(Config, PRESETS, ["--lr", "0.25", "--lr-schedule", "linear", *argv]) == expected
+    assert cli.parse(SFTConfig, PRESETS, [*argv, "--lr", "0.25", "--lr-schedule", "linear"]) == expected
+    assert cli.parse(SFTConfig, PRESETS, ["--lr", "0.25", "--lr-schedule", "linear", *argv]) == expected
 
 
 @pytest.mark.parametrize(("argv", "held_out"), [
@@ -405,9 +381,9 @@ def test_with_data_of_ones_own_no_preset_keeps_its_held_out_file(argv, held_out)
 
 def test_help_shows_the_presets_values_and_an_unknown_preset_its_choices(capsys):
     with pytest.raises(UserError, match="--preset huge: unknown; choose one of large, tiny"):
-        cli.parse(Config, PRESETS, ["--preset", "huge", "--lr", "1"])
+        cli.parse(SFTConfig, PRESETS, ["--preset", "huge", "--lr", "1"])
     with pytest.raises(SystemExit) as caught:
-        cli.parse(Config, PRESETS, ["--preset", "tiny", "--help"])
+        cli.parse(SFTConfig, PRESETS, ["--preset", "tiny", "--help"])
     text = capsys.readouterr().out
     assert caught.value.code == 0 and "0.5" in text and "learning rate" in text and "0.002" not in text
 
