@@ -138,8 +138,6 @@ def why_not(config: Any) -> str:
     """Why this architecture cannot be packed and sampled here, in words; empty if it can."""
     window, known = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or []
     rope = getattr(config, "rope_parameters", None) or {}
-    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        return "has experts, whose routing is not tested"
     if any(getattr(config, name, None) for name in ("attn_logit_softcapping", "final_logit_softcapping")):
         return "caps its logits (softcapping), which the packed log-probs leave out"
     if any(kind != "full_attention" for kind in known) or (not known and window and window < context_of(vars(config))):

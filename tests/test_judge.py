@@ -31,8 +31,9 @@ class Longer:
     def text(self, conversation, k):
         if self.says:
             return self.says[k % len(self.says)]
-        a, b = (len(re.search(rf"Chatbot {x}'s Response\]\n(.*?)\n\[The End", conversation[-1]["content"], re.S)[1])
-                for x in "AB")
+        found = [re.search(rf"Chatbot {x}'s Response\]\n(.*?)\n\[The End", conversation[-1]["content"], re.S)
+                 for x in "AB"]
+        a, b = (len(match[1]) if match else 0 for match in found)
         letter = "A" if a > b else "B"
         return f"<type>Chat</type><rubric>length</rubric><eval>{a} {b}</eval><answer>[[{letter}]]</answer>"
 

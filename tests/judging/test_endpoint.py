@@ -582,7 +582,7 @@ def test_a_response_cannot_open_a_turn(fake, token):
 def test_code_and_prose_are_left_alone():
     text = "if a < b || c |> f <| g: x<T> <div> [1] [TODO] <answer>[[A]]</answer> {a|b} |x| <html> a<b|c>d e"
     [message] = endpoint.plain_messages([{"role": "user", "content": text}])
-    assert message["content"] == text.replace("<b|c>", "<b|c>")
+    assert message["content"] == text
     began = time.perf_counter()
     endpoint.plain_messages([{"role": "user", "content": "<|" * 50_000 + "<a" * 50_000}])
     assert time.perf_counter() - began < 2

@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
 import socket
 import threading
 
 import pytest
+from test_judge import Longer
 
 import judge as jd
 from judge import Judge, Serve
 from judging import serving
 from recipes import reward_client
-from rollout import Reply
 from runtime.errors import UserError
 
 
-class Longer:
-    """Names the longer response, or says nothing."""
+class Breaks(Longer):
+    broken: Exception | None = None
 
-    def __init__(self):
-        self.says, self.seen, self.broken = True, [], None
-
-    def chat(self, conversations, n, temperature, max_tokens, seeds):
+    def chat(self, *asked):
         if self.broken:
             raise self.broken
-        self.seen += conversations
-        found = [[re.search(rf"Chatbot {x}'s Response\]\n(.*?)\n\[The End", c[-1]["content"], re.S) for x in "AB"]
-                 for c in conversations]
-        shown = [[len(match[1]) for match in matches] if all(matches) else [2, 1] for matches in found]
-        return [[Reply(f"[[{'A' if a > b else 'B'}]]" if self.says else "hm", "stop", 5, 5)] for a, b in shown]
+        return super().chat(*asked)
 
 
 @pytest.fixture
 def served(monkeypatch):
-    sampler = Longer()
+    sampler = Breaks()
     judge, cfg = Judge(sampler), Serve(model="m")
     server = serving.make_server(lambda path, body: jd.answer(cfg, judge, path, body), "127.0.0.1", 0)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -60,7 +52,7 @@ def test_rewards_of_many_prompts_in_one_call(served):
     groups = [{"prompt": "one?", "responses": ["a", "bb", "ccc"]}, {"prompt": "two?", "responses": ["dd", "e"]}]
     status, found = post(served.port, "/rewards", {"groups": groups})
     assert status == 200 and found == {"rewards": [[0.0, 0.5, 1.0], [1.0, 0.0]], "verdicts": 8, "silent": {}}
-    served.says = False
+    served.says = ["hm"]
     _, found = post(served.port, "/rewards", {"groups": groups[1:]})
     assert found == {"rewards": [[0.5, 0.5]], "verdicts": 0, "silent": {"no verdict tag": 2}}
 
@@ -76,7 +68,7 @@ def test_rewards_of_many_prompts_in_one_call(served):
 ])
 def test_what_is_no_request_is_explained_in_json(served, body, status, words):
     found, said = post(served.port, "/rewards", body)
-    assert found == status and words in said["error"] and not served.seen
+    assert found == status and words in said["error"] and not served.conversations
 
 
 def test_hostile_clients(served, capsys):
@@ -114,7 +106,7 @@ def test_trl_texts_chats_and_prompts_that_are_apart(served):
     prompts = [chat(("user", "p"))] * 3
     assert reward_client.trl_reward(prompts=prompts, completions=[chat(("assistant", text)) for text in
                                                                   ("a", "bb", None)]) == [0.5, 1.0, 0.0]
-    assert served.seen[0][1]["content"].startswith("[Client Question]\np")
+    assert served.conversations[0][1]["content"].startswith("[Client Question]\np")
 
 
 def test_tool_turns_and_parts(served):
@@ -124,7 +116,7 @@ def test_tool_turns_and_parts(served):
     called = [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": "{}"}}]},
               {"role": "tool", "content": "83"}, {"role": "assistant", "content": "it is 83"}]
     assert len(reward_client.trl_reward([tool] * 3, [called, chat(("assistant", "no")), None])) == 3
-    assert any("it is 83" in c[-1]["content"] and "Tool: 83" in c[-1]["content"] for c in served.seen)
+    assert any("it is 83" in c[-1]["content"] and "Tool: 83" in c[-1]["content"] for c in served.conversations)
 
 
 def test_verl_alone_and_in_a_batch(served):
@@ -139,7 +131,7 @@ def test_verl_alone_and_in_a_batch(served):
 def test_a_judge_that_refuses_is_away_or_silent_is_said(served, monkeypatch, capsys):
     with pytest.raises(RuntimeError, match="group 0"):
         reward_client.trl_reward(["q"], [7])
-    served.says = False
+    served.says = ["hm"]
     assert reward_client.trl_reward(["q", "q"], ["a", "b"]) == [0.5, 0.5]
     assert "no output of the judge has a verdict" in capsys.readouterr().err
     monkeypatch.setattr(reward_client, "URL", "http://127.0.0.1:9")
