@@ -175,11 +175,6 @@ def test_repeated_ids_are_kept_apart(tmp_path):
     assert ev.evaluate(cfg, again) == summary and again.calls == 0
 
 
-def test_limit_takes_the_first_pairs(tmp_path):
-    cfg = make_run(tmp_path, limit=2)
-    assert ev.evaluate(cfg, Sampler())["overall"]["pairs"] == 2
-
-
 def judged(pair, order, sample, verdict, winner, category="Chat", **changes):
     one = Judgement(pair, "s", category, {}, order, sample, verdict, winner, verdict == winner, "stop", 10, "text")
     return replace(one, **changes)

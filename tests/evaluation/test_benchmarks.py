@@ -197,17 +197,6 @@ def test_bad_files_are_refused_with_their_place(tmp_path, name, file, content, m
     assert str(tmp_path / file) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_file_that_is_no_json_or_not_there_is_refused(tmp_path):
-    (tmp_path / "a.json").write_text("[{")
-    with pytest.raises(UserError, match=r"a\.json: not JSON"):
-        bm.load_benchmark("rm-bench", str(tmp_path / "a.json"))
-    with pytest.raises(UserError, match=r"b\.json: no such file"):
-        bm.load_benchmark("rm-bench", str(tmp_path / "b.json"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no items of rmb"):
-        bm.load_benchmark("rmb", str(tmp_path / "empty"))
-
-
 # ---- scores by hand ------------------------------------------------------------------------------------
 
 
