@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import compileall
+import contextlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ from typing import Any
 import pytest
 
 from course import handout
-from course.handout import HERE, HandoutError, Plan
+from course.handout import HERE, Plan
 from course.todo import Todo
+from runtime.cli import start
+from runtime.disk import write_whole
+from runtime.errors import UserError
 
 LARGEST = 2**20  # bytes of a submitted file
 
@@ -171,7 +175,7 @@ def grade(submission: Path, plan: Plan, worker: Worker, clean: Path) -> dict[str
     """One submission -> Gradescope's results."""
     began = time.monotonic()
     if not submission.is_dir():
-        raise HandoutError(f"{submission}: no such folder")
+        raise UserError(f"{submission}: no such folder")
     place = Path(tempfile.mkdtemp(dir=worker.root))
     tree, folder = place / "tree", place / "home"
     shutil.copytree(clean, tree)
@@ -190,7 +194,7 @@ def grade(submission: Path, plan: Plan, worker: Worker, clean: Path) -> dict[str
     shutil.rmtree(place, ignore_errors=True)
     expected = sum(f.points for f in plan.functions)
     if code not in (0, 1) or abs(sum(t["max_score"] for t in grader.tests) - expected) > 1e-9:
-        raise HandoutError(f"the tests themselves did not run: pytest exit {code}, {len(grader.tests)} tests of "
+        raise UserError(f"the tests themselves did not run: pytest exit {code}, {len(grader.tests)} tests of "
                            f"{sum(t['max_score'] for t in grader.tests):g} points, {expected:g} expected")
     notes = [f"{file}: {why}; the handout's is graded" for file, why in left_out.items()] + guards(worker.guards)
     return {"score": sum(t["score"] for t in grader.tests), "execution_time": round(time.monotonic() - began, 2),
@@ -227,34 +231,24 @@ def by_function(results: Mapping[str, Any], plan: Plan) -> str:
     return "\n".join([*lines, f"{results['score']:6g} of {total:g}", *filter(None, results["output"].split("\n"))])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m course.grade",
                                      description="Grade submissions (folders with the files that were written).")
     parser.add_argument("submissions", nargs="+", type=Path, metavar="SUBMISSION")
     parser.add_argument("--out", type=Path, help="results file; of several submissions a folder; default: none")
-    parser.add_argument("--assignments", help="grade only these, such as 3 or 1,2")
-    given = parser.parse_args(argv)
-    several = len(given.submissions) > 1
-    try:
-        plan = handout.read_plan(handout.numbers(given.assignments))
-        with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as clean:
-            clean_tree(Path(clean), plan)
-            worker = Worker(Path(root))
-            try:
-                for submission in given.submissions:
-                    results = grade(submission, plan, worker, Path(clean))
-                    print((f"==== {submission}\n" if several else "") + by_function(results, plan), flush=True)
-                    if given.out:
-                        target = given.out / f"{submission.resolve().name}.json" if several else given.out
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-            finally:
-                worker.close()
-    except (HandoutError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    parser.add_argument("--assignments", type=handout.numbers, help="grade only these, such as 3 or 1,2")
+    given = parser.parse_args()
+    several, plan = len(given.submissions) > 1, handout.read_plan(given.assignments)
+    with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as clean:
+        clean_tree(Path(clean), plan)
+        with contextlib.closing(Worker(Path(root))) as worker:
+            for submission in given.submissions:
+                results = grade(submission, plan, worker, Path(clean))
+                print((f"==== {submission}\n" if several else "") + by_function(results, plan), flush=True)
+                if given.out:
+                    target = given.out / f"{submission.resolve().name}.json" if several else given.out
+                    write_whole(target, json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -13,18 +13,16 @@ import ast
 import json
 import re
 import shutil
-import sys
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.cli import start
+from runtime.errors import UserError
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-
-
-class HandoutError(Exception):
-    """Something in handout.toml, or a source that it no longer fits; printed as one line."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,9 @@ class Plan:
         return [f.name for f in self.functions if f.file == file]
 
 
-def numbers(text: str | None) -> set[int] | None:
-    """--assignments 1,3 as numbers; None: all."""
-    return {int(part) for part in text.split(",")} if text else None
+def numbers(text: str) -> set[int]:
+    """--assignments 1,3"""
+    return {int(part) for part in text.split(",")}
 
 
 def read_plan(assignments: Collection[int] | None = None, names: Collection[str] | None = None) -> Plan:
@@ -65,15 +63,15 @@ def read_plan(assignments: Collection[int] | None = None, names: Collection[str]
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     known = [Function(**entry) for entry in table["function"]]
     if twice := {f.name for f in known if [g.name for g in known].count(f.name) > 1}:
-        raise HandoutError(f"{path}: {', '.join(sorted(twice))} twice; names must differ")
+        raise UserError(f"{path}: {', '.join(sorted(twice))} twice; names must differ")
     if strange := set(names or ()) - {f.name for f in known}:
-        raise HandoutError(f"{path}: no function {', '.join(sorted(strange))}")
+        raise UserError(f"{path}: no function {', '.join(sorted(strange))}")
     chosen = tuple(f for f in known if (assignments is None or f.assignment in assignments)
                    and (names is None or f.name in names))
     carry = tuple(str(file.relative_to(ROOT)) for pattern in table["carry"] for file in sorted(ROOT.glob(pattern))
                   if file.is_file())
     if outside := {f.file for f in known} - set(carry):
-        raise HandoutError(f"{path}: {', '.join(sorted(outside))} has a function and is not carried")
+        raise UserError(f"{path}: {', '.join(sorted(outside))} has a function and is not carried")
     return Plan(chosen, carry, table["seconds"], table["hidden"])
 
 
@@ -98,16 +96,16 @@ def blank(text: str, file: str, names: Iterable[str]) -> str:
     for name in names:
         node = find(tree, name)
         if node is None or not ast.get_docstring(node):
-            raise HandoutError(f"{file}: {name}: no function of that name with a docstring")
+            raise UserError(f"{file}: {name}: no function of that name with a docstring")
         docstring, body = node.body[0], node.body[1:]
         if not body:
-            raise HandoutError(f"{file}: {name} has no body to blank")
+            raise UserError(f"{file}: {name} has no body to blank")
         spans.append((docstring.end_lineno or 0, node.end_lineno or 0, docstring.col_offset, name))
-    for start, end, indent, name in sorted(spans, reverse=True):
-        count = sum(bool(line.strip()) for line in lines[start:end])
+    for first, end, indent, name in sorted(spans, reverse=True):
+        count = sum(bool(line.strip()) for line in lines[first:end])
         hint = (f"# Yours: about {count} line{'s' if count > 1 else ''} in place of these.",
                 "from todo import Todo", "", f'raise Todo("{name}")')
-        lines[start:end] = [" " * indent + line + "\n" if line else "\n" for line in hint]
+        lines[first:end] = [" " * indent + line + "\n" if line else "\n" for line in hint]
     return "".join(lines)
 
 
@@ -188,27 +186,22 @@ def write_pages(out: Path, plan: Plan) -> None:
 
 def make_handout(out: Path, plan: Plan) -> None:
     if out.exists() and any(out.iterdir()):
-        raise HandoutError(f"{out} is not empty; give a folder that is new")
+        raise UserError(f"{out} is not empty; give a folder that is new")
     out.mkdir(parents=True, exist_ok=True)
     write_sources(out, plan)
     write_tests(out, plan)
     write_pages(out, plan)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m course.handout", description="Write a student's copy.")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--assignments", help="blank only these, such as 3 or 1,2; default: all")
-    given = parser.parse_args(argv)
-    try:
-        plan = read_plan(numbers(given.assignments))
-        make_handout(given.out, plan)
-    except (HandoutError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument("--assignments", type=numbers, help="blank only these, such as 3 or 1,2; default: all")
+    given = parser.parse_args()
+    plan = read_plan(given.assignments)
+    make_handout(given.out, plan)
     print(f"{given.out}: {len(plan.functions)} functions, {sum(f.points for f in plan.functions):g} points")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)
