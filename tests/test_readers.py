@@ -25,7 +25,7 @@ from report_files import judge, make_pairs, write_demo, write_evaluation
 from data import Pair, load_pairs, save_pairs
 from evaluation.benchmarks import load_benchmark
 from evaluation.outcomes import read_log, score_rows, votes_curve
-from judging.endpoint import Failed, read_kept, read_replies
+from judging.endpoint import Failed, read_kept, read_reply
 from loading.folder import context_tokens
 from loading.judge_file import how_to_ask
 from loading.tokenizer import load_tokenizer
@@ -413,7 +413,7 @@ def test_a_spoilt_configuration_or_metrics_file_of_a_run(states, tmp_path, rng, 
 
 REPLY_ROWS = [{"key": key, "reply": asdict(Reply("so", "stop", 3, 1))} for key in "xy"]
 CHAINS = [asdict(Attempt("s", "p", k, "", "stop", 3, 2, "so")) for k in (0, 1)]
-ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "so"}, "finish_reason": "stop"}] * 2,
+ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "so"}, "finish_reason": "stop"}],
           "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
 
 
@@ -437,12 +437,12 @@ def test_spoilt_logs_of_replies_and_of_chains(tmp_path, rng, bytewise, chains):
 def test_a_spoilt_answer_of_a_server(rng, bytewise):
     body = spoil_bytes(json.dumps(ANSWER).encode(), rng) if bytewise else json.dumps(spoil(ANSWER, rng)).encode()
     try:
-        found = read_replies(body)
+        one = read_reply(body)
     except Failed as failed:
         assert str(failed)  # asked again, or said in one line
         return
-    assert found and all(isinstance(one.text, str) and one.finish_reason in ("stop", "length") for one in found)
-    assert all(type(n) is int and n >= 0 for one in found for n in (one.prompt_tokens, one.response_tokens))
+    assert isinstance(one.text, str) and one.finish_reason in ("stop", "length")
+    assert all(type(n) is int and n >= 0 for n in (one.prompt_tokens, one.response_tokens))
 
 
 # ---- models --------------------------------------------------------------------------------------------

@@ -268,12 +268,6 @@ def test_rm_bench_by_hand():
     assert table["domains"]["safety"] == pytest.approx((1 / 3 + 1 + 1 / 3) / 3)
     assert table["levels"]["hard"] == pytest.approx((0.5 / 3 + 1 + 0 + 1 / 3) / 4)
     assert table["overall"]["average"] == pytest.approx((11 / 18 + 1 + 0 + 5 / 9) / 4)
-    # the slip: 01 repeats 02, 12 repeats 10, 20 repeats 21
-    slipped = bm.score("rm-bench", outcomes, "official")
-    assert slipped["domain levels"]["chat hard"] == pytest.approx((0.5 + 0.5 + 0.5) / 3)
-    assert slipped["domain levels"]["chat normal"] == 1
-    assert slipped["domain levels"]["chat easy"] == pytest.approx((0.5 + 1 + 1) / 3)
-    assert slipped["levels"]["normal"] == table["levels"]["normal"]
 
 
 def test_rm_bench_without_a_domain_has_no_average():
