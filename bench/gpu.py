@@ -44,7 +44,8 @@ import rollout
 import settings
 import sft
 from batch import Group, collate, group_tokens
-from bench.workload import Shape, as_rollouts, forward_flops
+from bench import workload
+from bench.workload import Lengths, Shape, as_rollouts, forward_flops
 from ops import head
 from rollout import Rollout
 from runtime import ranks, sizes, states
@@ -64,7 +65,7 @@ SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the parts are: on a card, or the same lines on a CPU. Lengths are mean tokens."""
+    """How large the parts are: on a card, or the same lines on a CPU. Lengths are median tokens."""
 
     device: str
     heads: tuple[tuple[int, int, int], ...]  # query heads, key/value heads, size of a head
@@ -92,15 +93,8 @@ TINY = Scale("cpu", ((4, 2, 16),), (30, 20), SMALL, (300, 500, 300, 700), (32, 6
 
 
 def make_groups(count: int, lengths: tuple[int, int], size: int, seed: int = 0) -> list[Group]:
-    """Groups of random ids; lengths are between half and one and a half of the mean."""
-    chance = torch.Generator().manual_seed(seed)
-
-    def ids(mean: int) -> list[int]:
-        length = max(2, int(mean * (0.5 + torch.rand((), generator=chance).item())))
-        return torch.randint(5, 40, (length,), generator=chance).tolist()
-
-    advantages = [1.0, -1.0] * (size // 2) + [0.5] * (size % 2)
-    return [Group(ids(lengths[0]), [ids(lengths[1]) for _ in range(size)], advantages) for _ in range(count)]
+    """Groups of random ids under 64, with these median lengths of prompt and response."""
+    return workload.make_groups(Shape(64), Lengths(*lengths, spread=0.3), count, size, seed)
 
 
 def make_policy(at: Scale, shape: dict[str, Any], compute: str = "bfloat16", checkpointing: bool = True,
