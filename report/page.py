@@ -53,9 +53,7 @@ Table = list[list[str]]  # the first row is the header
 @dataclass(frozen=True)
 class Config:
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
-    """a run, an evaluation, or a folder of them"""
-    out: str = ""
-    """page to write; empty: FOLDER/report.html. The curves go to the folder `plots` beside it"""
+    """a run, an evaluation, or a folder of them; it gets report.html, and the curves in `plots`"""
 
 
 # ---- tables --------------------------------------------------------------------------------------------
@@ -275,7 +273,7 @@ TEMPLATE = Template((HERE / "report.template.html").read_text("utf-8"))  # what 
 def report(cfg: Config) -> Path:
     """Print the tables, write the curves and the page; returns the page's path."""
     folder = Path(cfg.folder)
-    out = Path(cfg.out) if cfg.out else folder / "report.html"
+    out = folder / "report.html"
     stages = find_stages(folder)
     texts = load_texts(stages)
     evaluated = find_curves(folder)
@@ -286,7 +284,7 @@ def report(cfg: Config) -> Path:
     for name, panels in curves.items():
         for title, _, png, _ in panels:
             slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{name.removeprefix('Training: ')} {title}").strip("-").lower()
-            disk.write_whole(out.parent / "plots" / f"{slug}.png", png)
+            disk.write_whole(folder / "plots" / f"{slug}.png", png)
     disk.write_whole(out, page(f"Report: {folder.resolve().name}", listed, curves, browser_data(stages, texts),
                               evaluated))
     print(out)

@@ -43,12 +43,6 @@ def test_terminal_and_files(tmp_path, capsys):
     assert out.read_bytes() == first  # deterministic
     assert not list(folder.rglob("*.part"))
 
-def test_with_out_nothing_is_written_into_the_run(no_plots, tmp_path):
-    folder = write_demo(tmp_path / "demo")
-    before = sorted(folder.rglob("*"))
-    rp.report(rp.Config(str(folder), out=str(tmp_path / "elsewhere" / "page.html")))
-    assert sorted(folder.rglob("*")) == before and (tmp_path / "elsewhere" / "plots" / "sft-loss.png").exists()
-
 
 class Page(HTMLParser):
     def __init__(self, text):
