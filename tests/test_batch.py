@@ -336,11 +336,3 @@ def test_T5_empty_responses_and_groups_of_one_give_no_nan(double_policy, agg):
     assert sum(len(b.targets) for b in batches if b.weight) == 3
     found = gradient(double_policy, batches, agg, loss_divisor(groups, agg, 16))
     assert all(g.isfinite().all() for g in found.values())
-
-
-@pytest.mark.parametrize("agg", AGGS)
-def test_T5_a_batch_without_any_target_gives_a_zero_gradient(double_policy, agg):
-    batch = collate([Group([1, 2], [[], []], [1.0, 2.0])], [0], "cpu")
-    assert len(batch.targets) == 0
-    found = gradient(double_policy, [batch], agg, 2)
-    assert all((g == 0).all() for g in found.values())

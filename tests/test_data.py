@@ -13,7 +13,6 @@ from hypothesis import given, strategies as st
 from data import Pair, load_pairs, save_pairs, shard, stream, swap
 from runtime.errors import UserError
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "prefs" / "real_input_300.jsonl"
 USER, REPLY = {"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}
 OWN = {"context": [USER], "response_a": "4", "response_b": "5", "winner": "A"}
 PLAIN = {"messages": [USER], "chosen": "4", "rejected": "5"}
@@ -292,21 +291,3 @@ def test_epochs_and_seeds_are_shuffled_differently_and_the_same_everywhere():
 
 
 FIRST_TEN = "ceagbdfhca"  # what every machine and Python must draw
-
-
-# ---- real rows -----------------------------------------------------------------------------------------
-
-
-def test_the_real_input_loads_and_is_balanced():
-    if not REAL.is_file():
-        pytest.skip("the real preference pairs are not here")
-    pairs = load_pairs(str(REAL))
-    assert len(pairs) == 300
-    assert Counter(p.winner for p in pairs) == {"A": 150, "B": 150}
-    assert Counter(p.category for p in pairs) == {"chat": 80, "math": 80, "code": 70, "safety": 70}
-    assert len({p.pair_id for p in pairs}) == 300
-    rows = [json.loads(line) for line in REAL.read_text(encoding="utf-8").splitlines()]
-    for pair, row in zip(pairs, rows, strict=True):
-        right, wrong = (pair.response_a, pair.response_b)[:: 1 if pair.winner == "A" else -1]
-        assert (right, wrong, pair.pair_id) == (row["chosen"], row["rejected"], row["id"])
-        assert list(pair.context) == row["messages"]

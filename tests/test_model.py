@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+import tiny_tokenizers
 import torch
 from tiny_models import (
     ARCHITECTURES,
@@ -210,23 +211,6 @@ def test_P4_head_gradient_in_chunks_is_the_float32_sum():
     assert torch.cosine_similarity(found[32].flatten(), found[4096].flatten(), dim=0) > 0.9999
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_chunks_change_nothing(monkeypatch, temperature):
-    """CHUNK is the only setting; whatever it is, 32 tokens go at once at least."""
-    groups = [Group([1, 7], [[3 + (5 * i + t) % 40 for t in range(9 + i)] for i in range(8)])]
-    lm, batch = make_lm("llama", tied=True, dtype=torch.float64), collate(groups, [0], "cpu")
-    results = []
-    for chunk in (0, 48 * 40, 2**22):
-        monkeypatch.setitem(head.CHUNK, "cpu", chunk)
-        lm.zero_grad()
-        logprobs, entropy = Policy(lm)(batch, temperature=temperature, entropy=True)
-        weighed(logprobs).backward()
-        results.append(gradients(lm) | {"logprobs": logprobs.detach(), "entropy": entropy})
-    assert len(batch.targets) > 96
-    for other in results[1:]:
-        assert_close(other, results[0], 1e-12)
-
-
 class LargestLogits(TorchDispatchMode):
     """Watches every operation, of the backward pass too, for the tallest tensor of `vocab` columns."""
 
@@ -251,7 +235,7 @@ def test_no_logits_of_all_tokens_are_ever_alive(monkeypatch, entropy):
     with LargestLogits(vocab) as largest:
         out = policy(batch, temperature=0.7, entropy=entropy)
         out.logprobs.sum().backward()
-    assert 0 < largest.rows <= 32
+    assert largest.rows == 32
 
 
 # ---- load ----------------------------------------------------------------------------------------------
@@ -362,17 +346,9 @@ def test_T16_the_tokenizer_that_loads_is_the_one_that_was_saved(tmp_path, arch):
 @pytest.mark.parametrize("named", ["LlamaTokenizerFast", "PreTrainedTokenizerFast", "Qwen2Tokenizer"])
 def test_T16_the_name_in_tokenizer_config_does_not_change_the_ids(tmp_path, arch, named):
     """Released byte-level tokenizers call themselves LlamaTokenizerFast; tokenizer.json is what counts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<eos>"])
-    backend.train_from_iterator(["which judge said 1234 and which said 12"] * 5, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-    tokenizer.chat_template = tiny_models.TEMPLATE
-    folder = make_folder(tmp_path, make_lm(arch, vocab_size=300))
+    tokenizer = tiny_tokenizers.chatml()
+    backend = tokenizer.backend_tokenizer
+    folder = make_folder(tmp_path, make_lm(arch, vocab_size=len(tokenizer)))
     tokenizer.save_pretrained(tmp_path)
     file = tmp_path / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": named}))

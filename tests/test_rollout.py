@@ -126,14 +126,6 @@ def test_T8_long_responses_outgrow_the_cache_and_a_block_of_uniforms_while_rows_
 # ---- the same rollouts for any layout ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", [1, 3, 6, 7, 256])
-@pytest.mark.parametrize("temperature", [1.0, 0.0])
-def test_P15_rollouts_do_not_depend_on_how_many_rows_are_decoded_at_once(sampler, monkeypatch, rows, temperature):
-    wanted = sampler.generate(PROMPTS, 3, temperature, 15, SEEDS)
-    monkeypatch.setattr(rollout, "MOST_ROWS", rows)
-    assert_same_rollouts(sampler.generate(PROMPTS, 3, temperature, 15, SEEDS), wanted)
-
-
 def test_a_paper_run_without_vllm_is_refused_unless_the_embedded_sampler_is_asked_for(tmp_path):
     folder = make_folder(tmp_path / "model", make_lm(), tokenizer=True)
     paper = replace(PAPER_GRPO, model=str(folder), out=str(tmp_path))
@@ -175,16 +167,6 @@ def test_rollouts_do_not_depend_on_the_order_of_the_prompts(sampler, order, mega
     assert [r.prompt_index for r in made] == [k for k in range(len(PROMPTS)) for _ in range(2)]
     for k, i in enumerate(order):
         assert_same_rollouts(made[2 * k : 2 * k + 2], wanted[2 * i : 2 * i + 2])
-
-
-def test_neighbouring_seeds_and_neighbours_in_a_group_give_different_samples():
-    sampler = make_sampler(stops=[EOS])
-    sampler.stop_ids = set()
-    seeds = [5, 6, 7, 2**62 - 1, 2**62 - 2]
-    made = sampler.generate([PROMPTS[0]] * len(seeds), 4, 1.0, 12, seeds)
-    assert len({tuple(r.response_ids) for r in made}) == len(made)
-    again = sampler.generate([PROMPTS[0]] * len(seeds), 4, 1.0, 12, seeds)
-    assert_same_rollouts(again, made, atol=0)
 
 
 # ---- the end of a response -----------------------------------------------------------------------------

@@ -74,25 +74,6 @@ def test_dr_grpo_is_two_settings(monkeypatch):
     assert cli.parse(grpo.Config, grpo.PRESETS, flags) == given["cfg"]
 
 
-def loss_of(cfg: grpo.Config, responses: list[list[int]], rewards: list[float]) -> float:
-    """At ratio 1 and without KL: -A per token, averaged as cfg says; 10 tokens at most."""
-    cfg = replace(cfg, kl_coef=0.0, max_response_tokens=10)
-    advantages = grpo.group_advantages(torch.tensor([rewards]), cfg.scale_by_std)[0].tolist()
-    batch = collate([Group([1], responses, advantages)], [0], "cpu")
-    logprobs = torch.zeros(len(batch.targets))
-    batch.old_logprobs = batch.ref_logprobs = logprobs
-    total = {"const": len(responses) * cfg.max_response_tokens, "seq": len(responses)}[cfg.agg]
-    return grpo.grpo_loss(logprobs, batch, cfg, total)[0].item()
-
-
-def test_dr_grpo_by_hand_every_token_of_a_long_wrong_response_weighs_as_much():
-    """Rewards 1, 1, -1, -1: A = +-1 without std, +-.866 with it. Lengths 1, 1, 1, 5.
-    const: (-1 - 1 + 1 + 5) / (4 x 10) = .1; seq: (-1 - 1 + 1 + 1) x .866 / 4 = 0, however long the last is."""
-    responses, rewards = [[1], [2], [3], [4] * 5], [1.0, 1.0, -1.0, -1.0]
-    assert loss_of(dr_grpo.PRESETS["tiny"], responses, rewards) == pytest.approx(0.1)
-    assert loss_of(TINY, responses, rewards) == pytest.approx(0.0, abs=1e-6)
-
-
 # ---- StableReinforce: the advantage filter -------------------------------------------------------------
 
 

@@ -17,16 +17,14 @@ from safetensors.torch import load_file
 
 import grpo
 import model
-from batch import Group
 from cor_prompt import plain_tokenizer
 from data import Pair
 from loading.tokenizer import load_tokenizer
-from ops.head import Scores
 from rollout import Rollout
 from runtime.errors import UserError
 from runtime.steps import StopSignal
 from variants import rlpr
-from variants.rlpr import PRESETS, encode_verdict, rlpr_score, verdict_probabilities, with_verdict
+from variants.rlpr import PRESETS, encode_verdict, rlpr_score, with_verdict
 from variants.std_filter import StdFilter, running_std
 
 pytestmark = pytest.mark.numeric
@@ -109,61 +107,6 @@ def test_the_last_of_two_equal_verdicts_is_replaced(words):
 @pytest.mark.parametrize("text", ["", "yes right", A + B, "<answer>", A + " yes" * 40])
 def test_no_verdict_nothing_to_score(words, text):
     assert with_verdict(rollout([1], encode(text, words), words, stop=False), "A", words) == ([], [])
-
-
-# ---- probabilities by hand -----------------------------------------------------------------------------
-
-
-class Known(torch.nn.Module):
-    """p = table[target] where given, else by how many response tokens went before."""
-
-    def __init__(self, table: dict[int, float] | None = None, after: list[float] | None = None, prompt: int = 0):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.table, self.after, self.prompt = table, after, prompt
-
-    def forward(self, batch, temperature):
-        if self.table is not None:
-            probs = [self.table[t] for t in batch.targets.tolist()]
-        else:
-            assert self.after is not None
-            before = batch.position_ids.flatten()[batch.source] + 1 - self.prompt
-            probs = [self.after[min(b, len(self.after) - 1)] for b in before.tolist()]
-        return Scores(torch.tensor(probs).log(), torch.zeros(len(probs)))
-
-
-@pytest.mark.parametrize(
-    ("how", "long", "short"), [("mean", 1.6 / 3, 0.9), ("product", 0.09, 0.9), ("geometric", 0.09 ** (1 / 3), 0.9)]
-)
-def test_three_ways_to_make_one_number_of_a_verdict(how, long, short):
-    """Tokens 1, 2, 3 have .5, .9, .2: mean .533, product .09, geometric mean .448; token 4 is not the verdict's."""
-    groups = [Group([7], [[4, 1, 2, 3], [], [4, 2]], sampler_logprobs=[[0.0, 1.0, 1.0, 1.0], [], [0.0, 1.0]]),
-              Group([7, 7], [[2], [4], [1]], sampler_logprobs=[[1.0], [0.0], [1.0]])]
-    policy, cfg = Known({1: 0.5, 2: 0.9, 3: 0.2, 4: 1e-9}), replace(TINY, probability=how)
-    expected = torch.tensor([[long, 0.0, short], [0.9, 0.0, 0.5]], dtype=torch.float64)
-    for budget in (1, 4, 6, 4096):  # a group cut in pieces, or not
-        found = verdict_probabilities(policy, groups, replace(cfg, micro_batch_tokens=budget))
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
-
-
-def test_reward_by_hand(words):
-    """[[X]] is the second token of the bare verdict: p = .4. After one word of reasoning it is .3, after three .8."""
-    after = [1.0, 0.4, 0.3, 1.0, 0.8, 1.0]
-    texts = ["yes " + B, "yes yes no " + A, "yes yes no", B]
-    rollouts = [rollout([5, 6], encode(text, words), words) for text in texts]
-    policy = Known(after=after, prompt=2)
-    got = rlpr_score(rollouts, [pair("A")], policy, words, TINY)
-    torch.testing.assert_close(got, torch.tensor([[0.0, 0.4, 0.0, 0.0]], dtype=torch.float64), atol=1e-6, rtol=0)
-    plain = rlpr_score(rollouts, [pair("A")], policy, words, replace(TINY, debias=False))
-    torch.testing.assert_close(plain, torch.tensor([[0.3, 0.8, 0.0, 0.4]], dtype=torch.float64), atol=1e-6, rtol=0)
-
-
-def test_the_reference_verdict_is_scored_whatever_was_sampled(words):
-    table = dict.fromkeys(range(96), 1.0)
-    table |= {words.convert_tokens_to_ids("[[A]]"): 0.9, words.convert_tokens_to_ids("[[B]]"): 0.2}
-    rollouts = [rollout([5], encode("yes " + said, words), words) for said in (A, B)] * 2
-    got = rlpr_score(rollouts, [pair("A"), pair("B")], Known(table), words, replace(TINY, debias=False))
-    torch.testing.assert_close(got, torch.tensor([[0.9, 0.9], [0.2, 0.2]], dtype=torch.float64), atol=1e-6, rtol=0)
 
 
 # ---- against plain transformers ------------------------------------------------------------------------
