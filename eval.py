@@ -304,7 +304,7 @@ def main() -> None:
     summary = evaluate(cfg)
     if ranks.rank() == 0:
         tables.print_summary(summary)
-        print(f"{cfg.out}: summary.json" + (", of which report draws the curve" if "curve" in summary else ""))
+        print(f"{cfg.out}: summary.json" + ("; python -m report draws its curve" if "curve" in summary else ""))
     points = [summary["overall"]] if "overall" in summary else summary["curve"]["points"]
     if not any(point["verdict_rate"] for point in points):
         if not cfg.baseline:

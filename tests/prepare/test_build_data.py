@@ -15,7 +15,7 @@ from hypothesis import given, strategies as st
 from tiny_models import make_folder, make_lm
 
 from cor_prompt import encode_prompt, render
-from data import Pair, load_pairs, save_pairs
+from data import Pair, load_pairs
 from evaluation.benchmarks import unique
 from prepare import build_data, card as cards
 from prepare.augment import augmented
@@ -376,21 +376,6 @@ def test_the_same_command_writes_the_same_bytes_whatever_the_hash_seed(tmp_path)
         assert name == "config.json" or (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert "70 kept; to_distil.jsonl 7, rl.jsonl 52, held_out.jsonl 8, to_distil_held_out.jsonl 3" in done.stdout
     assert "dropped 10: source left out (--drop-sources)" in done.stdout
-
-
-def test_what_is_written_is_read_unchanged_and_fits_both_stages(tmp_path, tiny_tokenizers):
-    import sft
-
-    traced = {"context": [user("Q")], "response_a": "x", "response_b": "y", "winner": "B",
-              "trace": "So.\n<answer>[[B]]</answer>"}
-    splits, _ = make(tmp_path, pairs=[plain(0, meta={"level": "3"}), traced, plain(2)])
-    path = tmp_path / "out" / "rl.jsonl"
-    assert path.read_text() == save_pairs(splits["rl.jsonl"])
-    first = splits["rl.jsonl"][0]
-    assert (first.source, first.category, first.meta) == ("mine", "chat", {"level": "3"})
-    with_trace = [p for p in splits["rl.jsonl"] if p.trace]
-    (group,) = sft.encode_pairs(with_trace, tiny_tokenizers["chatml"], sft.Config(style="plain"), None)
-    assert group.responses[0][-1] == tiny_tokenizers["chatml"].eos_token_id
 
 
 def test_files_of_something_else_and_of_another_build_are_refused(tmp_path):
