@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
-from loading.judge_file import NAME
+from loading.judge_file import NAME, card
 from loading.tokenizer import stop_ids
 from runtime.disk import read_json, replace_folder, write_whole
 
 
 def save_folder(lm: Any, weights: dict[str, Tensor], tokenizer: Any, path: Path, dtype: str,
                 shard_bytes: int = 4 * 2**30, judge: Mapping[str, Any] | None = None) -> None:
-    """Write config, weights (on the CPU, a tied head left out), end-of-turn ids and tokenizer; judge.json if
-    `judge` says how it is asked.
+    """Write config, weights (on the CPU, a tied head left out), end-of-turn ids and tokenizer; judge.json and a
+    model card if `judge` says how it is asked.
 
     Only the rank that holds the weights calls it. `lm` is the transformers model they belong to.
     """
@@ -40,7 +40,9 @@ def save_folder(lm: Any, weights: dict[str, Tensor], tokenizer: Any, path: Path,
     tokenizer.save_pretrained(aside)
     _write(aside / "tokenizer_config.json", _of_both_versions(read_json(aside / "tokenizer_config.json")))
     if judge:
-        _write(aside / NAME, {**judge, "template_args": dict(getattr(tokenizer, "template_args", {}))})
+        judge = {**judge, "template_args": dict(getattr(tokenizer, "template_args", {}))}
+        _write(aside / NAME, judge)
+        write_whole(aside / "README.md", card(judge))
     replace_folder(aside, path)
 
 

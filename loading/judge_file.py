@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from loading.folder import model_folder
@@ -48,8 +49,10 @@ def how_to_ask(model: str, *, style: Any = None, wording: str | None = None, max
     arguments = parse_arguments(template_args)
     if not known:
         asked = replace(default or Asked(), **given, template_args=arguments)
-        whose = "the wording of --prompt-file" if asked.wording else "the built-in wording"
-        _say(f"{model} has no {NAME}: style {asked.style}, {whose}; docs/judge.md says how to give its own")
+        whose = ("the wording of --prompt-file" if asked.wording else
+                 "the built-in wording (RM-R1's own checkpoints were trained with their authors' wording: "
+                 "docs/judge.md has the command that gets it)")
+        _say(f"{model} has no {NAME}: style {asked.style}, {whose}")
         return asked
     if known.get("prompt", "cor_prompt") != "cor_prompt":
         _say(f"{model} was trained with the prompt of {known['prompt']}.py and is shown another one here")
@@ -109,3 +112,26 @@ def about(cfg: Any, asked: Asked, read: Mapping[str, str], prompt: Any = None) -
             "prompt": Path(prompt.__code__.co_filename).stem if prompt else "cor_prompt",
             "trained_by": type(cfg).__name__.removesuffix("Config"), "base": cfg.model, "data": cfg.data,
             "digests": dict(read), "command": command}
+
+
+def card(judge: Mapping[str, Any]) -> str:
+    """README.md of an export, which is its page once the folder is uploaded."""
+    base, prompt, wording = judge["base"], judge["prompt"], judge["wording"]
+    on_hub = f"base_model: {base}\n" if base.count("/") == 1 and not Path(base).exists() else ""
+    shown = f"The wording:\n\n{indent(wording, '    ')}" if wording else "The wording is the built-in one of its style."
+    if prompt == "cor_prompt":
+        shown = f"Its last words are `<answer>[[A]]</answer>` or `<answer>[[B]]</answer>`. {shown}"
+    else:
+        shown = f"The prompt and the form of the verdict are those of `{prompt}.py`."
+    return f"""---
+library_name: transformers
+{on_hub}---
+# A judge of responses, which reasons
+
+Trained by {judge["trained_by"]} from `{base}` on `{judge["data"]}`:
+
+    {judge["command"]}
+
+`{NAME}` says how it is asked, and `judge.py` reads it there: style `{judge["style"]}`, at most
+{judge["max_tokens"]} tokens, template arguments `{json.dumps(judge["template_args"])}`. {shown}
+"""

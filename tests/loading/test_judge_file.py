@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from tiny_models import make_folder, make_lm, make_tokenizer
 
-from loading.judge_file import Asked, about, how_to_ask
+from loading.judge_file import Asked, about, card, how_to_ask
 from loading.templates import set_arguments
 from loading.tokenizer import load_tokenizer
 from model import Policy, save_hf
@@ -42,6 +42,19 @@ def test_an_export_says_how_it_is_asked_and_where_it_came_from(tmp_path):
     assert load_tokenizer(str(tmp_path)).template_args == found["template_args"]
 
 
+def test_an_export_has_a_model_card(tmp_path, monkeypatch):
+    page = Path(judge(tmp_path), "model/README.md").read_text()
+    assert page.startswith("---\n") and "\nbase_model: org/base\n---\n" in page
+    for said in ("`pairs.jsonl`", "style `plain`, at most\n60 tokens, template arguments `{}`", "    Judge. {data}\n",
+                 "<answer>[[A]]</answer>", "    python "):
+        assert said in page
+    monkeypatch.chdir(tmp_path)
+    Path("runs/sft").mkdir(parents=True)
+    other = about(SimpleNamespace(model="runs/sft", data="d"), Asked(), {}, card)
+    page = card(other | {"template_args": {}})
+    assert "base_model" not in page and "judge_file.py" in page and "[[A]]" not in page, "a prompt of another file"
+
+
 def test_a_judge_is_asked_as_it_was_trained(tmp_path, capsys):
     run = judge(tmp_path)
     for path in (run, f"{run}/model"):
@@ -67,7 +80,8 @@ def test_a_flag_that_differs_wins_and_is_said(tmp_path, capsys, given, wanted, s
 def test_a_folder_without_the_file_gets_the_defaults_and_that_is_said(tmp_path, capsys):
     folder = make_folder(tmp_path, make_lm())
     assert how_to_ask(folder) == Asked("instruct", None, 2048, {})
-    assert "no judge.json" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no judge.json" in said and "their authors' wording: docs/judge.md" in said
     assert how_to_ask(folder, style="plain", default=Asked("reasoning")).style == "plain"
     assert how_to_ask(folder, default=Asked("reasoning", max_tokens=9)) == Asked("reasoning", max_tokens=9)
     assert how_to_ask("a-served-name", served=True) == Asked()
