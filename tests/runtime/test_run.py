@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from runtime import cli, errors, metrics, run_folder, steps
+from runtime import cli, errors, run_folder, steps
 from runtime.disk import read_jsonl, write_whole
 from runtime.errors import UserError
 from runtime.metrics import Clock, Metrics
@@ -273,19 +273,6 @@ def test_what_is_not_finite_is_counted_and_leaves_the_others_alone():
     metrics.add_max("gap", math.nan)
     metrics.add_max("gap", 1.0)
     assert metrics.reduce() == {"norm": 3.0, "not_finite": 2}
-
-
-def test_T9_ranks_weigh_by_their_counts(monkeypatch):
-    mine, other = Metrics(), Metrics()
-    mine.add("loss", 10.0, 4)
-    other.add("loss", 2.0, 2)
-    other.add("only there", 4.0, 2)
-    mine.add("empty here", 0.0, 0)
-    other.add("empty here", 6.0, 3)
-    mine.add_max("slowest", 1.0)
-    other.add_max("slowest", 5.0)
-    monkeypatch.setattr(metrics, "gather", lambda value: [value, (other.sums, other.maxima)])
-    assert mine.reduce() == {"loss": 2.0, "only there": 2.0, "empty here": 2.0, "slowest": 5.0}
 
 
 def test_a_clock_measures_laps_and_tokens_per_second(monkeypatch):
