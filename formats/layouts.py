@@ -30,6 +30,7 @@ COMPARED = {(name + first, name + second): number for name in ("response", "answ
             "conversation") for (first, second), number in ENDS.items()} | {("a", "b"): 0, ("A", "B"): 0}
 WINNERS = ("winner", "label", "preference", "preferred", "better", "choice", "better_response_id")
 STRENGTHS = ("overall_preference", "preference_strength")  # below 0: the first, above 0: the second, 0: a tie
+FLAGS = ("winner_model_a", "winner_model_b", "winner_tie")
 ROLES = {"system": "system", "developer": "developer", "user": "user", "human": "user", "assistant": "assistant",
          "gpt": "assistant", "model": "assistant", "bot": "assistant", "function_call": "assistant", "tool": "tool",
          "function": "tool", "observation": "tool", "ipython": "tool"}
@@ -85,6 +86,7 @@ def read_row(row: Row) -> dict[str, Any]:
     """{sides: two whole conversations, winner: A, B, tie or None, ordered: is the first always better?} or, of a
     ready-made prompt, {messages, winner}; and the row's names. Raises Unusable."""
     row = {name: value for name, value in row.items() if value is not None}  # tables fill gaps with nulls
+    row = row | arena_55k(row) if all(name in row for name in FLAGS) else row
     try:
         json.dumps(row, ensure_ascii=False, default=str).encode()
     except (UnicodeEncodeError, RecursionError):
@@ -101,6 +103,22 @@ def read_row(row: Row) -> dict[str, Any]:
     names, ordered = pairs[0], pairs[0] not in COMPARED
     return names_of(row) | {"row": row, "sides": read_sides(row, *names), "ordered": ordered,
                             "winner": "A" if ordered else read_winner(row, *names)}
+
+
+def arena_55k(row: Row) -> dict[str, Any]:
+    """The columns of other layouts: three flags name the winner, what each speaker said is a JSON list in a text."""
+    flags = [str(row[name]).removesuffix(".0") for name in FLAGS]
+    if sorted(flags) != ["0", "0", "1"]:
+        raise Unusable(f"not one of {', '.join(FLAGS)} is 1", repr(flags)[:80])
+    found: dict[str, Any] = {"winner": ("A", "B", "tie")[flags.index("1")]}
+    try:
+        asked, *said = (json.loads(text(row, name)) for name in ("prompt", "response_a", "response_b"))
+    except (ValueError, RecursionError):
+        return found  # plain texts
+    if not all(isinstance(turns, list) and len(turns) == len(asked) > 0 for turns in (asked, *said)):
+        return found
+    first, second = (alternate(zip(asked, turns, strict=True), "prompt") for turns in said)
+    return found | {"prompt": None, "response_a": first, "response_b": second}
 
 
 def names_of(row: Row) -> dict[str, Any]:

@@ -308,7 +308,8 @@ def read_kept(path: Path) -> dict[str, Reply]:
             ok = False
         if not ok:
             raise UserError(f"{path}:{number}: not a reply of this server; use another folder")
-        known[row["key"]] = reply
+        if reply.text != "(no reply: malformed answer)":  # an error that was once kept as a reply is asked again
+            known[row["key"]] = reply
     return known
 
 

@@ -116,22 +116,22 @@ def about(cfg: Any, asked: Asked, read: Mapping[str, str], prompt: Any = None) -
 
 def card(judge: Mapping[str, Any]) -> str:
     """README.md of an export, which is its page once the folder is uploaded."""
-    base, prompt, wording = judge["base"], judge["prompt"], judge["wording"]
+    base, prompt = judge["base"], judge["prompt"]
     on_hub = f"base_model: {base}\n" if base.count("/") == 1 and not Path(base).exists() else ""
-    shown = f"The wording:\n\n{indent(wording, '    ')}" if wording else "The wording is the built-in one of its style."
-    if prompt == "cor_prompt":
-        shown = f"Its last words are `<answer>[[A]]</answer>` or `<answer>[[B]]</answer>`. {shown}"
-    else:
-        shown = f"The prompt and the form of the verdict are those of `{prompt}.py`."
+    verdict = "Its last words are `<answer>[[A]]</answer>` or `<answer>[[B]]</answer>`."
+    verdict = verdict if prompt == "cor_prompt" else f"Prompt and verdict are those of `{prompt}.py`."
+    wording = indent(judge["wording"] or "(the built-in one of its style)", "    ")
     return f"""---
 library_name: transformers
 {on_hub}---
-# A judge of responses, which reasons
+# A judge that reasons before it names the better response
 
 Trained by {judge["trained_by"]} from `{base}` on `{judge["data"]}`:
 
     {judge["command"]}
 
 `{NAME}` says how it is asked, and `judge.py` reads it there: style `{judge["style"]}`, at most
-{judge["max_tokens"]} tokens, template arguments `{json.dumps(judge["template_args"])}`. {shown}
+{judge["max_tokens"]} tokens, template arguments `{json.dumps(judge["template_args"])}`. {verdict} The wording:
+
+{wording}
 """

@@ -50,6 +50,8 @@ PAIRS = [
     {"context_messages": [{"role": "system", "content": "Judge."}, USER], "winner": "model_b"},
     {"context_messages": [USER], "winner": "<eval>A</eval><answer>[[A]]</answer>"},
     {"context": [USER], "response1": "4", "response2": "5", "overall_preference": -3, "history": [["hi", "ho"]]},
+    {"prompt": '["Why?"]', "response_a": '["So."]', "response_b": '["Hm."]', "winner_model_a": 1, "winner_model_b": 0,
+     "winner_tie": 0},
     {"conversation_a": [USER, {**REPLY, "content": [{"type": "text", "text": "4"}]}], "turn": 1,
      "conversation_b": [USER, {**REPLY, "content": "5"}], "winner": "model_a"},
     {"chosen": "\n\nHuman: Why?\n\nAssistant: So.", "rejected": "\n\nHuman: Why?\n\nAssistant: Hm."},

@@ -426,6 +426,18 @@ def test_an_error_in_a_body_stops_the_run_and_is_never_kept(fake, tmp_path, kind
         assert_right(ask(sampler_of(fake, kept=kept), ["r"]), ["r"])
 
 
+def test_an_error_that_was_kept_as_a_reply_is_asked_again(fake, tmp_path):
+    kept = tmp_path / "replies.jsonl"
+    ask(sampler_of(fake, kept=kept), ["q", "r"])
+    lines = kept.read_text().splitlines()
+    row = json.loads(lines[0])
+    row["reply"]["text"] = "(no reply: malformed answer)"
+    kept.write_text(f"{json.dumps(row)}\n{lines[1]}\n")
+    for _ in range(2):
+        assert_right(ask(sampler_of(fake, kept=kept), ["q", "r"]), ["q", "r"])
+        assert len(fake.seen) == 3
+
+
 # ---- settings of a server ------------------------------------------------------------------------------
 
 
