@@ -10,7 +10,7 @@
     python judge.py pairs --model runs/grpo --data pairs.jsonl --out runs/verdicts
     some-program | python judge.py pairs --model rm-r1 --base-url http://localhost:8000/v1 --json
     python judge.py rank --model runs/grpo --question "What is 2+2?" --responses 5. 4. 22.
-    python judge.py serve --model runs/grpo             # rewards over HTTP: recipes/reward_client.py
+    python judge.py serve --model runs/grpo             # over HTTP: docs/judge.md, recipes/reward_client.py
 
 A row of `pairs` is {"question" or "context", "response_a", "response_b"}, one of `rank` has "responses"
 instead; none needs a winner. Without a verdict, or with as many votes for A as for B, the winner is
@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cor_prompt import Style, Trace, parse_trace, render
 from data import Message, Pair, read_pair
@@ -193,6 +193,7 @@ class Judge:
             warnings.warn(likely_cause(silent), stacklevel=2)
         return [[next(rates) for _ in responses] for _, responses in groups]
 
+
 def count(judgements: Iterable[Judgement]) -> Verdict:
     """All verdicts on one pair -> the majority's."""
     seen = list(judgements)
@@ -293,7 +294,7 @@ class Rank(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Serve(Settings):
-    """Answer with rewards over HTTP (docs/judge.md), for trainers that run elsewhere."""
+    """Answer with rewards and rankings over HTTP (docs/judge.md), for trainers that run elsewhere."""
 
     host: str = "127.0.0.1"
     """Address to listen on; another one opens the judge to everybody who reaches this machine."""
@@ -378,21 +379,25 @@ def serve(cfg: Serve) -> None:
     check_sampling(cfg.votes, cfg.sampling_temperature())
     judge = judge_of(cfg, cfg.asked(cfg.max_tokens))
     server = make_server(lambda path, body: answer(cfg, judge, path, body), cfg.host, cfg.port)
-    print(f"http://{cfg.host}:{server.server_port} answers POST /rewards", flush=True)
+    print(f"http://{cfg.host}:{server.server_port} answers POST /rewards and POST /rank", flush=True)
     server.serve_forever()
 
 
 def answer(cfg: Serve, judge: Judge, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Win rates of every response of every group, and how many outputs gave a verdict."""
-    if path != "/rewards":
-        raise Refused(404, "POST to /rewards")
+    """/rewards: the win rates in each group; /rank: a ranking of each; with both the number of verdicts."""
+    if path not in ("/rewards", "/rank"):
+        raise Refused(404, "POST to /rewards or /rank")
+    if (method := body.get("method", "win-rate")) not in get_args(Method):
+        raise UserError(f"'method' must be one of {', '.join(get_args(Method))}")
+    how = cfg.votes, cfg.sampling_temperature(), cfg.both_orders
     groups, before = read_groups(body), Counter(judge.outputs)
     try:
-        rewards = judge.rewards(groups, cfg.votes, cfg.sampling_temperature(), cfg.both_orders)
+        found: dict[str, Any] = {"rewards": judge.rewards(groups, *how)} if path == "/rewards" else {
+            "rankings": [asdict(judge.rank(prompt, responses, method, *how)) for prompt, responses in groups]}
     except UserError as error:
         raise Refused(502, f"the judge failed: {error}") from None
     silent = judge.outputs - before
-    return {"rewards": rewards, "verdicts": silent.pop("verdict", 0), "silent": dict(silent)}
+    return found | {"verdicts": silent.pop("verdict", 0), "silent": dict(silent)}
 
 
 def read_groups(body: dict[str, Any]) -> list[tuple[list[Message], list[str]]]:

@@ -48,10 +48,15 @@ def post(port, path, body, kind="application/json", **headers):
     return answer.status, json.loads(answer.read())
 
 
-def test_rewards_of_many_prompts_in_one_call(served):
+def test_rewards_and_rankings_of_many_prompts_in_one_call(served):
     groups = [{"prompt": "one?", "responses": ["a", "bb", "ccc"]}, {"prompt": "two?", "responses": ["dd", "e"]}]
     status, found = post(served.port, "/rewards", {"groups": groups})
     assert status == 200 and found == {"rewards": [[0.0, 0.5, 1.0], [1.0, 0.0]], "verdicts": 8, "silent": {}}
+    status, found = post(served.port, "/rank", {"groups": groups})
+    assert status == 200 and [(r["order"], r["scores"], r["comparisons"]) for r in found["rankings"]] == [
+        ([2, 1, 0], [0.0, 0.5, 1.0], 3), ([0, 1], [1.0, 0.0], 1)] and found["verdicts"] == 8
+    _, found = post(served.port, "/rank", {"groups": groups, "method": "knockout"})
+    assert [(r["order"][0], r["comparisons"]) for r in found["rankings"]] == [(2, 2), (0, 1)]
     served.says = ["hm"]
     _, found = post(served.port, "/rewards", {"groups": groups[1:]})
     assert found == {"rewards": [[0.5, 0.5]], "verdicts": 0, "silent": {"no verdict tag": 2}}
@@ -65,6 +70,7 @@ def test_rewards_of_many_prompts_in_one_call(served):
     ({"groups": [{"prompt": "q", "responses": ["x", 1]}]}, 400, "a text, a list"),
     ({"groups": [{"prompt": [{"role": "x"}], "responses": ["x"]}]}, 400, "group 0"),
     ({"groups": [{"prompt": [{"role": "assistant", "content": "x"}], "responses": ["x"]}]}, 400, "end with a user"),
+    ({"groups": [], "method": "elo"}, 400, "'method' must be one of"),
 ])
 def test_what_is_no_request_is_explained_in_json(served, body, status, words):
     found, said = post(served.port, "/rewards", body)
