@@ -1,10 +1,14 @@
 """Token ids -> packed rows with shared prompts, who sees whom, and per-token values -> one number.
 
     responses   a = a0 a1 E      b = b0 b1 b2 E      c = c0 E          one prompt p0..p3, group of 3
+                                                                       E = end-of-turn token
+
     index        0  1  2  3 |  4  5 |  6  7  8 |  9
     inputs      p0 p1 p2 p3 | a0 a1 | b0 b1 b2 | c0                    a response's last token is never an input
-    position     0  1  2  3 |  4  5 |  4  5  6 |  4                    restarts after the prompt
+    position     0  1  2  3 |  4  5 |  4  5  6 |  4                    each response goes on from the prompt
     response     0  0  0  0 |  1  1 |  2  2  2 |  3                    0 is the prompt
+
+    N = 9 targets, in columns of their own
     targets     a0 a1  E   b0 b1 b2  E   c0  E
     source       3  4  5    3  6  7  8    3  9                         the hidden state that predicts each target
     sequence     0  0  0    1  1  1  1    2  2
@@ -115,7 +119,7 @@ def plan(groups: Sequence[Group], max_tokens: int, count: int | None = None, one
 
 @dataclass
 class Row:
-    """One row while groups are added to it: a number for each input token."""
+    """One row while groups are added to it: lists with one entry per input token."""
 
     inputs: list[int] = field(default_factory=list)
     position_ids: list[int] = field(default_factory=list)
@@ -136,7 +140,7 @@ class Row:
 
 @dataclass
 class Targets:
-    """A micro-batch's targets while groups are added: a number for each response token."""
+    """A micro-batch's targets while groups are added: lists with one entry per target (response token)."""
 
     source: list[int] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
@@ -180,7 +184,12 @@ def collate(groups: Sequence[Group], indices: Sequence[int], device: torch.devic
 
 
 def _append(row: Row, flat: Targets, group: Group, number: int, offset: int) -> None:
-    """Add one group to a row and its targets to the flat lists; `offset` is the row's first flattened index."""
+    """Add one group to a row and its targets to the flat lists.
+
+    `number` is the group's index, for `row.group`; `offset` is the row's first flattened index. `flat.sequence`
+    counts responses from 0 and goes on from its last entry: response k of the group (from 0) gets that + 1 + k. An
+    empty response has no target, so nothing is added for it. Raises ValueError for a group without a prompt.
+    """
     if not group.prompt_ids:
         raise ValueError("a group without a prompt: nothing predicts the first token of its responses")
     prompt = len(group.prompt_ids)

@@ -114,9 +114,9 @@ USER = {"reasoning": _REASONING, "plain": _PLAIN}  # one user message around {da
 def render(pair: Pair, style: Style, system: str | None = None) -> list[Message]:
     """Chat messages that ask for a verdict on `pair`; the last one is the user's.
 
-    `system` (the text of --prompt-file) replaces the style's fixed wording: the system message, or in a
-    style without one the user message, where `{data}` marks the data block. A ready-made prompt
-    (`pair.messages`) is returned as it is.
+    `system` (the text of --prompt-file) replaces the style's own wording. In "instruct" and "rubrics" the
+    wording is the system message; "reasoning" and "plain" have none, and the wording is the user message, in
+    which `{data}` marks the place of the data block. A ready-made prompt (`pair.messages`) is returned as it is.
     """
     if pair.messages is not None:
         return list(pair.messages)
@@ -131,7 +131,11 @@ def render(pair: Pair, style: Style, system: str | None = None) -> list[Message]
 
 
 def _data_block(pair: Pair) -> str:
-    """One code path renders A and B, so that nothing but their texts differs (T15)."""
+    """The text that shows the judge what it compares: the question and both responses, each in its section.
+
+    A context of more than one message is shown as a conversation, once for each Chatbot with its response as the
+    last turn. One code path writes A and B, so that nothing but their texts differs.
+    """
     if len(pair.context) == 1:
         question = defuse(pair.context[0]["content"])
         responses = (section(f"Chatbot {x}'s Response", defuse(text)) for x, text in _sides(pair))

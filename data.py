@@ -1,7 +1,8 @@
 """Preference pairs: one conversation, two candidate responses, and which of them is better.
 
-`load_pairs` reads files and hub data sets in this project's own layout and in the published ones (formats/layouts.py,
-docs/data.md). Rows with a chosen and a rejected response become A and B by strict alternation.
+`load_pairs` reads files and hub data sets in this project's own layout and in the published ones (formats/layouts.py;
+docs/data.md in the repository describes them). Rows with a chosen and a rejected response become A and B by strict
+alternation.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def preferred(pair: Pair) -> str:
 def load_pairs(source: str) -> list[Pair]:
     """Read pairs from a .jsonl, .json, .csv, .tsv or .parquet file (also .gz) or a hub data set.
 
-    Ties, equal responses and dialogues that part before the last turn are left out and counted. Raises UserError
+    Ties, equal responses and dialogues that diverge before the last turn are left out and counted. Raises UserError
     naming the place and the remedy: missing file, malformed line, unknown columns, no winner, nothing left.
     """
     pairs, left_out = list[Pair](), Counter[str]()

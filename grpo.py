@@ -47,7 +47,8 @@ from settings import GRPO_PRESETS as PRESETS, GRPOConfig as Config
 def group_advantages(rewards: Tensor, scale_by_std: bool = True, eps: float = 1e-6) -> Tensor:
     """(P, G) rewards -> (P, G) advantages: (r - mean) / (std + eps), std unbiased. Eq. 10
 
-    A group of equal rewards (or of one) gets exactly 0. `scale_by_std=False` is Dr. GRPO's.
+    `scale_by_std=False` (Dr. GRPO's) subtracts the mean and divides by nothing. Either way a group of equal rewards
+    (or of one) gets exactly 0.
 
     >>> group_advantages(torch.tensor([[1.0, -1.0, 1.0, 1.0], [0.7, 0.7, 0.7, 0.7]]))
     tensor([[ 0.5000, -1.5000,  0.5000,  0.5000],
@@ -75,7 +76,8 @@ def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Per token: exp(d) - d - 1 with d = ref - policy, an unbiased KL(policy || ref), >= 0. Eq. 9
 
-    d is clamped to +-20 before the exponential, so that its gradient stays finite; the result to 10.
+    d is clamped to +-20 before the exponential, so that its gradient stays finite; the result to at most 10
+    (slope 0 beyond).
     """
     d = (ref_logprobs - logprobs).clamp(-20.0, 20.0)
     return (d.exp() - d - 1.0).clamp(max=10.0)

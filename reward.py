@@ -15,8 +15,8 @@ WINDOW = 80  # characters at the end of the text in which the training rule look
 def parse_verdict(text: str, rule: Rule = "train") -> Letter | None:
     """The verdict, or None where there is none or where both letters are named.
 
-    train:    the full tag, literally, in the last 80 characters, and not the other one.
-    eval:     [[A]] or [[B]] anywhere after the last </think>.
+    train:    exactly one of the two full tags, literally, lies within the last 80 characters.
+    eval:     exactly one of [[A]] and [[B]] stands after the last </think>; without </think> in the whole text.
     official: the same over the whole text, thoughts included, as the authors' evaluation does.
 
     >>> parse_verdict("<answer>[[A]]</answer>"), parse_verdict("<answer> [[A]] </answer>")

@@ -4,8 +4,8 @@
     2. loss = - sum of log p(trace token) / number of trace tokens in the whole batch
     3. AdamW, cosine schedule with a floor, one epoch
 
-The loss is on trace tokens only, the end-of-turn token included. Deleted from common practice: padding,
-label masks, micro-batch means. The checkpoint with the best held-out loss is exported to OUT/model.
+The loss is on trace tokens only, the end-of-turn token included. Unlike common practice, there is no padding,
+no label mask and no mean over a micro-batch. The checkpoint with the best held-out loss is exported to OUT/model.
 
     python sft.py --preset tiny                          one process, the tiny world of toy/
     torchrun --nproc_per_node=8 sft.py                   the paper's 7B distillation
@@ -40,7 +40,8 @@ def nll_loss(policy: Policy, groups: Sequence[Group], cfg: Config, backward: boo
     """(sum of -log p over this rank's trace tokens, their number); with `backward` also their gradients. Eq. 6
 
     The loss is divided by the trace tokens of the whole batch on all ranks, so that neither the micro-batch
-    plan nor the number of ranks changes the update.
+    plan nor the number of ranks changes the update. FSDP averages gradients over ranks, so `backward` is called on
+    the loss times the number of ranks; the returned sum is not multiplied.
     """
     tokens = loss_divisor(groups, "token", 0)
     divisor = sum(ranks.gather(tokens))

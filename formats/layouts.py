@@ -50,7 +50,7 @@ class Unusable(UserError):
 
 
 class LeftOut(Unusable):
-    """A sound row that is no pair: neither response is better, or the dialogues part before the last turn."""
+    """A sound row that is no pair: neither response is better, or the dialogues diverge before the last turn."""
 
 
 class Ambiguous(Unusable):

@@ -139,7 +139,7 @@ def nll(values: list[list[float]], weight: float, others: int, ranks: int, backw
         return sum(map(len, values))
 
     ranked = SimpleNamespace(gather=lambda value: [value, others], world_size=lambda: ranks, rank=lambda: 0)
-    cfg = SimpleNamespace(micro_batch_tokens=77)
+    cfg = SimpleNamespace(micro_batch_tokens=77, max_length=999)
     with stand_ins(sft, micro_batches=micro_batches, aggregate=aggregate, loss_divisor=loss_divisor, ranks=ranked):
         total, tokens = sft.nll_loss(policy, [], cfg, backward)  # type: ignore[arg-type]
     grad = None if policy.weight.grad is None else policy.weight.grad.item()

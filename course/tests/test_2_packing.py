@@ -76,14 +76,28 @@ def test_append_advantages_and_log_probs_go_with_the_tokens(ask):
     equal("advantages and log-probs of a group without", without["advantages"] + without["sampler_logprobs"], [])
 
 
+TOTAL = ("nll_loss(...)[0]; the sum of -log p is 3.5 here, and the stand-in for `aggregate` returns three times the "
+         "sum over the divisor, so that `aggregate`'s results times the divisor add up to 3 x 3.5")
+
+
 @pytest.mark.visible
-@pytest.mark.points("nll_loss", 2)
+@pytest.mark.points("nll_loss", 1)
 def test_nll_loss_the_sum_and_the_number_of_tokens(ask):
     """Log-probs are 0.5 * values; the stand-in for `aggregate` returns 3 * sum / divisor."""
     answer = ask("nll", [[-1.0, -2.0], [-4.0]], 0.5, 0, 1, False)
-    close("nll_loss(...)[0], 3 x the sum of -log p", answer["total"], 3 * 3.5)
+    close(TOTAL, answer["total"], 3 * 3.5)
     equal("nll_loss(...)[1], this rank's trace tokens", answer["tokens"], 3.0)
     equal("gradient without backward", answer["grad"], None)
+
+
+@pytest.mark.visible
+@pytest.mark.points("nll_loss", 1)
+def test_nll_loss_the_gradient_is_multiplied_by_the_number_of_ranks(ask):
+    """Two ranks, of which the other holds no token. The stand-in for `ranks` does not average, as FSDP would."""
+    answer = ask("nll", [[-1.0, -2.0], [-4.0]], 0.5, 0, 2, True)
+    close("gradient, 2 ranks x 3 (the stand-in for `aggregate`) x 7 (the sum of -values) / 3 tokens", answer["grad"],
+          2 * 3 * 7.0 / 3)
+    close(f"with backward and 2 ranks: {TOTAL}", answer["total"], 3 * 3.5)
 
 
 @pytest.mark.points("nll_loss", 3)
@@ -93,6 +107,6 @@ def test_nll_loss_the_loss_is_divided_by_the_tokens_of_all_ranks(ask):
     equal("micro_batches' budget", [call for call in told if call[0] == "max_tokens"], [["max_tokens", 77]])
     equal("aggregate(..., agg, divisor): 3 tokens here and 9 on the other rank",
           [call for call in told if call[0] == "aggregate"], [["aggregate", "token", 12]] * 2)
-    close("nll_loss(...)[0], 3 x this rank's sum of -log p", answer["total"], 3 * 3.5)
+    close(f"with 12 tokens on 2 ranks: {TOTAL}", answer["total"], 3 * 3.5)
     equal("nll_loss(...)[1], the tokens of this rank alone", answer["tokens"], 3.0)
     close("gradient, times the 2 ranks that FSDP averages over", answer["grad"], 2 * 3 * 7.0 / 12)
