@@ -12,7 +12,8 @@
 # make traps         seventeen faults: the tests that notice, a short run of each, 20 minutes; after make tables
 # make traps-red     the same without the runs: every fault must turn its tests red, six minutes
 # make bench         speed and memory against TRL, a few minutes; make bench-full has the rest, an hour and more
-# make real          a real 135M chat model on real text, on the CPU, under 40 minutes
+# make real          a real 135M chat model on real text, on the CPU, 50 CPU-minutes
+# make real-long     make real, then its controls, about two hours
 # make help          this list
 
 PYTHON ?= python3.11
@@ -24,7 +25,7 @@ REAL := runs/real
 DATA ?= recipes/real/pairs.jsonl
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo controls tables variants exercises traps traps-red test test-processors test-slow test-vllm mutants bench bench-full real install help handout autograder
+.PHONY: demo controls tables variants exercises traps traps-red test test-processors test-slow test-vllm mutants bench bench-full real real-long install help handout autograder
 install: .venv/installed
 
 help:
@@ -136,13 +137,22 @@ runs/smollm2/config.json:
 	.venv-convert/bin/python recipes/smollm2.py runs/smollm2
 	rm -rf .venv-convert
 
-JUDGE = $(BIN)/python eval.py run --data recipes/real/held_out.jsonl --limit 10 --max-tokens 384
+JUDGE = $(BIN)/python eval.py run --data recipes/real/held_out.jsonl --both-orders --max-tokens 48
 real: install runs/smollm2/config.json
-	$(JUDGE) --model runs/smollm2 --baseline --out $(REAL)/eval/start
+	$(JUDGE) --model runs/smollm2 --style plain --prompt-file recipes/real/prompt.txt --limit 20 --baseline --out $(REAL)/eval/start
 	$(BIN)/python sft.py --preset small
 	$(JUDGE) --model $(REAL)/sft --out $(REAL)/eval/sft
 	$(BIN)/python grpo.py --preset small --data $(DATA)
 	$(JUDGE) --model $(REAL)/grpo --out $(REAL)/eval/grpo
+	$(BIN)/python -m report $(REAL)
+
+# The controls: as long as both stages together on the same traces, and their verdicts without a chain.
+real-long: real
+	$(BIN)/python sft.py --preset small --epochs 4.7 --out $(REAL)/long-sft
+	$(JUDGE) --model $(REAL)/long-sft --out $(REAL)/eval/long-sft
+	for file in traces traces_held_out; do sed 's/"trace": ".*<answer>/"trace": "<answer>/' recipes/real/$$file.jsonl > $(REAL)/answers_$$file.jsonl; done
+	$(BIN)/python sft.py --preset small --data $(REAL)/answers_traces.jsonl --held-out $(REAL)/answers_traces_held_out.jsonl --epochs 4.7 --out $(REAL)/answers
+	$(JUDGE) --model $(REAL)/answers --out $(REAL)/eval/answers
 	$(BIN)/python -m report $(REAL)
 
 # Nothing but Python is needed here; `autograder` is the archive that Gradescope asks for.

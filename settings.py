@@ -120,9 +120,8 @@ SFT_PRESETS = {
     ),
     "small": replace(
         PAPER_SFT, preset="small", model="runs/smollm2", data="recipes/real/traces.jsonl",
-        held_out="recipes/real/traces_held_out.jsonl", out="runs/real/sft",
-        batch_size=5, epochs=3.0, lr=1e-4, max_length=3072, micro_batch_tokens=3072, eval_every=4,
-        save_every=4, checkpointing=False,
+        held_out="recipes/real/traces_held_out.jsonl", style="plain", prompt_file="recipes/real/prompt.txt",
+        out="runs/real/sft", batch_size=8, lr=2e-4, max_length=512, micro_batch_tokens=2048, checkpointing=False,
     ),
     "tiny": replace(
         PAPER_SFT, preset="tiny", model="runs/toy/start", data="runs/toy/sft.jsonl",
@@ -237,9 +236,9 @@ GRPO_PRESETS = {
     ),
     "small": replace(
         PAPER_GRPO, preset="small", model="runs/real/sft", data="recipes/real/pairs.jsonl", out="runs/real/grpo",
-        style="instruct", steps=3, prompts_per_step=4, group_size=4,
-        mini_batch=2, max_prompt_tokens=2048, max_response_tokens=384, micro_batch_tokens=4096, lr=2e-6,
-        sampler_dtype="float32", checkpointing=False, save_every=1,
+        style="plain", prompt_file="recipes/real/prompt.txt", steps=32, prompts_per_step=8, group_size=8,
+        mini_batch=4, max_prompt_tokens=256, max_response_tokens=48, micro_batch_tokens=2048, lr=3e-5,
+        lr_schedule="linear", warmup_updates=2, sampler="torch", sampler_dtype="float32", checkpointing=False,
     ),
     "tiny": replace(
         PAPER_GRPO, preset="tiny", model="runs/toy/sft", data="runs/toy/rl.jsonl", held_out="runs/toy/held_out.jsonl",

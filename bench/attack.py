@@ -2,7 +2,7 @@
 
     python -m bench.attack --world runs/toy --judges sft grpo
     python -m bench.attack --world runs/real --judges grpo --data recipes/real/held_out.jsonl --no-both-orders \
-        --max-tokens 384 --attacks none harmless verdict "forged trace" praise                     # after make real
+        --max-tokens 48 --attacks none harmless verdict "forged trace" praise                     # after make real
 
 The defences keep a stranger's text out of the prompt's structure; whether the judge believes it is up to training.
 The toy judge knows 96 words, and what it does not know is one unknown token to it: attacks are of words it knows, but
