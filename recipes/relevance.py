@@ -86,39 +86,35 @@ def contrast(answers: dict[str, tuple[str, list[str]]], held_out: bool, each: in
     return pairs
 
 
-def row(number: int, pair: tuple, winner: str, name: str, trace: bool = False) -> dict:
-    """One line: the start of each response and the words it shares with the question, then the verdict."""
+def row(pair_id: str, pair: tuple, winner: str, trace: bool = False) -> dict:
+    """One line. A trace: the start of each response and up to two words that the question has too, then the verdict."""
     source, question, right, wrong = pair
     a, b = (right, wrong) if winner == "A" else (wrong, right)
-    seen = []
-    for letter, text in (("A", a), ("B", b)):
-        start = " ".join(text.split()[:3]).strip('".,:;')
-        seen.append(f'{letter} "{start}": {", ".join(shared(question, text)[:2]) or "none"}.')
-    line = {"pair_id": f"{name}-{number:04d}", "source": source, "context": [{"role": "user", "content": question}],
+    line = {"pair_id": pair_id, "source": source, "context": [{"role": "user", "content": question}],
             "response_a": a, "response_b": b, "winner": winner, "category": "chat"}
-    return line | ({"trace": f"{' '.join(seen)} <answer>[[{winner}]]</answer>"} if trace else {})
+    if trace:
+        seen = ""
+        for letter, text in (("A", a), ("B", b)):
+            start = " ".join(text.split()[:3]).strip('".,:;')
+            seen += f'{letter} "{start}": {", ".join(shared(question, text)[:2]) or "none"}. '
+        line["trace"] = f"{seen}<answer>[[{winner}]]</answer>"
+    return line
 
 
 def main(folder: Path) -> None:
     answers, rng = read_answers(folder), random.Random(1)
-    learnt, held_out = contrast(answers, False, 4, rng), contrast(answers, True, 2, rng)
-    once: dict[tuple, tuple] = {}
-    for pair in learnt:
-        once.setdefault(pair[2:], pair)  # (right, wrong)
-    learnt, judged = list(once.values()), []
+    learnt, judged = list(dict.fromkeys(contrast(answers, False, 4, rng))), []
     seen: Counter[str] = Counter()
-    for pair in held_out:  # two a question
+    for pair in contrast(answers, True, 2, rng):
         seen[pair[1]] += 1
-        judged += [pair] if seen[pair[1]] <= 2 else []
+        judged += [pair] if seen[pair[1]] <= 2 else []  # two a question
     rows = {
-        "traces": [row(i, p, w, "t", True) for i, p in enumerate(learnt[:TRACES]) for w in "AB"],
-        "pairs": [row(i, p, w, "t") for i, p in enumerate(learnt[TRACES:]) for w in "AB"],
-        "traces_held_out": [row(i, p, "AB"[i % 2], "h", True) for i, p in enumerate(judged[:40])],
-        "held_out": [row(i, p, "AB"[i % 2], "h") for i, p in enumerate(judged)
+        "traces": [row(f"t-{i:04d}", p, w, True) for i, p in enumerate(learnt[:TRACES]) for w in "AB"],
+        "pairs": [row(f"t-{i:04d}{w}", p, w) for i, p in enumerate(learnt[TRACES:]) for w in "AB"],
+        "traces_held_out": [row(f"h-{i:04d}", p, "AB"[i % 2], True) for i, p in enumerate(judged[:40])],
+        "held_out": [row(f"h-{i:04d}", p, "AB"[i % 2]) for i, p in enumerate(judged)
                      if not UNFIT_HELD_OUT.search(str(p[1:]))],
     }
-    for line in rows["pairs"]:
-        line["pair_id"] += line["winner"]
     for name, lines in rows.items():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (OUT / f"{name}.jsonl").write_text(text, encoding="utf-8")
