@@ -8,7 +8,7 @@
     position     0  1  2  3 |  4  5 |  4  5  6 |  4                    each response goes on from the prompt
     response     0  0  0  0 |  1  1 |  2  2  2 |  3                    0 is the prompt
 
-    N = 9 targets, in columns of their own
+    N = 9 targets (these columns do not line up with those above; `source` points to `index`)
     targets     a0 a1  E   b0 b1 b2  E   c0  E
     source       3  4  5    3  6  7  8    3  9                         the hidden state that predicts each target
     sequence     0  0  0    1  1  1  1    2  2
@@ -53,7 +53,7 @@ class Batch:
     source: Tensor  # (N,) int64, index into the flattened (R * T) hidden states
     targets: Tensor  # (N,) int64
     sequence: Tensor  # (N,) int64, which response a target belongs to
-    weight: float = 1.0  # 0 for the stand-in of an empty micro-batch
+    weight: float = 1.0  # 0 for a filler batch
     advantages: Tensor | None = None
     sampler_logprobs: Tensor | None = None
     old_logprobs: Tensor | None = None
@@ -153,7 +153,8 @@ def collate(groups: Sequence[Group], indices: Sequence[int], device: torch.devic
             one_row: bool = False) -> Batch:
     """Pack the groups `indices` into rows: one group a row, or with `one_row` all in one row of whole tiles.
 
-    [] gives one token with weight 0: every rank makes the same passes, and this one counts for nothing.
+    [] gives a filler batch, one token with weight 0: every rank makes the same passes, and this one counts for
+    nothing.
     Raises ValueError for a group without a prompt, because nothing would predict its first token.
     """
     if not indices:

@@ -160,7 +160,7 @@ def score_rollouts(policy: Policy, reference: Policy, packed: Sequence[Sequence[
 
 
 def record_tokens(metrics: Metrics, batch: Batch, stats: dict[str, Tensor]) -> None:
-    """Add per-token statistics as sums and counts; a stand-in batch (weight 0) adds nothing."""
+    """Add per-token statistics as sums and counts; a filler batch (weight 0) adds nothing."""
     if not batch.weight:
         return
     for name, values in stats.items():

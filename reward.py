@@ -13,11 +13,12 @@ WINDOW = 80  # characters at the end of the text in which the training rule look
 
 
 def parse_verdict(text: str, rule: Rule = "train") -> Letter | None:
-    """The verdict, or None where there is none or where both letters are named.
+    """The letter whose tag occurs, once or several times; None if neither letter's tag occurs or both do.
 
-    train:    exactly one of the two full tags, literally, lies within the last 80 characters.
-    eval:     exactly one of [[A]] and [[B]] stands after the last </think>; without </think> in the whole text.
-    official: the same over the whole text, thoughts included, as the authors' evaluation does.
+    train:    literally <answer>[[A]]</answer> or <answer>[[B]]</answer>, wholly within the last 80 characters. Only
+              these full tags count: a bare [[B]] changes nothing.
+    eval:     [[A]] or [[B]] after the last </think>; without </think> in the whole text.
+    official: [[A]] or [[B]] in the whole text, thoughts included, as the authors' evaluation does.
 
     >>> parse_verdict("<answer>[[A]]</answer>"), parse_verdict("<answer> [[A]] </answer>")
     ('A', None)

@@ -181,7 +181,7 @@ def test_plan_places_every_group_once_within_the_budget(groups, max_tokens, coun
     assert sorted(i for indices in batches for i in indices) == list(range(len(groups)))
     assert len(batches) >= count
     full = [indices for indices in batches if indices]
-    assert batches[: len(full)] == full, "stand-ins come last"
+    assert batches[: len(full)] == full, "filler batches come last"
     assert len(batches) == max(len(full), count)
     for indices in full:
         lengths = [sizes[i] for i in indices]
@@ -254,7 +254,7 @@ def test_empty_group_is_left_out_of_the_batch_and_counted_in_the_loss_divisor():
 
 
 @pytest.mark.parametrize("agg", AGGS)
-def test_stand_in_of_an_empty_micro_batch_counts_for_nothing(agg):
+def test_a_filler_batch_counts_for_nothing(agg):
     batch = collate([], [], "cpu")
     assert batch.weight == 0.0 and batch.inputs.numel() == 1 and len(batch.targets) == 1
     assert batch.advantages is not None and batch.sampler_logprobs is not None  # a loss may read them

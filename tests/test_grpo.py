@@ -320,7 +320,7 @@ def test_T11_groups_carry_the_sampled_ids():
 
 
 def test_statistics_of_tokens_by_hand():
-    """The gap between trainer and sampler is |old - sampler|; a stand-in batch says nothing."""
+    """The gap between trainer and sampler is |old - sampler|; a filler batch says nothing."""
     batch, said = made_batch(), Metrics()
     batch.old_logprobs = torch.tensor([-0.5, -0.25, -1.7])  # the sampler's: -0.5, -0.5, -0.7
     batch.ref_logprobs = batch.old_logprobs

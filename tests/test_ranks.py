@@ -225,7 +225,7 @@ def test_T3_T13_P8_P10_two_grpo_steps_of_two_mini_batches_equal_one_process(one,
 
 
 def test_T13_P18_ranks_with_different_numbers_of_micro_batches_make_the_same_passes(many):
-    """Skewed lengths: some rank has fewer of its own, and stands in with weight 0 until the others are done."""
+    """Skewed lengths: some rank has fewer of its own, and runs filler batches until the others are done."""
     plans = many.facts("grpo-seq-tied-60")["plans"]
     assert len(plans) == ranks_of(many)
     uneven = 0

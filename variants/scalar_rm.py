@@ -50,7 +50,7 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, cfg: Config) -> list[Gro
 
 
 def pair_losses(scores: Tensor) -> Tensor:
-    """(2P,) scores, each winner before its loser -> (P,); of an empty micro-batch's lone stand-in (0,)."""
+    """(2P,) scores, each winner before its loser -> (P,); of a filler batch, which has one score, (0,)."""
     return -torch.nn.functional.logsigmoid(scores[0::2] - scores[1::2])
 
 
