@@ -66,6 +66,9 @@ def read_plan(assignments: Collection[int] | None = None, names: Collection[str]
         raise UserError(f"{path}: {', '.join(sorted(twice))} twice; names must differ")
     if strange := set(names or ()) - {f.name for f in known}:
         raise UserError(f"{path}: no function {', '.join(sorted(strange))}")
+    there = sorted({f.assignment for f in known})
+    if missing := sorted(set(assignments or ()) - set(there)):
+        raise UserError(f"no assignment {', '.join(map(str, missing))} ({there[0]} to {there[-1]})")
     chosen = tuple(f for f in known if (assignments is None or f.assignment in assignments)
                    and (names is None or f.name in names))
     carry = tuple(str(file.relative_to(ROOT)) for pattern in table["carry"] for file in sorted(ROOT.glob(pattern))

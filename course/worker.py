@@ -3,8 +3,9 @@
 grade.py starts it. It imports torch once and then forks a process for each function of each submission, because the
 import takes seconds. Requests and replies are lines of JSON on stdin and stdout; no code of a submission is imported
 in this process. Where the system allows it, a submission cannot reach the network, the repository with its hidden
-tests and solutions, the grader's user, or the memory and pipes of this process. Its time and its files are limited,
-and processes that it leaves behind are ended.
+tests and solutions, other submissions and their results, the grader's user, or the memory and pipes of this process,
+and can write only into a folder that ends with its process. Its time and its files are limited, and processes that it
+leaves behind are ended.
 """
 
 from __future__ import annotations
@@ -31,21 +32,28 @@ BIND, REC, PRIVATE, REMOUNT, READONLY = 0x1000, 0x4000, 0x40000, 0x20, 0x1
 NOBODY = 65534
 LONGEST = 2**22  # bytes of an answer
 REPOSITORY = Path(__file__).resolve().parents[1]
+# what Python needs of a system, and a submission may read
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/nix/store", "/etc", "/proc", "/sys/class", "/sys/devices",
+          "/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+LIBC = ctypes.CDLL(None)
 
 
 # ---- what is cut off -----------------------------------------------------------------------------------
 
 
 def isolate() -> dict[str, bool]:
-    """Separate this process from the network and the repository -> what was possible."""
+    """Separate this process from the network and from all files but a few -> what was possible."""
     done = {"offline": False, "hidden": False, "other_user": False}
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.prctl(4, 0, 0, 0, 0)  # not dumpable: a child of the same user cannot open our memory or pipes
-        libc.prctl(36, 1, 0, 0, 0)  # what a child leaves behind becomes ours, to be ended
-        root = os.geteuid() == 0
-        if libc.unshare(NEWNET | NEWNS | (0 if root else NEWUSER)) == 0:
-            done["offline"], done["hidden"] = loopback_up(), hide(libc)
+        root, user, group = os.geteuid() == 0, os.geteuid(), os.getegid()
+        if LIBC.unshare(NEWNET | NEWNS | (0 if root else NEWUSER)) == 0:
+            with contextlib.suppress(OSError):  # in a user namespace files can be made by users that it knows
+                for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"),
+                                   ("gid_map", f"{group} {group} 1")) if not root else ():
+                    Path("/proc/self", name).write_text(text)
+            done["offline"], done["hidden"] = loopback_up(), hide()
+        LIBC.prctl(4, 0, 0, 0, 0)  # not dumpable: a child of the same user cannot open our memory or pipes
+        LIBC.prctl(36, 1, 0, 0, 0)  # what a child leaves behind becomes ours, to be ended
         done["other_user"] = root and can_drop()
     return done
 
@@ -60,40 +68,57 @@ def loopback_up() -> bool:
         return False
 
 
-def hide(libc: Any) -> bool:
-    """For this process and its children the repository becomes an empty folder (an environment inside it stays), and
-    the root file system becomes read-only but for the current folder."""
-    inside, own = Path(sys.prefix).resolve(), Path.cwd()
-    aside, kept = own / "environment", REPOSITORY in inside.parents
-    link = Path(sys.prefix).parent.resolve() / Path(sys.prefix).name  # .venv may be a link to somewhere else
-    if REPOSITORY in own.parents:
+def mount(source: object, target: object, flags: int, kind: bytes | None = None, options: bytes | None = None) -> bool:
+    return LIBC.mount(str(source).encode(), str(target).encode(), kind, flags, options) == 0
+
+
+def read_only(target: Path) -> bool:
+    kept = os.statvfs(target).f_flag & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC)  # a user may not take these off
+    return mount("none", target, REMOUNT | BIND | READONLY | kept)
+
+
+def hide() -> bool:
+    """Give this process and its children a new root: the system's folders and Python's, read-only, and the current
+    folder. Repositories, submissions, results, homes, /tmp and /dev/shm are not in it."""
+    own = Path.cwd()
+    root = own / "root"
+
+    def show(path: str) -> bool:
+        target = Path(f"{root}{path}")
+        if not os.path.isabs(path) or not os.path.exists(path) or target.exists():
+            return True
+        if os.path.isdir(path):
+            target.mkdir(parents=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.touch()
+        return mount(path, target, BIND | REC) and read_only(target)
+
+    # the first of sys.path is this file's folder
+    python = [sys.prefix, sys.base_prefix, *sys.path[1:], *os.environ.get("LD_LIBRARY_PATH", "").split(":")]
+    inner = Path(f"{root}{own}")
+    try:
+        root.mkdir()
+        done = (mount("none", "/", REC | PRIVATE) and mount("tmpfs", root, 0, b"tmpfs", b"mode=755")
+                and all(map(show, SYSTEM))
+                and (not Path(f"{root}{REPOSITORY}").exists() or mount("tmpfs", f"{root}{REPOSITORY}", 0, b"tmpfs"))
+                and all(map(show, python)))
+        inner.mkdir(parents=True)
+        if not (done and mount(own, inner, BIND) and read_only(root)):
+            return False
+        os.chroot(root)
+    except OSError:
         return False
+    os.chdir(own)
+    return not Path(__file__).exists()
 
-    def mount(source: object, target: Path, kind: bytes | None, flags: int) -> bool:
-        return libc.mount(str(source).encode(), str(target).encode(), kind, flags, None) == 0
 
-    def put_back() -> bool:
-        inside.mkdir(parents=True)
-        return mount(aside, inside, None, BIND | REC)
-
-    def link_back() -> bool:
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(inside)
-        return True
-
-    steps = [lambda: mount("none", Path("/"), None, REC | PRIVATE), lambda: mount(own, own, None, BIND)]
-    if kept:
-        aside.mkdir()
-        steps += [lambda: mount(inside, aside, None, BIND | REC)]
-    steps += [lambda: mount("tmpfs", REPOSITORY, b"tmpfs", 0)]
-    if kept:
-        steps += [put_back]
-    elif REPOSITORY in link.parents:
-        steps += [link_back]
-    steps += [lambda: mount("none", Path("/"), None, REMOUNT | BIND | READONLY)]
-    done = all(step() for step in steps)
-    os.chdir(own)  # what we stood in lies under the mount
-    return done
+def enclose(folder: str) -> None:
+    """For this process alone: `folder` is empty and can be written, all else is read-only."""
+    own = Path(folder).parents[1]
+    if not (LIBC.unshare(NEWNS) == 0 and mount("tmpfs", folder, 0, b"tmpfs", b"size=256m,mode=777")
+            and read_only(own)):
+        raise OSError("no folder of its own")
 
 
 def can_drop() -> bool:
@@ -117,22 +142,21 @@ def drop_user() -> None:
 def drop_capabilities() -> None:
     """Give up the rights that could undo a mount or look into other processes; without them root is a plain user."""
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.prctl(38, 1, 0, 0, 0)  # no new privileges
+        LIBC.prctl(38, 1, 0, 0, 0)  # no new privileges
         for number in range(64):
-            libc.prctl(24, number, 0, 0, 0)  # out of the bounding set
-        libc.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", *[0] * 6))
+            LIBC.prctl(24, number, 0, 0, 0)  # out of the bounding set
+        LIBC.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", *[0] * 6))
 
 
 class Child:
     """A process that holds one submission's modules and answers questions about one function."""
 
-    def __init__(self, tree: str, folder: str, seconds: float, other_user: bool):
+    def __init__(self, tree: str, folder: str, seconds: float, done: dict[str, bool]):
         self.ours, theirs = socket.socketpair()
         self.pid = os.fork()
         if not self.pid:
             try:
-                serve(theirs, tree, folder, seconds, other_user)
+                serve(theirs, tree, folder, seconds, done)
             finally:
                 os._exit(1)
         theirs.close()
@@ -192,7 +216,7 @@ def end_orphans() -> None:
                 os.waitpid(pid, 0)
 
 
-def serve(pipe: socket.socket, tree: str, folder: str, seconds: float, other_user: bool) -> None:
+def serve(pipe: socket.socket, tree: str, folder: str, seconds: float, done: dict[str, bool]) -> None:
     """In the child: give everything up, then answer. From the first probe on the submission may do as it likes."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
@@ -204,7 +228,9 @@ def serve(pipe: socket.socket, tree: str, folder: str, seconds: float, other_use
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**26, 2**26))
     resource.setrlimit(resource.RLIMIT_CPU, (int(4 * seconds) + 1, int(4 * seconds) + 1))
     resource.setrlimit(resource.RLIMIT_NPROC, (2048, 2048))
-    if other_user:
+    if done["hidden"]:
+        enclose(folder)
+    if done["other_user"]:
         drop_user()
     drop_capabilities()
     os.environ.clear()
@@ -257,7 +283,7 @@ def main() -> None:
             say({"ok": True})
             continue
         if child is None:
-            child, held = Child(request["tree"], request["folder"], request["seconds"], done["other_user"]), wanted
+            child, held = Child(request["tree"], request["folder"], request["seconds"], done), wanted
         say(child.ask({k: request[k] for k in ("probe", "arguments")}, request["seconds"]))
     if child is not None:
         child.end()

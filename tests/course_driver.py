@@ -35,7 +35,7 @@ print(FAKE)
 if not os.fork():
     os.setsid()
     import time
-    for place in (".", "..", PLACE):
+    for place in (".", "..", "../..", PLACE, "/dev/shm"):
         try:
             open(os.path.join(place, "forges.json"), "w").write(FAKE)
         except OSError:
@@ -46,7 +46,16 @@ def group_advantages(*_, **__):
 """),
     "copies": ("grpo.py", """
 def _stolen():
-    text = open(SOURCE).read().split("# ---- configuration")[0].replace("from __future__ import annotations", "")
+    import glob
+    for place in (CLASSMATE, *glob.glob("/proc/*/root" + SOURCE), SOURCE):
+        try:
+            text = open(place).read()
+            break
+        except OSError as error:
+            said = error
+    else:
+        raise said
+    text = text.split("# ---- configuration")[0].replace("from __future__ import annotations", "")
     exec(text, found := {"Config": Config})
     return found
 def group_advantages(*a, **k):
@@ -92,6 +101,7 @@ def main(folder: Path) -> None:
     for name, (file, text) in HOSTILE.items():
         path = whole.submission(name, set())
         text = text.replace("PLACE", repr(str(folder))).replace("SOURCE", repr(str(ROOT / "grpo.py")))
+        text = text.replace("CLASSMATE", repr(str(folder / "handed_in" / "full" / "grpo.py")))
         (path / file).write_text((path / file).read_text() + "\n" + text)
         ast.parse((path / file).read_text())
         whole.grade(path, seconds=1.0 if name == "hangs" else 30.0)

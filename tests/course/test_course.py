@@ -172,17 +172,27 @@ def test_a_submission_that_misbehaves_loses_its_own_points_only(graded, name, sa
     assert any(says in t["output"] for t in results["tests"])
 
 
+def test_after_three_hangs_a_submission_gets_a_sixth_of_the_time(graded):
+    waited = [float(seconds) for t in graded["hangs"]["tests"]
+              for seconds in re.findall(r"no answer within (\S+) seconds", t["output"])]
+    assert len(waited) > 4 and waited == pytest.approx([1, 1, 1] + [1 / 6] * (len(waited) - 3), rel=1e-3)
+
+
 def test_a_submission_cannot_write_its_score(graded):
     results = graded["forges"]
     assert results["score"] == 0 and len(results["tests"]) == len(graded["full"]["tests"])
     ran = [t["output"] for t in results["tests"] if t.get("status") == "failed"]
     assert len(ran) == 3 and not (graded["folder"] / "forges.json").read_text().startswith('{"score": 100')
+    if graded["guards"]["hidden"]:  # nothing stays for the next submission
+        assert not [*(graded["folder"] / "work").rglob("forges.json"), *Path("/dev/shm").glob("forges.json")]
 
 
-def test_a_submission_cannot_read_the_solutions_where_namespaces_can_be_made(graded):
+def test_a_submission_cannot_read_solutions_or_other_submissions_where_namespaces_can_be_made(graded):
     if not graded["guards"]["hidden"]:
         pytest.skip("no mount namespaces here")
     assert graded["guards"]["offline"]
+    line = "grader: network cut off; the repository, other submissions, results and homes hidden"
+    assert graded["full"]["output"] == line
     assert scores(graded["copies"])["group_advantages"] == 0
     assert any(re.search("No such file|Permission denied", t["output"]) for t in graded["copies"]["tests"])
 
@@ -234,7 +244,24 @@ def test_run_autograder_closes_the_repository_and_grades_as_another_user(namespa
     assert {n: s for n, s in scores(results).items() if not s} == {"parse_verdict": 0}
     assert results["score"] == sum(f.points for f in PLAN.functions if f.assignment in (1, 5)) - 6, done.stdout
     assert any(re.search("No such file|Permission denied", t["output"]) for t in results["tests"])
-    assert "could read the hidden tests" not in results["output"]
+    assert ("submissions, results and homes hidden" if namespaces else "the repository closed") in results["output"]
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    ("class/one", r"say --assignments, as in the handout \(1,3,7\)"),
+    ("class/one --assignments 1,9", r"no assignment 9 \(1 to 7\)"),
+    ("class --assignments 1", r"class holds no file of the plan, but folders that do: did you mean class/\*\?"),
+    ("class/one class/notes.txt --assignments 1", "class/notes.txt: no such folder"),
+])
+def test_what_would_give_wrong_points_is_refused(tmp_path, monkeypatch, words, says):
+    for name in ("one", "two"):
+        (tmp_path / "class" / name).mkdir(parents=True)
+        (tmp_path / "class" / name / "reward.py").touch()
+    (tmp_path / "class" / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["grade", *words.split()])
+    with pytest.raises(grade.UserError, match=says):
+        grade.main()
 
 
 def test_a_handout_is_tested_and_graded_by_its_commands(tmp_path):
