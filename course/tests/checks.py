@@ -1,4 +1,4 @@
-"""Comparisons whose messages name the shape and the value that were expected."""
+"""Comparisons whose messages name the value that was expected, and a tensor's shape."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ def shape(value: Any) -> tuple[int, ...]:
     return (len(value), *(inner.pop() if len(inner) == 1 else ()))
 
 
-def close(what: str, got: Any, expected: Any, tolerance: float = 1e-4) -> None:
-    """Numbers in nested lists, within a tolerance relative and absolute."""
+def close(what: str, got: Any, expected: Any, tolerance: float = 1e-4, hint: str = "") -> None:
+    """Numbers in nested lists, within a tolerance relative and absolute. `hint` ends the message of one number."""
     if shape(got) != shape(expected):
-        pytest.fail(f"{what}: expected shape {shape(expected)}, got {shape(got)}\n"
+        came = str(shape(got)) if isinstance(got, (list, int, float)) else repr(got)
+        pytest.fail(f"{what}: expected shape {shape(expected)}, got {came}\n"
                     f"expected {short(expected)}\ngot      {short(got)}", pytrace=False)
     flat_got, flat_expected = list(flat(got)), list(flat(expected))
     wrong = [i for i, (g, e) in enumerate(zip(flat_got, flat_expected, strict=True)) if not near(g, e, tolerance)]
     if wrong and not isinstance(expected, list):
-        pytest.fail(f"{what}: expected {expected!r}, got {got!r}", pytrace=False)
+        pytest.fail(f"{what}: expected {expected!r}, got {got!r}\n{hint}".rstrip(), pytrace=False)
     if wrong:
         pytest.fail(f"{what}, shape {shape(expected)}: {len(wrong)} of {len(flat_expected)} values differ, the first "
                     f"at {wrong[0]}: expected {flat_expected[wrong[0]]!r}, got {flat_got[wrong[0]]!r}\n"
@@ -58,9 +59,19 @@ def short(value: Any) -> str:
 
 
 def equal(what: str, got: Any, expected: Any) -> None:
+    """Anything that is not a tensor of floats: texts, names, calls, ids."""
     if got != expected:
-        about = f", shape {shape(expected)}" if isinstance(expected, list) else ""
-        pytest.fail(f"{what}{about}\nexpected {expected!r}\ngot      {got!r}", pytrace=False)
+        texts = isinstance(got, str) and isinstance(expected, str)
+        first = f"\n{difference(got, expected)}" if texts else ""
+        pytest.fail(f"{what}{first}\nexpected {expected!r}\ngot      {got!r}", pytrace=False)
+
+
+def difference(got: str, expected: str) -> str:
+    """Where two texts part, and how each goes on from there."""
+    same = (g == e for g, e in zip(got, expected, strict=False))
+    at = next((i for i, alike in enumerate(same) if not alike), min(len(got), len(expected)))
+    parts = [repr(text[at : at + 40]) if text[at:] else "the end of the text" for text in (expected, got)]
+    return f"first difference at character {at} (from 0): expected {parts[0]}, got {parts[1]}"
 
 
 def holds(what: str, condition: bool) -> None:

@@ -42,8 +42,8 @@ def a_tensor(what: str, value: Any) -> Any:
 def backward(what: str, value: Any) -> None:
     """Leave slopes in .grad, or say why that cannot be."""
     if not a_tensor(what, value).requires_grad:
-        raise Wrong(f"{what}: no slope reaches its input; something cut the graph (.item(), .numpy(), .detach(), "
-                    "torch.no_grad(), torch.tensor(...), or a constant)")
+        raise Wrong(f"{what}: no gradient (slope) reaches its input; something cut the graph (.item(), .numpy(), "
+                    ".detach(), torch.no_grad(), torch.tensor(...), or a constant)")
     value.backward()
 
 
@@ -132,7 +132,7 @@ def nll(values: list[list[float]], weight: float, others: int, ranks: int, backw
 
     def aggregate(per_token: Any, batch: Any, agg: str, divisor: float) -> Any:
         told.append(["aggregate", agg, divisor])
-        return 3.0 * per_token.sum() / divisor  # the 3 shows whose sum is returned
+        return 5.0 * per_token.sum() / divisor  # the 5 shows whose sum is returned
 
     def loss_divisor(groups: Any, agg: str, max_tokens: int) -> int:
         told.append(["loss_divisor", agg])

@@ -61,14 +61,26 @@ def test_data_block_one_question_and_two_responses(ask):
     equal("_data_block of one question", ask("data_block", QUESTION, "It is 4.", "It is 5."), expected)
 
 
-@pytest.mark.points("_data_block", 3)
-def test_data_block_a_conversation_is_told_twice(ask):
+@pytest.mark.visible
+@pytest.mark.points("_data_block", 1)
+def test_data_block_the_conversation_of_the_page(ask):
+    expected = ("[The Start of the Conversation between Chatbot A and the Client]\n"
+                "User: Hello\nChatbot A: Hi!\nUser: What is 2 + 2?\nChatbot A: It is 4.\n"
+                "[The End of the Conversation between Chatbot A and the Client]\n\n"
+                "[The Start of the Conversation between Chatbot B and the Client]\n"
+                "User: Hello\nChatbot B: Hi!\nUser: What is 2 + 2?\nChatbot B: It is 5.\n"
+                "[The End of the Conversation between Chatbot B and the Client]")
+    equal("_data_block of a conversation", ask("data_block", TALK[1:], "It is 4.", "It is 5."), expected)
+
+
+@pytest.mark.points("_data_block", 2)
+def test_data_block_a_system_message_makes_a_conversation(ask):
     def told(x, response):
         name = f"the Conversation between Chatbot {x} and the Client"
         return (f"[The Start of {name}]\nSystem: Be short.\nUser: Hello\nChatbot {x}: Hi!\nUser: What is 2 + 2?\n"
                 f"Chatbot {x}: {response}\n[The End of {name}]")
 
-    equal("_data_block of a conversation", ask("data_block", TALK, "It is 4.", "It is 5."),
+    equal("_data_block of a conversation with a system message", ask("data_block", TALK, "It is 4.", "It is 5."),
           told("A", "It is 4.") + "\n\n" + told("B", "It is 5."))
 
 
