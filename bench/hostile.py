@@ -168,25 +168,26 @@ def check_verdict(text: str, count: Callable[[str, bool], None]) -> None:
 
 def page_data(texts: list[str]) -> dict[str, Any]:
     """What the page's script gets of pairs whose every text is the hostile one."""
-    rows = []
+    rows, name = [], page.printable(texts[0][:99])
     for text in texts:
         pair = Pair(text, text, ({"role": "user", "content": text},), text, text + ".", "A", text)
         said = Judgement(text, text, text, {}, "AB", 0, "A", "A", True, "stop", 1, f"<eval>{text}</eval>[[A]]")
-        rows.append(page.browser_row((text, text), [{"AB": said}], pair) | {"right": [True], "votes": [[1, 0, 0]]})
-    return {"stages": [page.printable(texts[0][:99])], "places": [["x", 0]], "pairs": rows, "total": len(rows),
-            "accuracy": ["1.000"], "last": [-1, 0], "axes": [0.1, 0.8]}
+        rows.append(page.browser_row((text, text), [{"AB": said}], pair) | {"votes": [[1, 0, 0]]})
+    return {"stages": [name], "places": [["x", 0]], "pairs": rows, "total": len(rows), "accuracy": ["1.000"],
+            "listed": [0], "missing": [], "axes": [0.1, 0.8], "runs": [[name] * 6], "tables": [["", [[name], [name]]]],
+            "curves": [[name, [[name, name, "", None]]]]}
 
 
 def page_broken(text: str) -> bool:
     data, title = page_data([text]), text[:200]
-    made = page.page(title, [], {}, data, {})
+    made = page.page(title, data)
     inside = made.partition('<div id="data" hidden>')[2].partition("</div>")[0]
     return (made.count("<"), made.count(">")) != harmless_markup() or json.loads(inside) != data
 
 
 @lru_cache
 def harmless_markup() -> tuple[int, int]:
-    made = page.page("x", [], {}, page_data(["x"]), {})
+    made = page.page("x", page_data(["x"]))
     return made.count("<"), made.count(">")
 
 

@@ -159,8 +159,8 @@ COLUMNS = {
     "accuracy": "accuracy",
     "accuracy_se": "±",
     "vote_accuracy": "majority",
-    "consistency": "consistent",
-    "verdict_rate": "verdicts",
+    "consistency": "consistency",
+    "verdict_rate": "verdict rate",
     "share_a": "says A",
     "length_mean": "tokens",
     "count": "n",
@@ -186,7 +186,7 @@ def print_verdicts(summary: Mapping[str, Any]) -> None:
         kinds = ", ".join(f"{count} {why}" for why, count in summary["silent"].items())
         print(f"no verdict, counted as wrong: {kinds}")
     if "consistency" in summary["overall"]:
-        print("accuracy: both orders averaged; consistent: both orders name the same response")
+        print("accuracy: both orders averaged; consistency: share of pairs whose orders name the same response")
 
 
 def curve_grid(curve: Mapping[str, Any]) -> Grid:

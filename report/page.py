@@ -3,10 +3,10 @@
     python -m report runs/toy           training runs and evaluations in it, up to three levels below
     python -m report runs/grpo          one run
 
-The page shows pairs first, then curves, then tables. A stage NAME joins FOLDER/NAME (training) and FOLDER/eval/NAME
-(evaluation). The slider goes over all evaluations: of the stages, of rounds in training
-(`rollouts/`), and those of several votes in FOLDER/curve. Texts come from strangers and from models: they are escaped
-or set as text, only the page's own script may run (Content-Security-Policy), and control characters are spelled out.
+The page shows the result and the stages' table, then pairs, then curves. A stage NAME joins FOLDER/NAME (training)
+and FOLDER/eval/NAME (evaluation). The slider goes over all evaluations: of the stages, of rounds in training
+(`rollouts/`), and those of several votes in FOLDER/curve. Texts come from strangers and from models: the page's script
+sets them as text, no other script may run (Content-Security-Policy), and control characters are spelled out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import tyro
 from data import Pair
 from evaluation.tables import as_text, curve_grid, drawn
 from judging.verdicts import Judgement
-from report.stages import Key, Stage, find_curves, find_stages, is_number, load_texts
+from report.stages import Key, Stage, better, find_curves, find_stages, is_number, load_texts
 from runtime import disk
 from runtime.errors import printable
 
@@ -37,14 +37,14 @@ PANELS = (  # title, unit, {label: metric}
     ("reward", "mean, from -1 to 1", {"reward": "reward/mean"}),
     ("held-out verdicts", "share", {"accuracy": "eval/accuracy", "consistency": "eval/consistency"}),
     ("response length", "tokens", {"training": "rollout/length_mean", "held-out": "eval/length_mean"}),
-    ("KL to the start checkpoint", "nats per token", {"KL": "policy/ref_kl"}),
+    ("KL to the checkpoint where this stage began", "nats per token", {"KL": "policy/ref_kl"}),
     ("entropy", "nats per token", {"entropy": "policy/entropy"}),
     ("clipped", "share of tokens", {"clipped": "policy/clip_fraction"}),
     ("no verdict", "share of rollouts", {"no verdict": "rollout/frac_no_verdict"}),
 )
-PAIRS, TRACES = 200, 3e6  # on the page at most: held-out pairs, and bytes of their traces
+PAIRS, TRACES = 250, 3e6  # on the page at most: held-out pairs, and bytes of their traces
 GREY = "#808080"  # legible on white and on black
-AXES = (0.17, 0.2, 0.79, 0.67)  # of a panel: left, bottom, width, height as shares of the picture
+AXES = (0.2, 0.2, 0.76, 0.67)  # of a panel: left, bottom, width, height as shares of the picture
 Panel = tuple[str, str, bytes, tuple[float, float] | None]  # title, remark, PNG, first and last x
 Point = tuple[float, float]
 Table = list[list[str]]  # the first row is the header
@@ -66,14 +66,18 @@ def stage_table(stages: Sequence[Stage]) -> Table:
               "tokens", "pairs", "minutes of training"]]
     for s in stages:
         overall, groups = s.summary.get("overall", {}), s.summary.get("by_category", {})
-        error = f" ± {cell(overall['accuracy_se'])}" if "accuracy_se" in overall else ""
         seconds = [m["time/step"] for m in s.metrics if is_number(m.get("time/step"))]
         table.append([
-            s.name, cell(overall.get("accuracy")) + error, *([cell(overall.get("vote_accuracy"))] if voted else []),
+            s.name, accuracy(s), *([cell(overall.get("vote_accuracy"))] if voted else []),
             *(cell(groups.get(kind, {}).get("accuracy")) for kind in kinds), cell(overall.get("consistency")),
             cell(overall.get("verdict_rate")), cell(overall.get("length_mean"), 1), cell(len(s.verdicts) or None),
             cell(sum(seconds) / 60 if seconds else None, 1)])
     return table
+
+
+def accuracy(stage: Stage) -> str:
+    overall = stage.summary.get("overall", {})
+    return cell(overall.get("accuracy")) + (f" ± {cell(overall['accuracy_se'])}" if "accuracy_se" in overall else "")
 
 
 def cell(value: Any, digits: int = 3) -> str:
@@ -102,10 +106,16 @@ def draw_curves(metrics: Sequence[dict[str, Any]]) -> Iterator[Panel]:
                  for label, name in names.items()}
         curves = {label: points for label, points in found.items() if points}
         if curves:
-            last = ", ".join(f"{label} {points[-1][1]:.4g}" for label, points in curves.items())
+            values = [y for points in curves.values() for y in heights(points)]
+            if not any(values):
+                yield title, f"{unit}: 0 at each of {len(values)} steps", b"", None
+                continue
+            last, mean = (", ".join(f"{label} {ends(points)[-1]:.4g}" for label, points in curves.items())
+                          for ends in (heights, smooth))
             width = 2 * max(half_window(points) for points in curves.values()) + 1
-            smoothed = f"; pale: each step, strong: mean over {width} steps" if width > 1 else ""
-            yield title, f"last: {last}{smoothed}", plot(curves, unit), edges(curves)
+            smoothed = f", smoothed: {mean}; pale: each step, strong: mean over {width} steps" if width > 1 else ""
+            log = title == "loss" and max(values) > 10 * min(values) > 0
+            yield title, f"last: {last}{smoothed}", plot(curves, unit, log=log), edges(curves)
 
 
 def draw_evaluations(curves: Mapping[str, dict[str, Any]]) -> Iterator[Panel]:
@@ -113,7 +123,8 @@ def draw_evaluations(curves: Mapping[str, dict[str, Any]]) -> Iterator[Panel]:
     for name, curve in curves.items():
         points = [(x, y) for x, y, _ in drawn(curve)]
         image = plot({"": points}, "accuracy", curve["xlabel"], [error for *_, error in drawn(curve)])
-        yield f"{name}: {curve['title']}", f"{curve['remark']}; {curve['note']}", image, None
+        shown = "; even numbers before the last are not drawn: they can tie" if "drawn" in curve else ""
+        yield f"{name}: {curve['title']}", f"{curve['remark']}; {curve['note']}{shown}", image, None
 
 
 def edges(curves: Mapping[str, Sequence[Point]]) -> tuple[float, float]:
@@ -128,20 +139,24 @@ def half_window(points: Sequence[Point]) -> int:
     return min(10, len(points) // 30)
 
 
+def heights(points: Sequence[Point]) -> list[float]:
+    return [y for _, y in points]
+
+
 def smooth(points: Sequence[Point]) -> list[float]:
     """The mean of every value and its neighbours.
 
     >>> smooth([(i, i % 2) for i in range(30)])[:3]
     [0.5, 0.3333333333333333, 0.6666666666666666]
     """
-    k, values = half_window(points), [y for _, y in points]
+    k, values = half_window(points), heights(points)
     windows = [values[max(0, i - k) : i + k + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]
 
 
 def plot(curves: Mapping[str, Sequence[Point]], ylabel: str = "", xlabel: str = "step",
-         errors: Sequence[float] = ()) -> bytes:
-    """One panel on a transparent ground. It is shown at half its size, where 8 points are 11 pixels."""
+         errors: Sequence[float] = (), log: bool = False) -> bytes:
+    """One panel on a transparent ground. It is shown at half its size, where 8.5 points are 12 pixels."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -150,10 +165,10 @@ def plot(curves: Mapping[str, Sequence[Point]], ylabel: str = "", xlabel: str = 
     for (label, points), colour in zip(curves.items(), ("#3987e5", "#e8743b"), strict=False):
         x = [x for x, _ in points]
         if half_window(points):
-            axes.plot(x, [y for _, y in points], color=colour, alpha=0.35, linewidth=0.7)
+            axes.plot(x, heights(points), color=colour, alpha=0.35, linewidth=0.7)
         axes.errorbar(x, smooth(points), list(errors) or None, color=colour, marker="o" if len(points) < 30 else None,
                       markersize=3, linewidth=1.3, capsize=2, label=label)
-    axes.tick_params(colors=GREY, labelsize=8)
+    axes.tick_params(colors=GREY, labelsize=8.5)
     if errors:  # budgets double
         axes.set_xscale("log", base=2)
         axes.set_xticks(x, [f"{tick:g}" for tick in x])
@@ -161,8 +176,8 @@ def plot(curves: Mapping[str, Sequence[Point]], ylabel: str = "", xlabel: str = 
     else:
         axes.set_xlim(*edges(curves))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.ticklabel_format(axis="y", scilimits=(-2, 5))
-    axes.yaxis.get_offset_text().set(color=GREY, fontsize=8)
+    axes.set_yscale("log" if log else "linear")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     axes.set_xlabel(xlabel, color=GREY, fontsize=8.5)
     axes.set_ylabel(ylabel, color=GREY, fontsize=8.5)
@@ -181,40 +196,36 @@ def plot(curves: Mapping[str, Sequence[Point]], ylabel: str = "", xlabel: str = 
 def browser_data(stages: Sequence[Stage], texts: dict[Key, Pair]) -> dict[str, Any]:
     """What the page's script shows. Only values come from outside, never a key, so nothing can pollute it."""
     judged = [s for s in stages if s.verdicts]
-    last = [-1, -1, *(i for i, s in enumerate(judged) if s.listed)][-2:]
+    listed = [i for i, s in enumerate(judged) if s.listed]
+    last = [-1, -1, *listed][-2:]
     ends = {s.run: s.metrics[-1]["step"] for s in stages if s.metrics and is_number(s.metrics[-1].get("step"))}
     keys = sorted({key for s in judged for key in s.verdicts}, key=natural)
-    right = {key: [v["AB"].correct if "AB" in v else None for v in of(judged, key)] for key in keys}
+    verdicts = {key: [s.verdicts.get(key, {}) for s in judged] for key in keys}
+    right = {key: [bool(v) and all(j.correct for j in v.values()) for v in verdicts[key]] for key in keys}
     keys.sort(key=lambda key: right[key][last[0]] == right[key][last[1]])  # what the last stage changed comes first
     rows: list[dict[str, Any]] = []
     size = 0
     for key in keys[:PAIRS]:
-        votes = [s.votes.get(key) for s in judged]
-        row = browser_row(key, of(judged, key), texts.get(key)) | {"right": right[key], "votes": votes}
+        row = browser_row(key, verdicts[key], texts.get(key)) | {"votes": [s.votes.get(key) for s in judged]}
         size += len(json.dumps(row))
         if size > TRACES:
             break
         rows.append(row)
     places = [[printable(s.run), ends.get(s.run) if s.step is None else s.step] for s in judged]
     return {"stages": [printable(s.name) for s in judged], "places": places, "pairs": rows, "total": len(keys),
-            "accuracy": [cell(s.summary.get("overall", {}).get("accuracy")) for s in judged], "last": last,
+            "accuracy": [accuracy(s) for s in judged], "listed": listed,
+            "missing": sorted({printable(s.data) for s in judged if s.verdicts.keys() - texts.keys()}),
             "axes": [AXES[0], AXES[2]]}
-
-
-def of(judged: Sequence[Stage], key: Key) -> list[dict[str, Judgement]]:
-    """{order: verdict} of one pair at every stage."""
-    return [s.verdicts.get(key, {}) for s in judged]
 
 
 def browser_row(key: Key, verdicts: Sequence[dict[str, Judgement]], pair: Pair | None) -> dict[str, Any]:
     one = next(j for v in verdicts for j in v.values())
-    better = one.winner if one.order == "AB" else "A" if one.winner == "B" else "B"
     asked = [clip(text) for text in (question(pair), pair.response_a, pair.response_b)] if pair else None
     traces = [
         [{"order": j.order, "verdict": j.verdict, "right": j.correct, "cut": j.finish_reason == "length",
           "text": clip(j.text)} for _, j in sorted(v.items())] for v in verdicts
     ]
-    return {"id": clip(key[1]), "kind": clip(one.category), "better": better, "asked": asked, "traces": traces}
+    return {"id": clip(key[1]), "kind": clip(one.category), "better": better(one), "asked": asked, "traces": traces}
 
 
 def clip(text: str, limit: int = 12_000) -> str:
@@ -222,47 +233,24 @@ def clip(text: str, limit: int = 12_000) -> str:
     return printable(text[:limit]) + more
 
 
-def as_html(table: Table) -> str:
-    """Every cell escaped; the first column names the row."""
-    rows = [[escape(printable(text)) for text in row] for row in table]
-    head = "".join(f'<th scope="col">{text}</th>' for text in rows[0])
-    body = "".join(f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{t}</td>" for t in row[1:]) + "</tr>\n"
-                   for row in rows[1:])
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
+def runs(stages: Sequence[Stage]) -> list[list[str]]:
+    """Of each training run name, model, steps, pairs per step, data and command; of a folder without one, what was
+    judged."""
+    return [[printable(str(value)) for value in (
+        s.name, s.config.get("model"), sum("time/step" in m for m in s.metrics),
+        s.config.get("batch_size", s.config.get("prompts_per_step", "?")), s.config.get("data"),
+        s.config.get("command", ""))] for s in [s for s in stages if s.metrics] or stages]
 
 
-def as_figure(run_name: str, title: str, remark: str, png: bytes, ends: tuple[float, float] | None) -> str:
-    """A panel; with `ends` the script marks the step that the slider is at."""
-    linked = f' data-run="{escape(printable(run_name))}" data-from="{ends[0]}" data-to="{ends[1]}"' if ends else ""
-    head, foot, source = escape(printable(title)), escape(printable(remark)), base64.b64encode(png).decode()
-    return (f'<figure{linked}><figcaption>{head}</figcaption><div><img alt="{head}; {foot}" '
-            f'src="data:image/png;base64,{source}"></div><small>{foot}</small></figure>\n')
+def clean(table: Table) -> Table:
+    return [[printable(text) for text in row] for row in table]
 
 
-def introduction(stages: Sequence[Stage]) -> str:
-    """What each training run was: model, data, steps, day and command; of a folder without one, what was judged."""
-    lines = []
-    for s in [s for s in stages if s.metrics] or stages:
-        did = f"trained for {sum('time/step' in m for m in s.metrics)} steps on" if s.metrics else "judged"
-        lines.append(f"{s.name}, {s.config.get('date')}: {s.config.get('model')} {did} {s.config.get('data')}")
-        lines += [f"$ {s.config['command']}"] if s.config.get("command") else []
-    return "<br>\n".join(escape(printable(line)) for line in lines)
-
-
-def page(title: str, stages: Sequence[Stage], curves: dict[str, list[Panel]], data: Any,
-         evaluated: Mapping[str, dict[str, Any]]) -> str:
-    parts = []
-    for name, panels in curves.items():
-        figures = "".join(as_figure(name.removeprefix("Training: "), *panel) for panel in panels)
-        parts.append(f'<h2>{escape(printable(name))}</h2>\n<div class="grid">\n{figures}</div>\n')
-    parts += ["<h2>Stages</h2>\n", as_html(stage_table(stages))]
-    for name, curve in evaluated.items():
-        parts += [f"<h3>{escape(printable(name))}</h3>\n", as_html(curve_grid(curve))]
+def page(title: str, data: Any) -> str:
     policy = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     content = json.dumps(data).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-    return TEMPLATE.substitute(title=escape(printable(title)), policy=policy, style=STYLE, body="".join(parts),
-                               introduction=introduction(stages), hidden="" if data["pairs"] else " hidden",
-                               data=content, script=SCRIPT)
+    return TEMPLATE.substitute(title=escape(printable(title)), policy=policy, style=STYLE, data=content, script=SCRIPT,
+                               hidden="" if data["pairs"] else " hidden")
 
 
 HERE = Path(__file__).parent
@@ -275,7 +263,7 @@ def report(cfg: Config) -> Path:
     folder = Path(cfg.folder)
     out = folder / "report.html"
     stages = find_stages(folder)
-    texts = load_texts(stages)
+    texts = load_texts(stages, folder)
     evaluated = find_curves(folder)
     listed = [s for s in stages if s.listed]
     print(as_text("", stage_table(listed)))
@@ -284,8 +272,13 @@ def report(cfg: Config) -> Path:
     for name, panels in curves.items():
         for title, _, png, _ in panels:
             slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{name.removeprefix('Training: ')} {title}").strip("-").lower()
-            disk.write_whole(folder / "plots" / f"{slug}.png", png)
-    disk.write_whole(out, page(f"Report: {folder.resolve().name}", listed, curves, browser_data(stages, texts),
-                              evaluated))
+            if png:
+                disk.write_whole(folder / "plots" / f"{slug}.png", png)
+    tables = {"": stage_table(listed), **{name: curve_grid(curve) for name, curve in evaluated.items()}}
+    data = browser_data(stages, texts) | {
+        "runs": runs(listed), "tables": [[printable(name), clean(table)] for name, table in tables.items()],
+        "curves": [[printable(name), [[printable(title), printable(remark), base64.b64encode(png).decode(), ends]
+                                       for title, remark, png, ends in panels]] for name, panels in curves.items()]}
+    disk.write_whole(out, page(f"Report: {folder.resolve().name}", data))
     print(out)
     return out

@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import date
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +81,19 @@ def find_stages(folder: Path) -> list[Stage]:
     for path in below(folder, "rollouts"):
         steps = sorted(path.glob("step_*.jsonl"))
         for step in steps:  # the tables of a run without evaluations have its first and last
-            one = step_stage(stage(path.parent).name, step, not evaluated and step in (steps[0], steps[-1]))
-            stages[one.name] = one
+            run = stage(path.parent)
+            one = step_stage(run.name, step, not evaluated and step in (steps[0], steps[-1]))
+            if one.verdicts != run.verdicts:  # the last round may say what the evaluation after training says
+                stages[one.name] = one
     rank = {name: i for i, name in enumerate(ORDER)}
     order = {one.name: (rank.get(one.run, len(rank)), one.run) for one in stages.values()}  # an evaluation ends its run
     return sorted(stages.values(), key=lambda s: (*order[s.name], s.step is None and s.verdicts != {}, s.step or 0))
 
 
 def settings(log: Path) -> dict[str, Any]:
-    """The configuration beside a log, the day on which the log was last written, and the command (of judge.json)."""
+    """The configuration beside a log, and the command (of judge.json)."""
     command = read_object(log.parent / "model" / "judge.json").get("command", "")
-    return read_object(log.parent / "config.json") | {
-        "date": date.fromtimestamp(log.stat().st_mtime).isoformat(), "command": command}
+    return read_object(log.parent / "config.json") | {"command": command}
 
 
 def below(folder: Path, name: str) -> Iterator[Path]:
@@ -153,13 +153,23 @@ def read_log(path: Path) -> list[Judgement]:
     return [read_judgement(row, f"{path}:{number}") for number, row in disk.read_jsonl(path, torn_end_ok=True)]
 
 
-def load_texts(stages: Sequence[Stage]) -> dict[Key, Pair]:
-    """The pairs that were judged, where their file is still there."""
+def better(judgement: Judgement) -> str | None:
+    """The response that is better, whichever letter it was shown under."""
+    return named(replace(judgement, verdict=judgement.winner))
+
+
+def load_texts(stages: Sequence[Stage], folder: Path) -> dict[Key, Pair]:
+    """The pairs that were judged, where their file is still there: at its path, in `folder`, or beside that."""
     found: dict[Key, Pair] = {}
-    for data in sorted({stage.data for stage in stages}):
-        with suppress(UserError, OSError):  # the file is another one by now, or this never was a file's name
-            if Path(data).is_file():
-                found |= {(pair.source, pair.pair_id): pair for pair in load_benchmark("pairs", data)}
+    kinds = {key: (better(j), j.category) for s in stages for key, v in s.verdicts.items() for j in v.values()}
+    for data in sorted({stage.data for stage in stages if stage.data}):
+        name = Path(data).name
+        for path in (Path(data), folder / name, folder.resolve().parent / name):
+            with suppress(UserError, OSError):  # the file is another one by now, or this never was a file's name
+                pairs = {(p.source, p.pair_id): p for p in load_benchmark("pairs", str(path))} if path.is_file() else {}
+                if pairs and all(kinds.get(key) in (None, (p.winner, p.category)) for key, p in pairs.items()):
+                    found |= pairs
+                    break
     return found
 
 

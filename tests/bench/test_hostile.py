@@ -89,8 +89,9 @@ def test_no_quote_turns_a_verdict(text):
 def test_the_page_shows_hostile_texts_as_texts(tmp_path):
     """Every text is shown and clicked: no script of its own, no tag of its own, each letter for letter."""
     texts = list(dict.fromkeys(hostile.measure(60, {})[2]))
-    browser, names = Browser(), "[...document.querySelectorAll('#pair *, #list *')].map(e => e.tagName)"
-    (tmp_path / "report.html").write_text(page.page(texts[0], [], {}, hostile.page_data(texts), {}), encoding="utf-8")
+    places = "#pair *, #list *, #runs *, #table *, #curves *"
+    browser, names = Browser(), f"[...document.querySelectorAll('{places}')].map(e => e.tagName)"
+    (tmp_path / "report.html").write_text(page.page(texts[0], hostile.page_data(texts)), encoding="utf-8")
     browser.open(tmp_path / "report.html")
     walk = f"""[...document.querySelectorAll('#list button')].map((_, i) => {{
       document.querySelectorAll('#list button')[i].click();
@@ -100,6 +101,6 @@ def test_the_page_shows_hostile_texts_as_texts(tmp_path):
     marks = [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded",
                                                               "Page.javascriptDialogOpening")]
     browser.close()
-    allowed = set("H3 H4 P DIV PRE SPAN SMALL B MARK INS BUTTON".split())
+    allowed = set("H2 H3 H4 P DIV PRE SPAN SMALL B MARK INS BUTTON TABLE THEAD TBODY TR TH FIGURE FIGCAPTION".split())
     assert [i for i, *_ in found] == list(range(len(texts)))
     assert all(same and set(tags) <= allowed for _, tags, same in found) and not marks and scripts == 1

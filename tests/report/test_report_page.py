@@ -12,7 +12,7 @@ from data import load_pairs
 from report import page as rp
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-STAGES = ["start", "sft", "grpo step 0", "grpo step 2", "grpo step 4", "grpo", "curve/votes"]
+STAGES = ["start", "sft", "grpo step 0", "grpo step 2", "grpo step 4", "grpo", "several votes: votes"]
 CHAIN = ("<type>Chat</type><rubric>one<justify>why</justify></rubric><eval>said <quote_A>{}</quote_A> at {}</eval>"
          "<answer>[[{}]]</answer>")
 
@@ -41,7 +41,7 @@ def one_plot():
     """One picture for all panels: drawing is slow, and the axes stand in the same place in each."""
     png = rp.plot({"x": [(0.0, 0.0), (1.0, 1.0)]})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rp, "plot", lambda *_: png)
+        patch.setattr(rp, "plot", lambda *_, **__: png)
         yield
 
 
@@ -86,7 +86,12 @@ def complaints(browser):
 
 def test_it_opens_quietly_at_the_last_stage_and_loads_nothing(shown):
     assert shown.eval("data.stages") == STAGES and shown.eval("now") == 5
-    assert words(shown, "#now") == ["grpo, accuracy 0.917"]
+    assert words(shown, "#now") == ["grpo, accuracy 0.917 ± 0.050"]
+    assert words(shown, "#result") == [
+        "Held-out accuracy: 0.000 ± 0.050 (start), 0.667 ± 0.050 (sft: distillation), "
+        "0.917 ± 0.050 (grpo: reinforcement learning); 12 pairs, both orders."]
+    assert words(shown, "#heads span") == ["pair", "sft", "grpo"]
+    assert words(shown, "#table tbody th") == ["start", "sft", "grpo"]
     assert words(shown, ".columns .card > h3")[2:] == ["sft", "grpo"]
     assert complaints(shown) == []
     asked = [e["params"]["request"]["url"] for e in shown.events if e.get("method") == "Network.requestWillBeSent"]
@@ -104,8 +109,8 @@ def test_sliding_shows_each_evaluations_trace_of_one_pair(shown):
         assert {0: "start 4", 1: "sft 4", 3: "at step 2", 6: "vote"}.get(i, "") in text
         heads = words(shown, ".columns:last-child h3")
         assert heads == ([STAGES[i - 1]] if i else []) + [name]
-    labels = ["start", "sft", "step 0", "step 2", "step 4", "grpo", "curve/votes"]
-    assert words(shown, ".strip button") == [f"{'✗✓'[i > 0]} {label}" for i, label in enumerate(labels)]
+    labels = ["start", "sft", "step 0", "step 2", "step 4", "grpo", "several votes: votes"]
+    assert words(shown, ".strip button") == [f"{'?✓'[i > 0]} {label}" for i, label in enumerate(labels)]
     shown.eval("document.querySelectorAll('.strip button')[3].click()")
     assert shown.eval("now") == 3 and words(shown, ".strip [aria-current]") == ["✓ step 2"]
 
@@ -115,6 +120,7 @@ def test_new_words_are_underlined(shown):
     set_to(shown, "when", 3)
     choose(shown, "p4")
     assert words(shown, ".now ins") == ["2", "2"] and words(shown, ".columns:last-child .card:not(.now) ins") == []
+    assert words(shown, ".now > .note") == ["Underlined in blue: differs from the card of grpo step 0."]
     changes = "[...changes({}.split(' '), {}.split(' '))]"
     for new, old, found in (("a b c", "a b c", []), ("a x c", "a b c", [1]), ("a b", "b", [0]), ("b", "a b", []),
                             ("a a", "a", [1]), ("x", "y", [0]), ("a b c d", "b d", [0, 2])):
@@ -134,20 +140,45 @@ def test_a_quote_that_the_response_does_not_hold_is_marked(shown):
     assert words(shown, ".invented") == ["<quote_B>four</quote_B>"]
 
 
+def test_invented_quotes_are_counted_and_missing_responses_are_named(browser, one_plot, tmp_path):
+    folder = write_demo(tmp_path / "demo")
+    pairs = load_pairs(str(folder / "held_out.jsonl"))
+    texts = ["<quote_A>first 0</quote_A>", "<quote_A>second 1</quote_A> <quote_B>nothing</quote_B>", "no quote"]
+    made = [replace(judge(p, "BA" if i == 1 else "AB", True, ""), text=texts[min(i, 2)]) for i, p in enumerate(pairs)]
+    made.append(replace(judge(pairs[2], "BA", True, ""), text="<quote_A>first 2</quote_A>"))  # shown as B
+    write_evaluation(folder / "eval" / "grpo", made, folder / "held_out.jsonl")
+    browser.open(rp.report(rp.Config(str(folder))))
+    set_to(browser, "filter", "invented quotes")
+    assert sorted(words(browser, "#list button > :first-child")) == ["p1", "p2"]
+    assert words(browser, "#filter [aria-pressed=true]") == ["invented quotes (2)"]
+    choose(browser, "p1")
+    assert words(browser, ".now .invented") == ["<quote_B>nothing</quote_B>"]
+    assert "1 quote does not occur in the response: underlined in red." in words(browser, ".now > .note")
+    file = folder / "held_out.jsonl"
+    file.unlink()
+    browser.open(rp.report(rp.Config(str(folder))))
+    assert "invented quotes (not checked)" in words(browser, "#filter button")
+    choose(browser, "p1")
+    assert "Quotes not checked: this page does not hold the whole responses." in words(browser, ".now > .note")
+    missing, better = words(browser, "#pair > p:not(.strip)")
+    assert missing.startswith(f"Responses not shown: {file} was not found when this page was written")
+    assert better == "Response A is better." and complaints(browser) == []
+
+
 def test_a_wide_table_says_that_it_scrolls(browser, page):
     for width, wide in ((390, True), (1280, False)):
         browser.open(page, width=width)
         assert browser.eval("document.querySelector('.wide').classList.contains('more')") == wide
 
 
-# what each filter keeps, by evaluation (against the one before)
+# what each filter keeps, by evaluation (against the one before); at step 2 pair 1 is right in one order only
 KEPT = {
     "no verdict": {0: range(12), 1: [], 6: []},
     "right": {1: [1, 2, 4, 5, 7, 8, 10, 11], 5: [i for i in range(12) if i != 9]},
-    "wrong": {1: [0, 3, 6, 9], 4: [2]},
-    "wrong → right": {1: [1, 2, 4, 5, 7, 8, 10, 11], 3: [0, 3, 6, 9], 5: [2], 0: []},
-    "right → wrong": {4: [2], 5: [9], 3: []},
-    "flips with the order": {3: [1], 4: [], 6: []},
+    "wrong": {0: range(12), 1: [0, 3, 6, 9], 3: [], 4: [2]},
+    "became right": {1: [1, 2, 4, 5, 7, 8, 10, 11], 3: [0, 3, 6, 9], 4: [1], 5: [2], 0: []},
+    "no longer right": {3: [1], 4: [2], 5: [9], 6: []},
+    "flips with the order": {3: [1], 4: [], 6: None},
 }
 
 
@@ -157,10 +188,11 @@ def test_filters(shown, name):
     set_to(shown, "filter", name)
     for i, wanted in KEPT[name].items():
         set_to(shown, "when", i)
+        number = "not measured" if wanted is None else len(wanted)
+        wanted = wanted or []
         found = [int(text[1:]) for text in words(shown, "#list button > :first-child")]
         assert sorted(found) == list(wanted), i
-        assert words(shown, "#filter [aria-pressed=true]") == [f"{name} ({len(wanted)})"]
-        assert words(shown, "#count") == [f"{len(wanted)} of 12 pairs"]
+        assert words(shown, "#filter [aria-pressed=true]") == [f"{name} ({number})"]
         assert bool(words(shown, "#pair > h3")) == bool(wanted)
     set_to(shown, "kind", "=Chat")
     assert all(int(text[1:]) % 2 == 0 for text in words(shown, "#list button > :first-child"))
@@ -168,17 +200,19 @@ def test_filters(shown, name):
 
 def test_winner_verdict_and_votes_are_marked(shown):
     set_to(shown, "when", 6)
-    assert words(shown, ".better > h3") == ["Response A better5 votes"]
-    assert words(shown, ".columns:first-of-type .votes, .votes")[:2] == ["5 votes", "3 votes"]
-    assert words(shown, "p.votes") == ["1 of 9 without a verdict"]
+    assert words(shown, ".better > h3") == ["Response A better5 of 9 votes"]
+    assert words(shown, ".votes") == ["5 of 9 votes", "3 of 9 votes", "1 of 9 votes without a verdict"]
+    assert words(shown, ".now h4") == ["first of 9 votes: says A ✓"]
     set_to(shown, "when", 4)
     choose(shown, "p2")
-    assert words(shown, ".now h4 .wrong") == ["says B ✗", "says A ✗"]
+    assert words(shown, ".now h4 .wrong") == ["says B ✗", "says A (= response B) ✗"] and words(shown, ".votes") == []
     assert words(shown, ".now mark.wrong") == ["[[B]]", "[[A]]"]
     set_to(shown, "when", 3)
     assert words(shown, ".now mark.right") == ["[[A]]", "[[B]]"]
     choose(shown, "p1")
-    assert any("the place decides" in text for text in words(shown, ".now > p"))
+    assert "Says A in both orders, so it picked a different response each time." in words(shown, ".now > p")
+    assert words(shown, "#list [aria-current] > span")[1:] == ["✓", "½"]
+    assert words(shown, ".strip .half") == ["½ step 2"]
 
 
 def test_parts_are_nested_and_coloured(shown):
@@ -197,11 +231,11 @@ def test_parts_are_nested_and_coloured(shown):
 
 
 def test_curves_mark_the_step_and_move_the_slider(shown):
-    place = """[...document.querySelectorAll('figure')].map(figure => {
+    place = """figures.map(figure => {
       const line = figure.querySelector('i'), box = figure.querySelector('img').getBoundingClientRect();
       return line.hidden ? null : (line.getBoundingClientRect().left + 1 - box.left) / box.width; })"""
-    runs = shown.eval("[...document.querySelectorAll('figure')].map(figure => figure.dataset.run)")
-    assert runs == ["sft", *["grpo"] * 7]
+    runs = shown.eval("figures.map(figure => figure.dataset.run)")
+    assert runs == ["sft", *["grpo"] * 5]
     left, width = rp.AXES[0], rp.AXES[2]
 
     def share(step, last):
@@ -215,7 +249,7 @@ def test_curves_mark_the_step_and_move_the_slider(shown):
         marked = [run == runs[panel] and k != 2 for k, run in enumerate(runs)]  # panel 2 has but one point, at step 5
         assert [one is not None for one in found] == marked
     set_to(shown, "when", 5)  # step 5, to which only the panels with an evaluation reach
-    assert [one is not None for one in shown.eval(place)] == [k in (2, 3) for k in range(8)]
+    assert [one is not None for one in shown.eval(place)] == [k in (2, 3) for k in range(6)]
     set_to(shown, "when", 0)
     assert set(shown.eval(place)) == {None}
     reward = "document.querySelectorAll('figure')[1].querySelector('img')"
@@ -287,7 +321,13 @@ def test_nothing_sticks_out_and_the_slider_stays_in_sight(browser, page, width):
         assert 0 < box[0] < box[1] <= 800
     cards = "[...document.querySelectorAll('.columns:last-child .card')]"
     tops = browser.eval(f"{cards}.map(c => c.getBoundingClientRect().top)")
-    assert (tops[1] < tops[0]) == (width < 700)  # what the slider is at comes first where they stand in one column
+    assert (tops[0] < tops[1]) == (width < 700)  # in one column the earlier evaluation stands above
+    box = browser.eval("""(button => (button.scrollIntoView(), b => [b.left + 9, b.top + 9])(
+      button.getBoundingClientRect()))(document.querySelectorAll('#list button')[1])""")
+    browser.click(*box)
+    assert browser.eval("at('list').children[1].getAttribute('aria-current')") == "true"
+    top = browser.eval("at('pair').getBoundingClientRect().top")
+    assert (abs(top) < 2) == (width < 700)
 
 
 def test_hostile_text_stays_text(browser, one_plot, tmp_path):
