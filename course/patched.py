@@ -112,8 +112,6 @@ class Exercises:
     """exercises to run, such as 03 (beginnings of names); empty: all"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """seeds of world, weights, data order and sampling (integers)"""
-    at_once: int = 2
-    """runs side by side, one thread each (runs)"""
     steps: int = 0
     """cut every training run to so many steps, to see whether all commands run (steps; exercises.json then goes to
     runs/exercises); 0: 50 rounds"""
@@ -164,7 +162,7 @@ def run_exercises(cfg: Exercises) -> None:
     rows = all_rows(patches)
     wanted = [row.name for patch in chosen for row in sides(patch).values()]
     miniature.execute([task for seed in cfg.seeds
-                       for task in miniature.plan(rows, wanted, seed, str(EXERCISED), cfg.steps)], cfg.at_once)
+                       for task in miniature.plan(rows, wanted, seed, str(EXERCISED), cfg.steps)])
     found: dict[str, Any] = {patch.name: {} for patch in patches}  # of all finished runs, not only of those just made
     for seed in sorted(int(side.name.removeprefix("seed-")) for side in EXERCISED.glob("seed-*")):
         tasks = {t.row: t for t in miniature.plan(rows, [r.name for r in rows], seed, str(EXERCISED), cfg.steps)}
@@ -265,8 +263,6 @@ class Traps:
     """traps to run, such as T05 (beginnings of names); empty: all"""
     train: bool = True
     """train with each fault after the tests; --no-train records nothing"""
-    at_once: int = 2
-    """runs side by side, one thread each (runs)"""
 
 
 def failed_tests(tree: Path, wanted: str, limit: float = 900.0) -> list[str]:
@@ -322,7 +318,7 @@ def run_traps(cfg: Traps) -> None:
         rows = [training(patch.name, patch.says["Run"]) for patch in chosen]
         rows += [training(HEALTHY, kind) for kind in sorted({patch.says["Run"] for patch in chosen})]
         tasks = miniature.plan(rows, [row.name for row in rows], 0, str(TRAPPED))
-        miniature.execute(tasks, cfg.at_once)
+        miniature.execute(tasks)
         found = json.loads(path.read_text())
         for task in tasks:
             name = task.row.rpartition("-")[0]

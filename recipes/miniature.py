@@ -1,6 +1,6 @@
 """The paper's experiments in the tiny world: every row of its tables as shell commands, three seeds each.
 
-    python -m recipes.miniature run tables                 # the paper's rows, two side by side: `make tables`
+    python -m recipes.miniature run tables                 # the paper's rows: `make tables`
     python -m recipes.miniature run variants               # its neighbours, from their checkpoints: `make variants`
     python -m recipes.miniature run rm-r1 --seeds 0        # one row and the rows it starts from
     python -m recipes.miniature run rm-r1 --print-only     # the commands themselves, to be pasted into a shell
@@ -9,7 +9,8 @@
 Rows share checkpoints: a row names another one in braces and so waits for it. A row is done once; it is run again
 only if its commands, the rows it starts from, or the code that its commands run have changed (comments and docstrings
 do not count). An interrupted row starts its commands again, and training goes on where it stopped. Each row leaves a
-log and a folder under runs/tables/seed-N; what the tables need goes to recipes/miniature/results.json.
+log and a folder under runs/tables/seed-N; what the tables need goes to recipes/miniature/results.json. Rows run one
+after the other with one thread; `--seeds 0` and `--seeds 1 2` in two terminals run side by side.
 
 Shortened against the README's demo: 50 rounds of reinforcement, not 120. Against the full row: rows on answers
 alone, on little data and on the mixture take 1,200 distillation steps (600 after a distillation), the weak starts
@@ -22,12 +23,13 @@ import ast
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from modulefinder import ModuleFinder
@@ -245,8 +247,6 @@ class Task:
     needs: tuple[str, ...]
     key: str
     record: dict[str, Any] = field(default_factory=dict)
-    process: Any = None  # Popen
-    began: float = 0.0
 
     @property
     def side(self) -> Path:
@@ -328,8 +328,8 @@ class WithoutDocstrings(ast.NodeTransformer):
 # ---- running -------------------------------------------------------------------------------------------
 
 
-def launch(task: Task) -> None:
-    """Start a task's commands, in their own session, so that Ctrl-C reaches them through `stop` alone."""
+def run(task: Task) -> None:
+    """Run a task's commands and record what they took; Ctrl-C waits until they have saved and ended."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
     if not task.record:  # new, or what it depends on has changed
         shutil.rmtree(task.folder, ignore_errors=True)
@@ -339,70 +339,53 @@ def launch(task: Task) -> None:
     task.save()
     here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` is the one that runs this
     quiet = {"PATH": here, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    # asked to end, bash waits until the command that runs has saved and ended
+    commands = "\n".join(("trap 'exit 143' TERM", *task.commands))
+    cpu, began = cpu_of_children(), time.monotonic()
     with open(task.log, "a", encoding="utf-8") as log:
-        # asked to end, bash waits until the command that runs has saved and ended
-        commands = "\n".join(("trap 'exit 143' TERM", *task.commands))
-        task.process = subprocess.Popen(["bash", "-exc", commands], cwd=PROJECT, env=os.environ | quiet,
-                                        stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    task.began = time.monotonic()
-
-
-def execute(tasks: Sequence[Task], at_once: int) -> None:
-    """Run what is not done yet, `at_once` side by side. What does not depend on a failed task still runs."""
-    if at_once < 1 or not tasks:
-        raise UserError("--at-once must be at least 1, --seeds one seed or more")
-    done = {(task.seed, task.row) for task in tasks if task.load()}
-    waiting = [task for task in tasks if (task.seed, task.row) not in done]
-    running: dict[int, Task] = {}
-    failed: list[Task] = []
-    began, total = time.monotonic(), len(waiting)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+        process = subprocess.Popen(["bash", "-exc", commands], cwd=PROJECT, env=os.environ | quiet,
+                                   stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        while waiting or running:
-            ready = [task for task in waiting if all((task.seed, need) in done for need in task.needs)]
-            for task in ready[: at_once - len(running)]:
-                waiting.remove(task)
-                launch(task)
-                running[task.process.pid] = task
-            if not running:
-                break
-            pid, status, usage = os.wait4(-1, 0)
-            if pid not in running:
-                continue
-            task = running.pop(pid)
-            account(task, status, usage)
-            if status:
-                failed.append(task)
-                print(f"seed {task.seed} {task.row}: FAILED, see {task.log}", flush=True)
-                continue
-            done.add((task.seed, task.row))
-            number = total - len(waiting) - len(running) - len(failed)
-            print(f"[{number}/{total}] seed {task.seed} {task.row}: {task.record['wall_seconds']:.0f} s "
-                  f"({task.record['cpu_seconds']:.0f} CPU), {(time.monotonic() - began) / 60:.1f} minutes so far",
-                  flush=True)
+        process.wait()
     finally:
-        stop(running)
+        if process.poll() is None:  # a session of its own does not hear Ctrl-C
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+        task.record["cpu_seconds"] = round(task.record["cpu_seconds"] + cpu_of_children() - cpu, 1)
+        task.record["wall_seconds"] = round(task.record["wall_seconds"] + time.monotonic() - began, 1)
+        task.record["finished"] = process.returncode == 0
+        task.save()
+
+
+def cpu_of_children() -> float:
+    """CPU seconds of all commands that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def execute(tasks: Sequence[Task]) -> None:
+    """Run what is not done yet, one after the other. What does not depend on a failed task still runs."""
+    if not tasks:
+        raise UserError("--seeds needs one seed or more")
+    waiting = [task for task in tasks if not task.load()]
+    failed: list[Task] = []
+    missing: set[tuple[int, str]] = set()  # rows that failed, and those that start from them
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number, task in enumerate(waiting, 1):
+        if any((task.seed, need) in missing for need in task.needs):
+            missing.add((task.seed, task.row))
+            continue
+        run(task)
+        if task.record["finished"]:
+            print(f"[{number}/{len(waiting)}] seed {task.seed} {task.row}: {task.record['wall_seconds']:.0f} s "
+                  f"({task.record['cpu_seconds']:.0f} CPU)", flush=True)
+        else:
+            failed.append(task)
+            missing.add((task.seed, task.row))
+            print(f"seed {task.seed} {task.row}: FAILED, see {task.log}", flush=True)
     if failed:
         raise UserError(f"{len(failed)} rows failed ({', '.join(f'seed {t.seed} {t.row}' for t in failed)}); "
                         f"the last lines of {failed[0].log} say why")
-
-
-def stop(running: Mapping[int, Task]) -> None:
-    """Ask what runs to save and end, and wait for it."""
-    for pid in running:
-        os.killpg(pid, signal.SIGTERM)  # Ctrl-C is ignored by what nohup or & started
-    for pid, task in running.items():
-        _, status, usage = os.wait4(pid, 0)
-        account(task, status, usage)
-
-
-def account(task: Task, status: int, usage: Any) -> None:
-    """Add what the commands took to their task's record, and whether they ended well."""
-    task.process.returncode, record = os.waitstatus_to_exitcode(status), task.record
-    record["cpu_seconds"] = round(record["cpu_seconds"] + usage.ru_utime + usage.ru_stime, 1)
-    record["wall_seconds"] = round(record["wall_seconds"] + time.monotonic() - task.began, 1)
-    record["finished"] = status == 0
-    task.save()
 
 
 # ---- command line --------------------------------------------------------------------------------------
@@ -416,8 +399,6 @@ class Run:
     """Names of rows, or of groups of them: tables, variants."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of world, weights, data order and sampling (integers)."""
-    at_once: int = 2
-    """Rows side by side, a thread each (rows)."""
     root: str = "runs/tables"
     """Folder of the runs."""
     steps: int = 0
@@ -439,7 +420,7 @@ def run_rows(cfg: Run) -> None:
     if cfg.print_only:
         print("\n".join(command for task in tasks for command in (f"# {task.row}", *task.commands)))
         return
-    execute(tasks, cfg.at_once)
+    execute(tasks)
     root, names = Path(cfg.root), [row.name for row in ROWS]
     seeds = [int(side.name.removeprefix("seed-")) for side in root.glob("seed-*")]  # all, not only those just run
     keys = {(task.seed, task.row): task.key for seed in seeds

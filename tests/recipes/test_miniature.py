@@ -92,7 +92,7 @@ def test_the_plan_has_a_row_after_those_it_starts_from_and_nothing_else():
         plan(ROWS, ["nothing"], 0, "r")
     served = [" ".join(task.commands) for seed in (0, 1, 2)
               for task in plan(ROWS, ["traces-redo", "traces-force"], seed, "r") if task.row.startswith("traces")]
-    assert len({re.search("http://[^ ]+", text)[0] for text in served}) == 6  # two that run side by side
+    assert len({re.search("http://[^ ]+", text)[0] for text in served}) == 6  # two seeds may run at once
 
 
 # ---- the toy's forms -----------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def tasks_of(rows: tuple[Row, ...], root: Path, seeds: tuple[int, ...] = (0,)) -
 
 
 def test_rows_wait_for_those_they_start_from_and_are_run_once(tmp_path, capsys):
-    execute(tasks_of(CHAIN, tmp_path, (0, 1)), at_once=2)
+    execute(tasks_of(CHAIN, tmp_path, (0, 1)))
     for seed in (0, 1):
         assert (tmp_path / f"seed-{seed}/c/out").read_text().strip() == "2"
         assert (tmp_path / f"seed-{seed}/a/out").read_text() == f"seed {seed}\n"
@@ -186,16 +186,16 @@ def test_rows_wait_for_those_they_start_from_and_are_run_once(tmp_path, capsys):
         assert record["finished"] and record["wall_seconds"] >= 0 and len(record["commands"]) == 2
         assert "+ echo seed" in (tmp_path / f"seed-{seed}/logs/a.log").read_text()
     assert capsys.readouterr().out.count("seed 1 c") == 1
-    execute(tasks_of(CHAIN, tmp_path, (0, 1)), at_once=2)
+    execute(tasks_of(CHAIN, tmp_path, (0, 1)))
     assert capsys.readouterr().out == "" and (tmp_path / "seed-0/a/out").read_text() == "seed 0\n"
 
 
 def test_a_changed_command_is_run_again_with_all_that_starts_from_it(tmp_path, capsys):
     """And in an empty folder: the command appends."""
-    execute(tasks_of(CHAIN, tmp_path), at_once=1)
+    execute(tasks_of(CHAIN, tmp_path))
     capsys.readouterr()
     changed = (CHAIN[0], replace(CHAIN[1], commands=("mkdir -p {here}", "cat {a}/out >> {here}/out")), CHAIN[2])
-    execute(tasks_of(changed, tmp_path), at_once=1)
+    execute(tasks_of(changed, tmp_path))
     said = capsys.readouterr().out
     assert "seed 0 a" not in said and "seed 0 b" in said and (tmp_path / "seed-0/c/out").read_text().strip() == "1"
     assert "/a/out" in (log := (tmp_path / "seed-0/logs/b.log").read_text()) and log.count("cat") == 1
@@ -205,11 +205,11 @@ def test_a_failed_row_stops_only_what_starts_from_it_and_is_tried_again(tmp_path
     gate = tmp_path / "gate"
     rows = (Row("x", (f"mkdir -p {{here}}; test -e {gate}",)), Row("y", ("ls {x}",)), Row("z", ("echo fine",)))
     with pytest.raises(UserError, match=r"1 rows failed \(seed 0 x\)"):
-        execute(tasks_of(rows, tmp_path), at_once=1)
+        execute(tasks_of(rows, tmp_path))
     said = capsys.readouterr().out
     assert "seed 0 x: FAILED" in said and "seed 0 z" in said and "seed 0 y" not in said
     gate.touch()
-    execute(tasks_of(rows, tmp_path), at_once=1)
+    execute(tasks_of(rows, tmp_path))
     assert "seed 0 y" in capsys.readouterr().out
 
 
@@ -218,7 +218,7 @@ def test_an_interrupt_waits_until_what_runs_has_saved_and_the_next_call_continue
         from recipes.miniature import Row, execute, plan
         slow = ('mkdir -p {{here}}', '''bash -c "trap 'sleep .3; echo saved >> {{here}}/out; exit 0' TERM;'''
                 '''echo x >> {{here}}/out; sleep $(cat {tmp_path}/seconds) & wait"''', 'echo next >> {{here}}/out')
-        execute(plan((Row("slow", slow),), ["slow"], 0, "{tmp_path}"), 2)
+        execute(plan((Row("slow", slow),), ["slow"], 0, "{tmp_path}"))
     """)
     (tmp_path / "seconds").write_text("600")
     process = subprocess.Popen([sys.executable, "-c", script], cwd=miniature.PROJECT, stderr=subprocess.PIPE,
