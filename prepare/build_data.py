@@ -32,7 +32,7 @@ from data import Pair, save_pairs, swap
 from evaluation.benchmarks import Benchmark, load_benchmark, unique
 from loading.tokenizer import load_tokenizer
 from prepare.augment import augmented
-from prepare.card import Drop, Rows, Signs, make_card, overlap, questions, repeats, same_prompts
+from prepare.card import Drop, Rows, Signs, make_card, overlap, repeats, same_prompts
 from prepare.sources import Kind, fixed, read_source
 from runtime import cli, errors
 from runtime.disk import write_whole
@@ -173,8 +173,7 @@ def measure(cfg: Config, tokenizer: Any) -> tuple[Rows, list[Kind]]:
     pairs = unique(pairs)
     lengths, unit = prompt_lengths(pairs, cfg, tokenizer)
     shared = {name: overlap(pairs, others, cfg.ngram) for name, others in benchmarks.items()}
-    sizes = {name: len({q for pair in others for q in questions(pair)}) for name, others in benchmarks.items()}
-    return Rows(pairs, drops, seen, lengths, unit, repeats(pairs), same_prompts(pairs), shared, sizes), kinds
+    return Rows(pairs, drops, seen, lengths, unit, repeats(pairs), same_prompts(pairs), shared), kinds
 
 
 def read_columns(given: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 from data import Message, Pair, preferred
@@ -105,15 +106,8 @@ def share(flags: Iterable[float]) -> float | None:
     return round(sum(seen) / len(seen), 4) if seen else None
 
 
-def count(names: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(names).items()))
-
-
 def grouped(items: Iterable[T], name: Callable[[T], str]) -> dict[str, list[T]]:
-    groups: dict[str, list[T]] = {}
-    for item in items:
-        groups.setdefault(name(item), []).append(item)
-    return dict(sorted(groups.items()))
+    return {key: list(those) for key, those in groupby(sorted(items, key=name), name)}
 
 
 @dataclass(frozen=True)
@@ -128,7 +122,6 @@ class Rows:
     repeats: dict[int, int]
     groups: list[int]  # same_prompts()
     overlap: dict[Benchmark, dict[int, str]]
-    benchmark_questions: dict[Benchmark, int]
 
 
 def make_card(settings: dict[str, Any], rows: Rows, kept: Sequence[Pair], lengths: Sequence[int],
@@ -141,7 +134,8 @@ def make_card(settings: dict[str, Any], rows: Rows, kept: Sequence[Pair], length
         "config": settings,
         "rows": {"read": len(kept) - added + len(rows.drops), "usable": len(rows.pairs), "dropped": len(rows.drops),
                  "kept": len(kept) - added} | ({"added": added} if added else {}),
-        "splits": {name: of_split(pairs) for name, pairs in splits.items()},
+        "splits": {name: {"pairs": len(pairs), "a_wins": share(p.winner == "A" for p in pairs)}
+                   for name, pairs in splits.items()},
         "sources": {name: of_source([p for p, _ in those], [n for _, n in those], limit)
                     for name, those in lines.items()},
         "dropped": of_drops(rows.drops),
@@ -149,12 +143,10 @@ def make_card(settings: dict[str, Any], rows: Rows, kept: Sequence[Pair], length
         "unit": rows.unit,
         "duplicates": {
             "repeats": len(twice),
-            "sources": count(rows.pairs[i].source for i in twice),
             "contradictions": sum(preferred(rows.pairs[i]) != preferred(rows.pairs[j]) for i, j in twice.items()),
             "same_prompts": sum(i != group for i, group in enumerate(rows.groups)),
-            "largest_group": max(Counter(rows.groups).values()),
         },
-        "overlap": {name: of_overlap(rows.pairs, hits, rows.benchmark_questions[name])
+        "overlap": {name: {"rows": len(hits), "examples": [[rows.pairs[i].pair_id, hits[i]] for i in list(hits)[:3]]}
                     for name, hits in rows.overlap.items()},
     }
     return card | {"warnings": warnings(card)}
@@ -166,7 +158,7 @@ def of_source(pairs: Sequence[Pair], lengths: Sequence[int], limit: int) -> dict
     good = [len(preferred(p)) for p in open_]
     bad = [len(p.response_a) + len(p.response_b) - n for p, n in zip(open_, good, strict=True)]
     return {
-        "categories": count(p.category or "none" for p in pairs),
+        "categories": Counter(p.category or "none" for p in pairs),
         "pairs": len(pairs),
         "a_wins": share(p.winner == "A" for p in pairs),
         "longer_wins": share((1 + (g > b) - (g < b)) / 2 for g, b in zip(good, bad, strict=True)),
@@ -178,16 +170,10 @@ def of_source(pairs: Sequence[Pair], lengths: Sequence[int], limit: int) -> dict
     }
 
 
-def of_split(pairs: Sequence[Pair]) -> dict[str, Any]:
-    return {"pairs": len(pairs), "a_wins": share(p.winner == "A" for p in pairs),
-            "sources": count(p.source for p in pairs),
-            "categories": count(p.category or "none" for p in pairs)}
-
-
 def of_drops(drops: Sequence[Drop]) -> dict[str, Any]:
     """reason -> rows, by source, the places of the first three; most frequent reason first."""
     reasons = sorted(grouped(drops, lambda d: d.reason).items(), key=lambda item: -len(item[1]))
-    return {reason: {"rows": len(those), "sources": count(d.source for d in those),
+    return {reason: {"rows": len(those), "sources": Counter(d.source for d in those),
                      "first": [d.where for d in those[:3]]} for reason, those in reasons}
 
 
@@ -195,11 +181,6 @@ def of_signs(seen: Sequence[Signs]) -> dict[str, Any]:
     names = Signs._fields[1:]
     return {source: {"rows": len(those)} | {name: share(getattr(s, name) for s in those) for name in names}
             for source, those in grouped(seen, lambda s: s.source).items()}
-
-
-def of_overlap(pairs: Sequence[Pair], hits: Mapping[int, str], size: int) -> dict[str, Any]:
-    return {"questions": size, "rows": len(hits), "sources": count(pairs[i].source for i in hits),
-            "examples": [[pairs[i].pair_id, gram] for i, gram in list(hits.items())[:3]]}
 
 
 def warnings(card: Mapping[str, Any]) -> list[str]:

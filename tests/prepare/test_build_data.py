@@ -196,8 +196,7 @@ def test_rows_of_one_prompt_are_never_in_two_files(tmp_path):
     assert len(splits["held_out.jsonl"]) == 20
     other, _ = make(tmp_path / "other", pairs=rows, sft_share=0.3, held_out=20, seed=1)
     assert {p.pair_id for p in other["held_out.jsonl"]} != {p.pair_id for p in splits["held_out.jsonl"]}
-    twice = card["duplicates"]
-    assert (twice["same_prompts"], twice["largest_group"]) == (75, 4)
+    assert card["duplicates"]["same_prompts"] == 75
 
 
 # ---- rows that cannot be pairs -------------------------------------------------------------------------
@@ -275,8 +274,7 @@ def test_counts_balance_lengths_and_who_is_longer(tmp_path):
     assert (source["pairs"], source["a_wins"], source["longer_wins"]) == (4, 0.5, 0.625)  # two and a tie of four
     assert source["chosen"] == {"p50": 2, "p90": 6, "p99": 6, "max": 6}
     assert source["rejected"] == {"p50": 3, "p90": 5, "p99": 5, "max": 5}
-    assert card["splits"]["rl.jsonl"] == {"pairs": 4, "a_wins": 0.5, "sources": {"mine": 4},
-                                          "categories": {"chat": 2, "math": 1, "none": 1}}
+    assert card["splits"]["rl.jsonl"] == {"pairs": 4, "a_wins": 0.5}
 
 
 def test_prompts_are_measured_as_the_judge_sees_them(tmp_path):
@@ -308,9 +306,7 @@ def test_repeats_and_contradictions(tmp_path):
     other = plain(0, chosen="plain bad 0", rejected="plain good 0", id="turned")
     rows = [plain(0), plain(1), plain(0), other, plain(0, chosen="a third", id="new")]
     splits, card = make(tmp_path, pairs=rows)
-    twice = card["duplicates"]
-    assert (twice["repeats"], twice["contradictions"], twice["sources"]) == (2, 1, {"mine": 2})
-    assert (twice["same_prompts"], twice["largest_group"]) == (3, 4)
+    assert card["duplicates"] == {"repeats": 2, "contradictions": 1, "same_prompts": 3}
     assert [p.pair_id for p in splits["rl.jsonl"]] == ["p0", "p1", "p0~2", "turned", "new"]
     splits, card = make(tmp_path / "b", pairs=rows, drop_duplicates=True)
     assert [p.pair_id for p in splits["rl.jsonl"]] == ["p0", "p1", "new"]
@@ -340,7 +336,7 @@ def test_overlap_is_n_words_in_a_row_in_the_clients_turns(tmp_path):
     ]
     flags = {"rewardbench": write(tmp_path / "bench.jsonl", bench), "ngram": 7}
     splits, card = make(tmp_path, pairs=rows, **flags)
-    assert card["overlap"] == {"rewardbench": {"questions": 2, "rows": 3, "sources": {"mine": 3}, "examples": [
+    assert card["overlap"] == {"rewardbench": {"rows": 3, "examples": [
         ["p0", "how do i bake a good rye"], ["p2", "why"], ["p5", "how do i bake a good rye"]]}}
     assert len(splits["rl.jsonl"]) == 6
     splits, card = make(tmp_path / "b", pairs=rows, drop_overlap=True, **flags)
