@@ -62,3 +62,20 @@ def verdicts(tmp_path_factory):
     from tiny_models import make_world
 
     return make_world(tmp_path_factory.mktemp("verdicts"))
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Two servers that answer as a test plans; see fake_server.py."""
+    from fake_server import Fake, answering
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    one, two = Fake(), Fake()
+    with answering(one.server) as one.url, answering(two.server) as two.url:
+        yield one, two
+
+
+@pytest.fixture
+def fake(fakes):
+    """The first of the two."""
+    return fakes[0]

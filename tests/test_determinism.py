@@ -7,10 +7,10 @@ The order of files and hash seeds of build_data is in test_build_data.py, that o
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterator
 
 import pytest
+from fake_server import answering
 from survival_worker import Server, tree
 
 from toy import oracle as toy_oracle
@@ -30,9 +30,7 @@ def commands(world, verdicts) -> Iterator[dict[str, list[str]]]:
     """Command lines but for --out and --seed. The oracle is toy/'s, in this process."""
     model, prompt = ["--model", str(world / "start")], ["--prompt-file", str(world / "prompt.txt")]
     start = ["--model", str(verdicts / "start"), "--data", str(verdicts / "pairs.jsonl")]
-    with toy_oracle.make_server(toy_oracle.Serve(port=0)) as oracle:
-        threading.Thread(target=oracle.serve_forever, args=(0.01,), daemon=True).start()
-        url = f"http://127.0.0.1:{oracle.server_port}/v1"
+    with answering(toy_oracle.make_server(toy_oracle.Serve(port=0))) as url:
         yield {
             "sft": ["--preset", "tiny", *model, *prompt, "--data", str(world / "sft.jsonl"), "--held-out",
                     str(world / "sft_held_out.jsonl"), *"--steps 3 --batch-size 4 --eval-every 2".split()],
@@ -42,7 +40,6 @@ def commands(world, verdicts) -> Iterator[dict[str, list[str]]]:
             "eval": ["run", *start, *"--sampler torch --max-tokens 6 --votes 3 --temperature 1".split()],
             "distill": ["--preset", "tiny", *prompt, "--data", str(world / "sft.jsonl"), "--base-url", url],
         }
-        oracle.shutdown()
 
 
 @pytest.mark.parametrize("script", ["sft", "grpo", "eval", "distill"])

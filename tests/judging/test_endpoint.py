@@ -11,12 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from fake_server import FAULTS, completion, echo
 
 import eval as evaluation
 from cor_prompt import render
@@ -33,103 +32,8 @@ ROOT = Path(__file__).parents[2]
 SECRET = "sk-very-secret-0123456789"
 
 
-def completion(*texts, reason="stop", message=(), usage=(7, 10)):
-    choices = [
-        {"index": i, "message": {"role": "assistant", "content": text, **dict(message)}, "finish_reason": reason}
-        for i, text in enumerate(texts)
-    ]
-    counts = {"prompt_tokens": usage[0], "completion_tokens": usage[1]} if usage else None
-    return {"id": "x", "object": "chat.completion", "choices": choices, "usage": counts}
-
-
-def echo(body):
-    """What a good server says: a text that names the question and the sample."""
-    asked = body["messages"][-1]["content"]
-    return completion(*(f"{asked}|{body.get('seed')}+{i}" for i in range(body.get("n", 1))))
-
-
 def refusal(message, code=None, param=None):
     return 400, {}, {"error": {"message": message, "code": code, "param": param}}
-
-
-class Fake:
-    """`plan(body, times)` answers a request that came `times` times before: a dict is sent as JSON, bytes as they
-    are, a number is a status, (status, headers, payload) all of it; "reset" and "cut" break the connection, and
-    ("stall", bytes, until) keeps it open without a word."""
-
-    def __init__(self):
-        self.plan = lambda body, times: echo(body)
-        self.delay, self.seen, self.answered, self.active, self.peak = 0.0, [], Counter(), 0, 0
-        self.lock = threading.Lock()
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self):
-                fake.serve(self)
-
-            def log_message(self, *args):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def serve(self, handler):
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-        name = (body["messages"][-1]["content"], body.get("seed"), body.get("n", 1))
-        with self.lock:
-            times = sum(s["name"] == name for s in self.seen)
-            self.seen.append({"name": name, "body": body, "headers": handler.headers, "at": time.monotonic()})
-            self.active += 1
-            self.peak = max(self.peak, self.active)
-        time.sleep(self.delay)
-        what = self.plan(body, times)
-        with self.lock:
-            self.active -= 1
-            self.answered[name] += is_whole(what)
-        handler.close_connection = True
-        if what == "reset":
-            return
-        if isinstance(what, tuple) and what[0] == "stall":  # the head, a part of the body, then nothing
-            handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + b" " * what[1])
-            handler.wfile.flush()
-            what[2].wait(30)
-            return
-        status, headers, payload = what if isinstance(what, tuple) else (200, {}, what)
-        if isinstance(what, int):
-            status, payload = what, {"error": {"message": "the fake fails", "code": None}}
-        payload = completion("never whole" * 100) if what == "cut" else payload
-        data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-        always = {"Content-Type": "application/json", "Content-Length": len(data), "Connection": "close"}
-        handler.send_response(status)
-        for key, value in (always | headers).items():
-            handler.send_header(key, str(value))
-        handler.end_headers()
-        handler.wfile.write(data[: len(data) // 2] if what == "cut" else data)
-
-    def asked(self):
-        return [s["name"][0] for s in self.seen]
-
-    def seeds(self):
-        return [s["body"].get("seed") for s in self.seen]
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    fake = Fake()
-    yield fake
-    fake.server.shutdown()
-    fake.server.server_close()
-
-
-def is_whole(what):
-    """A completion with a choice that was not broken off."""
-    choices = what["choices"] if isinstance(what, dict) and "usage" in what else []
-    return bool(choices) and choices[0]["finish_reason"] not in endpoint.BROKEN_OFF
 
 
 def sampler_of(fake, **settings):
@@ -194,18 +98,6 @@ def test_equal_conversations_are_asked_once(fake):
 # ---- failures ------------------------------------------------------------------------------------------
 
 
-FAULTS = {
-    "server error": 500, "bad gateway": (502, {}, b"<html>"), "timeout": 408, "reset": "reset", "cut body": "cut",
-    "no JSON": b"{not json", "web page": b"<html>welcome</html>", "empty body": b"", "other JSON": [1], "null": b"null",
-    "no choices": {"error": {"message": "upstream"}}, "empty choices": completion(), "deep": b"[" * 99_999,
-    "no message": {"choices": [{"finish_reason": "stop"}]}, "odd choices": {"choices": "AB"},
-    "not UTF-8": b"\xff\xfe{", "null message": {"choices": [{"message": None}]},
-    "half of the JSON": json.dumps(completion("[[A]]")).encode()[:-40], "aborted": completion("[[A", reason="abort"),
-    "half a reply": completion("[[A", reason="error"), "error body": {"error": {"message": "x"}, "choices": None},
-    "limited": (429, {"Retry-After": "0"}, {}), "a date": (503, {"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}, {}),
-}
-
-
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_that_passes_is_not_seen(fake, fault):
     fake.plan = lambda body, times: FAULTS[fault] if times < 2 else echo(body)
@@ -238,16 +130,8 @@ def test_a_slow_server_is_waited_for_and_a_silent_one_is_not(fake):
 
 @pytest.mark.parametrize("sent", [0, 40])
 def test_a_server_that_stalls_in_the_middle_of_its_answer_is_asked_again(fake, sent):
-    stalled = threading.Event()
-
-    def plan(body, times):
-        return ("stall", sent, stalled) if not times else echo(body)
-
-    fake.plan = plan
-    try:
-        assert_right(ask(sampler_of(fake, timeout=0.3), ["q", "r"]), ["q", "r"])
-    finally:
-        stalled.set()
+    fake.plan = lambda body, times: echo(body) if times else ("stall", sent)
+    assert_right(ask(sampler_of(fake, timeout=0.3), ["q", "r"]), ["q", "r"])
     assert sorted(fake.asked()) == ["q", "q", "r", "r"]
 
 
@@ -603,14 +487,8 @@ def test_code_and_prose_are_left_alone():
 def test_an_evaluation_pays_for_nothing_twice(fake, tmp_path):
     """Some answers of a batch came when the server failed; with votes, other processes' replies and fewer requests
     at a time the same command asks for the rest alone."""
-    state = {"broken": True}
-
-    def plan(body, times):
-        if state["broken"] and "q4?" in body["messages"][-1]["content"]:
-            return 500
-        return completion("<answer>[[A]]</answer>")
-
-    fake.plan = plan
+    says_a = completion("<answer>[[A]]</answer>")
+    fake.plan = lambda body, times: 500 if "q4?" in body["messages"][-1]["content"] else says_a
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"q{i}?", "chosen": "x", "rejected": "y"}) + "\n" for i in range(8)))
     cfg = evaluation.Run(model="m", data=str(data), out=str(tmp_path / "out"), base_url=fake.url, retries=0,
@@ -620,7 +498,7 @@ def test_an_evaluation_pays_for_nothing_twice(fake, tmp_path):
     out = tmp_path / "out"
     assert (out / "judgements.jsonl").read_text().count("\n") == 18 and sum(fake.answered.values()) >= 18
     (out / "replies.jsonl").rename(out / "replies_1.jsonl")  # as a second process would have left them
-    state["broken"] = False
+    fake.plan = lambda body, times: says_a
     summary = evaluation.evaluate(replace(cfg, concurrency=1))
     assert set(fake.answered.values()) <= {0, 1} and sum(fake.answered.values()) == 48  # 8 pairs, 2 orders, 3 votes
     assert summary["overall"] | {"count": 48, "pairs": 8, "accuracy": 0.5, "consistency": 0.0} == summary["overall"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-import threading
 
 import pytest
+from fake_server import answering
 from test_judge import Longer
 
 import judge as jd
@@ -31,13 +31,11 @@ def served(monkeypatch):
     sampler = Breaks()
     judge, cfg = Judge(sampler), Serve(model="m")
     server = serving.make_server(lambda path, body: jd.answer(cfg, judge, path, body), "127.0.0.1", 0)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(reward_client, "URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(reward_client, "WAITS", ())
     sampler.port = server.server_port
-    yield sampler
-    server.shutdown()
-    server.server_close()
+    with answering(server):
+        yield sampler
 
 
 def post(port, path, body, kind="application/json", **headers):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_endpoint import FAULTS, Fake, completion
+from fake_server import FAULTS, answering, completion
 
 from cor_prompt import encode_prompt, plain_tokenizer, render
 from data import Pair, load_pairs, save_pairs
@@ -37,20 +37,6 @@ def quick(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     patient = distill.EndpointSampler.__init__
     monkeypatch.setattr(distill.EndpointSampler, "__init__", lambda *a, **k: patient(*a, **k, backoff=0.002))
-
-
-@pytest.fixture
-def fakes():
-    found = [Fake(), Fake()]
-    yield found
-    for fake in found:
-        fake.server.shutdown()
-        fake.server.server_close()
-
-
-@pytest.fixture
-def fake(fakes):
-    return fakes[0]
 
 
 def make_pairs(count):
@@ -115,11 +101,11 @@ def by_fate(body, times=0):
     return FATES[i % len(FATES)][number - 1](i)
 
 
-def test_every_pair_meets_its_fate(fake, tmp_path):
+def test_every_pair_meets_its_fate_and_is_counted(fake, tmp_path, capsys):
     fake.plan = by_fate
     pairs = make_pairs(12)
-    cfg = make_config(fake, tmp_path / "out", pairs)
-    distill.distil(cfg)
+    summary = distill.distil(
+        make_config(fake, tmp_path / "out", pairs, second_model="two", second_base_url=fake.url))
     traces, failed = (load_pairs(str(tmp_path / "out" / n)) for n in ("traces.jsonl", "failed.jsonl"))
     ends = {p.pair_id: p.meta["pass"] for p in traces}
     ends |= {p.pair_id: f"{p.meta['pass_1']}, {p.meta['pass_2']}" for p in failed}
@@ -128,18 +114,12 @@ def test_every_pair_meets_its_fate(fake, tmp_path):
     for pair in traces:
         i = int(pair.pair_id[1:])
         assert pair.trace.startswith("<type>Chat") and pair.trace.endswith(f"<answer>[[{letter(i)}]]</answer>")
-        assert replace(pair, trace=None, meta={}) == pairs[i] and pair.meta["oracle"] == "one"
+        assert replace(pair, trace=None, meta={}) == pairs[i]
+        assert pair.meta["oracle"] == {"1": "one", "2": "two"}[pair.meta["pass"]]
     assert "bold ?" in traces[-1].trace
     logged = [(int(r["pair_id"][1:]), n) for n in (1, 2) for r in rows(tmp_path / "out", f"pass_{n}.jsonl")]
     assert sorted(asked(s["body"]) for s in fake.seen) == sorted(logged) and len(logged) == len(set(logged)) == 21
     assert not (tmp_path / "out" / "replies.jsonl").exists()
-
-
-def test_the_summary_by_hand(fake, tmp_path, capsys):
-    fake.plan = by_fate
-    cfg = make_config(fake, tmp_path / "out", make_pairs(12), second_model="two",
-                      second_base_url=fake.url)
-    summary = distill.distil(cfg)
     # right in pass 1: 0, 9, 10. repaired: 1, 3, 4, 8. lost: 2, 5, 6, 7, 11. Code: 0, 3, 6, 9. source one: 0 .. 3.
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["all"] == {"pairs": 12, "pass_1": 0.25, "pass_2": 0.3333, "lost": 0.4167}
@@ -201,8 +181,6 @@ def test_two_oracles_and_one_pass(fakes, tmp_path, monkeypatch):
         assert {(asked(s["body"])[1], s["body"]["model"], s["headers"]["Authorization"]) for s in fake.seen} == {
             (number, model, f"Bearer {key}")
         }
-    oracles = {p.meta["pass"]: p.meta["oracle"] for p in load_pairs(str(tmp_path / "out" / "traces.jsonl"))}
-    assert oracles == {"1": "one", "2": "two"}
     seen = len(fakes[1].seen)
     alone = distill.distil(replace(cfg, out=str(tmp_path / "alone"), second_pass=False))
     assert len(fakes[1].seen) == seen and "pass_2" not in alone and not (tmp_path / "alone" / "pass_2.jsonl").exists()
@@ -334,7 +312,7 @@ def test_another_configuration_is_refused(fake, tmp_path):
 
 @pytest.mark.parametrize("wrong, words", [
     ({"samples": 0}, "--samples"), ({"samples": 2, "temperature": 0.0}, "--samples"), ({"max_tokens": 0}, "--max-t"),
-    ({"temperature": float("nan")}, "--temperature"), ({"limit": -1}, "--limit"),
+    ({"temperature": float("nan")}, "--temperature"), ({"limit": -1}, "--limit"), ({"rstar": "x"}, "--samples"),
     ({"second_base_url": "http://x/v1"}, "--second-model"), ({"base_url": "file:///x"}, "--base-url"),
 ])
 def test_impossible_settings_are_refused(tmp_path, wrong, words):
@@ -411,12 +389,6 @@ def test_strangers_can_forge_neither_verdict_nor_section(fake, tmp_path):
 # ---- a local checkpoint, the toy -----------------------------------------------------------------------
 
 
-def serve(**changes):
-    server = oracle.make_server(oracle.Serve(port=0, **changes))
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    return server, f"http://127.0.0.1:{server.server_port}/v1"
-
-
 def tiny(world, out, **changes):
     return replace(distill.PRESETS["tiny"], data=str(world / "sft.jsonl"), prompt_file=str(world / "prompt.txt"),
                    out=str(out), **changes)
@@ -424,14 +396,8 @@ def tiny(world, out, **changes):
 
 @pytest.mark.parametrize("repair", ["redo", "force"])
 def test_the_toy_goes_through_both_passes(world, tmp_path, repair):
-    server, url = serve(repair=repair)
-    try:
+    with answering(oracle.make_server(oracle.Serve(port=0, repair=repair))) as url:
         summary = distill.distil(tiny(world, tmp_path / "out", base_url=url))
-        distill.distil(tiny(world, tmp_path / "again", base_url=url, concurrency=1))
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert contents(tmp_path / "again") == contents(tmp_path / "out")
     assert 0.05 < summary["all"]["pass_2"] < 0.35 and summary["all"]["lost"] == 0.0
     pairs = load_pairs(str(tmp_path / "out" / "traces.jsonl"))
     assert [p.pair_id for p in pairs] == [f"sft-{i}" for i in range(24)]
@@ -499,22 +465,17 @@ def test_the_verdict_begins_where_its_last_tag_does(any_tokenizer):
     assert rstar.reasoning_tokens("no verdict", any_tokenizer) == 0
 
 
-@pytest.fixture
-def scorer(world):
-    """An untrained judge of the tiny world."""
-    return world / "start"
-
-
 @pytest.mark.parametrize("budget", [16384, 200, 1])
-def test_r_star_by_a_model_is_the_one_that_transformers_gives(scorer, budget):
+def test_r_star_by_a_model_is_the_one_that_transformers_gives(world, budget):
     from transformers import AutoModelForCausalLM
 
-    rng, tokenizer = random.Random(0), load_tokenizer(str(scorer))
+    scorer = str(world / "start")
+    rng, tokenizer = random.Random(0), load_tokenizer(scorer)
     pairs = toy_world.make_pairs(5, rng, False, "p")
     asked = [(render(pair, "instruct", "judge"), [toy_world.teach(pair, rng, Flaws()) for _ in range(1 + i % 3)])
              for i, pair in enumerate(pairs)]
     asked[1][1].append("<answer>[[A]]</answer>")
-    found = rstar.rank_traces(str(scorer), asked, max_tokens=budget)
+    found = rstar.rank_traces(scorer, asked, max_tokens=budget)
     lm = AutoModelForCausalLM.from_pretrained(scorer).eval()
     for (messages, traces), scores in zip(asked, found, strict=True):
         prompt = encode_prompt(messages, tokenizer)
@@ -527,11 +488,11 @@ def test_r_star_by_a_model_is_the_one_that_transformers_gives(scorer, budget):
             assert score == pytest.approx(wanted, rel=1e-4)
 
 
-def test_the_straightest_chain_becomes_the_trace(fake, tmp_path, scorer):
+def test_the_straightest_chain_becomes_the_trace(fake, tmp_path, world):
     fake.plan = by_seed
     pairs = make_pairs(16)
     plain = make_config(fake, tmp_path / "first", pairs, samples=4)
-    cfg = replace(plain, out=str(tmp_path / "best"), rstar=str(scorer))
+    cfg = replace(plain, out=str(tmp_path / "best"), rstar=str(world / "start"))
     distill.distil(plain)
     distill.distil(cfg)
     by = {n: load_pairs(str(tmp_path / n / "traces.jsonl")) for n in ("first", "best")}
@@ -541,7 +502,7 @@ def test_the_straightest_chain_becomes_the_trace(fake, tmp_path, scorer):
         log = rows(tmp_path / "best", f"pass_{one.meta['pass']}.jsonl")
         good = [r for r in log if r["pair_id"] == one.pair_id and not r["fault"]]
         prompt = render(replace(one, trace=None), cfg.style)  # pass 1's, without the hint
-        [scores] = rstar.rank_traces(str(scorer), [(prompt, [r["text"] for r in good])])
+        [scores] = rstar.rank_traces(cfg.rstar, [(prompt, [r["text"] for r in good])])
         best = max(range(len(good)), key=scores.__getitem__)
         assert (one.trace, one.meta["sample"]) == (good[best]["text"], str(good[best]["sample"]))
         assert one.meta.get("r_star") == (f"{scores[best]:.4f}" if len(good) > 1 else None)
@@ -554,10 +515,10 @@ def test_the_straightest_chain_becomes_the_trace(fake, tmp_path, scorer):
     assert contents(tmp_path / "best") == whole
 
 
-def test_what_ranks_is_part_of_the_run(fake, tmp_path, scorer):
+def test_what_ranks_is_part_of_the_run(fake, tmp_path, world):
     fake.plan = by_seed
     judge = tmp_path / "judge"
-    shutil.copytree(scorer, judge)
+    shutil.copytree(world / "start", judge)
     cfg = make_config(fake, tmp_path / "out", make_pairs(2), samples=2, rstar=str(judge))
     distill.distil(cfg)
     with pytest.raises(UserError, match="another configuration"):
@@ -565,5 +526,3 @@ def test_what_ranks_is_part_of_the_run(fake, tmp_path, scorer):
     files.build_model(files.build_tokenizer(), 1).save_pretrained(judge)  # trained again
     with pytest.raises(UserError, match="another configuration"):
         distill.distil(cfg)
-    with pytest.raises(UserError, match="--samples"):
-        distill.distil(replace(cfg, out=str(tmp_path / "one"), samples=1))

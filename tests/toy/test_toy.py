@@ -7,12 +7,12 @@ import io
 import json
 import random
 import re
-import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_server import answering
 
 from cor_prompt import defuse, encode_prompt, encode_target, parse_trace, render, section
 from data import Pair, load_pairs
@@ -104,10 +104,9 @@ def test_a_whole_world_is_kept_and_other_settings_are_refused(world, tmp_path):
         build(world, seed=3)
     assert contents(world) == before
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="other things"):
-        build(tmp_path)
-    with pytest.raises(UserError, match="other things"):
-        build(tmp_path / "notes.txt")
+    for taken in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(UserError, match="other things"):
+            build(taken)
     for wrong in ({"flaw": 1.5}, {"flaw": float("nan")}, {"rl_pairs": 0}):
         with pytest.raises(UserError, match="--"):
             build(tmp_path / "new", **wrong)
@@ -312,9 +311,7 @@ def test_told_the_verdict_it_redoes_the_step_or_forces_the_verdict(pairs):
 def test_the_oracle_over_http(pairs, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = oracle.make_server(oracle.Serve(port=0))
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/v1"
+    with answering(server) as url:
         sampler = EndpointSampler(url, "teacher", concurrency=16, retries=0)
         found = sampler.chat([render(p, "instruct", SYSTEM) for p in pairs[:40]], 2, 1.0, 64, list(range(40)))
         for seed, (pair, replies) in enumerate(zip(pairs, found, strict=False)):
@@ -325,9 +322,6 @@ def test_the_oracle_over_http(pairs, monkeypatch):
                 sampler.chat([[{"role": "user", "content": content}]], 1, 1.0, 64, [0])
         with pytest.raises(UserError, match=r"--port \d+: cannot listen"):
             oracle.make_server(oracle.Serve(port=server.server_port))
-    finally:
-        server.shutdown()
-        server.server_close()
     with pytest.raises(UserError, match="--port 99999: cannot"):
         oracle.make_server(oracle.Serve(port=99999))
 
