@@ -4,7 +4,7 @@ import json
 import os
 import random
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
@@ -71,10 +71,6 @@ def bon_row(number="3", losers=3, path="BoN_set/Harmlessness/S6", **changes):
 
 def better(pair):
     return pair.response_a if pair.winner == "A" else pair.response_b
-
-
-def worse(pair):
-    return better(swap(replace(pair, winner="B" if pair.winner == "A" else "A")))
 
 
 def test_rewardbench_takes_the_filtered_split_of_a_folder(tmp_path):
@@ -643,9 +639,8 @@ def test_both_rules_are_shown_where_they_differ(tmp_path, capsys):
 
 
 def test_logs_that_are_not_there(tmp_path):
-    for log, message in (("nowhere.jsonl", "no such file"), (".", "name the files")):
+    (tmp_path / "empty.jsonl").write_text("")
+    for log, message in (("nowhere.jsonl", "no such file"), (".", "name the files"),
+                         ("empty.jsonl", "no verdicts in it")):
         with pytest.raises(UserError, match=message):
             ev.score(ev.Score("pairs", (str(tmp_path / log),)))
-    (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(UserError, match="no verdicts in it"):
-        ev.score(ev.Score("pairs", (str(tmp_path / "empty.jsonl"),)))

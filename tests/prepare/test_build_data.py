@@ -87,17 +87,6 @@ def better(pair: Pair) -> str:
 # ---- layouts -------------------------------------------------------------------------------------------
 
 
-def test_skywork_conversations(tmp_path):
-    long = [user("Hi"), reply("Hello"), user("Bye?")]
-    rows = [sky(1), sky(2, "wildguard", chosen=[*long, reply("good")], rejected=[*long, reply("bad")])]
-    pairs, drops, _ = read_source("skywork", [write(tmp_path / "rows.jsonl", rows)])
-    assert not drops
-    assert pairs[0] == Pair(
-        "skywork-0", "helpsteer2", (user("Sky question 1?"),), "sky good 1", "sky bad 1", "A", "chat"
-    )
-    assert (pairs[1].context, pairs[1].category) == (tuple(long), "safety")
-
-
 def test_the_code_rows_are_those_of_the_shuffle_of_datasets(tmp_path):
     import datasets
 
@@ -158,8 +147,6 @@ def test_the_alternation_is_strict_and_changes_nothing_else(pairs):
     assert [p.winner for p in lettered] == ["AB"[i % 2] for i in range(len(pairs))]
     assert [better(p) for p in lettered] == [p.response_a for p in pairs]
     assert [{p.response_a, p.response_b} for p in lettered] == [{p.response_a, p.response_b} for p in pairs]
-    counts = Counter(p.winner for p in lettered)
-    assert counts["A"] - counts["B"] in (0, 1)
 
 
 @given(some_pairs, st.data())
@@ -222,10 +209,12 @@ def test_an_unusable_row_is_dropped_counted_and_named(tmp_path, kind, row, reaso
 
 def test_a_shared_system_turn_is_kept_and_counted(tmp_path):
     turns = [{"role": "system", "content": "Be brief."}, user("Q?")]
-    row = sky(1, chosen=[*turns, reply("a")], rejected=[*turns, reply("b")])
+    row = sky(1, "wildguard", chosen=[*turns, reply("a")], rejected=[*turns, reply("b")])
     splits, card = make(tmp_path, skywork=[row, sky(2)])
-    assert splits["rl.jsonl"][0].context == tuple(turns)
-    assert card["sources"]["helpsteer2"]["system_turn"] == 1
+    assert splits["rl.jsonl"] == [
+        Pair("skywork-0", "wildguard", tuple(turns), "a", "b", "A", "safety"),
+        Pair("skywork-1", "helpsteer2", (user("Sky question 2?"),), "sky bad 2", "sky good 2", "B", "chat")]
+    assert [card["sources"][name].get("system_turn") for name in ("wildguard", "helpsteer2")] == [1, 0]
 
 
 def test_the_papers_preset_asks_the_hub_for_its_three_sources(tmp_path, monkeypatch):
@@ -347,23 +336,16 @@ def test_overlap_is_n_words_in_a_row_in_the_clients_turns(tmp_path):
 # ---- files ---------------------------------------------------------------------------------------------
 
 
-def everything(tmp_path):
+def test_the_same_command_writes_the_same_bytes_whatever_the_hash_seed(tmp_path):
     rows = {"math": [step(n) for n in range(20)], "code": [code(n) for n in range(20)],
             "skywork": [sky(n, ("helpsteer2", "wildguard", "magpie_ultra")[n % 3]) for n in range(30)],
             "pairs": [plain(n) for n in range(10)]}
-    files = {kind: write(tmp_path / f"{kind}.jsonl", those) for kind, those in rows.items()}
-    return [arg for kind, path in files.items() for arg in (f"--{kind}", path)]
-
-
-def command(*args, **environment):
-    return subprocess.run([sys.executable, "-m", "prepare.build_data", *args], cwd=ROOT, text=True, capture_output=True,
-                          env=os.environ | environment)
-
-
-def test_the_same_command_writes_the_same_bytes_whatever_the_hash_seed(tmp_path):
-    args = [*everything(tmp_path), "--held-out", "8", "--sft-held-out", "3"]
-    for name in ("a", "b"):
-        done = command(*args, "--out", str(tmp_path / name), PYTHONHASHSEED="1" if name == "a" else "2")
+    args = [sys.executable, "-m", "prepare.build_data", "--held-out", "8", "--sft-held-out", "3"]
+    for kind, those in rows.items():
+        args += [f"--{kind}", write(tmp_path / f"{kind}.jsonl", those)]
+    for name, seed in (("a", "1"), ("b", "2")):
+        done = subprocess.run([*args, "--out", str(tmp_path / name)], cwd=ROOT, text=True, capture_output=True,
+                              env=os.environ | {"PYTHONHASHSEED": seed})
         assert done.returncode == 0, done.stderr
     written = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert written == ["card.json", "config.json", "held_out.jsonl", "rl.jsonl", "to_distil.jsonl",
@@ -453,7 +435,7 @@ def test_all_real_files_with_the_real_benchmarks(tmp_path):
     assert {name: len(pairs) for name, pairs in splits.items()} == {
         "to_distil.jsonl": 509, "rl.jsonl": 3733, "held_out.jsonl": 200, "to_distil_held_out.jsonl": 40}
     assert {name: row["rows"] for name, row in card["overlap"].items()} == {"rewardbench": 2, "rm-bench": 4, "rmb": 1}
-    prompts = [{p.context for p in map(frozen, pairs)} for pairs in splits.values()]
+    prompts = [{tuple((m["role"], m["content"]) for m in p.context) for p in pairs} for pairs in splits.values()]
     assert len(set.union(*prompts)) == sum(map(len, prompts))
     # benchmark items given as training rows are all found
     items = str(shared("prefs") / "eval_only_pairs.jsonl")
@@ -462,15 +444,7 @@ def test_all_real_files_with_the_real_benchmarks(tmp_path):
              drop_overlap=True)
 
 
-def frozen(pair):
-    return replace(pair, context=tuple((m["role"], m["content"]) for m in pair.context))
-
-
 # ---- pairs with a stranger -----------------------------------------------------------------------------
-
-
-def worse(pair: Pair) -> str:
-    return pair.response_b if pair.winner == "A" else pair.response_a
 
 
 def test_added_pairs_set_a_chosen_response_against_one_chosen_for_another_prompt(tmp_path):
@@ -483,7 +457,8 @@ def test_added_pairs_set_a_chosen_response_against_one_chosen_for_another_prompt
         chosen = {f"mine/{pair.pair_id}": pair for pair in before[name]}  # no file holds another's text
         for place, pair in enumerate(files[name][-count:]):
             own, stranger = chosen[pair.meta["row"]], chosen[pair.meta["stranger"]]
-            assert (pair.context, better(pair), worse(pair)) == (own.context, better(own), better(stranger))
+            assert (pair.context, better(pair)) == (own.context, better(own))
+            assert {pair.response_a, pair.response_b} == {better(own), better(stranger)}
             assert own.context != stranger.context and pair.winner == "AB"[place % 2]
             assert (pair.pair_id, pair.source, pair.category) == (f"mine/{own.pair_id}+0", "added (--augment)", "chat")
         assert len({pair.meta["row"] for pair in files[name][-count:]}) == count
