@@ -14,7 +14,6 @@ import json
 import random
 import re
 import sys
-from collections import Counter
 from pathlib import Path
 
 FILES = ("pandalm_human", "llmbar_processed", "llmbar_casestudy", "hhh_alignment")
@@ -103,11 +102,11 @@ def row(pair_id: str, pair: tuple, winner: str, trace: bool = False) -> dict:
 
 def main(folder: Path) -> None:
     answers, rng = read_answers(folder), random.Random(1)
-    learnt, judged = list(dict.fromkeys(contrast(answers, False, 4, rng))), []
-    seen: Counter[str] = Counter()
+    learnt = list(dict.fromkeys(contrast(answers, False, 4, rng)))
+    judged: list[tuple] = []
     for pair in contrast(answers, True, 2, rng):
-        seen[pair[1]] += 1
-        judged += [pair] if seen[pair[1]] <= 2 else []  # two a question
+        if [question for _, question, _, _ in judged].count(pair[1]) < 2:  # two a question
+            judged.append(pair)
     rows = {
         "traces": [row(f"t-{i:04d}", p, w, True) for i, p in enumerate(learnt[:TRACES]) for w in "AB"],
         "pairs": [row(f"t-{i:04d}{w}", p, w) for i, p in enumerate(learnt[TRACES:]) for w in "AB"],

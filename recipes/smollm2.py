@@ -19,8 +19,6 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-         "chat_template.jinja")
 CHATML = ("{% for message in messages %}"
           "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
@@ -71,8 +69,7 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     aside = out.with_name(out.name + ".partial")
     if out.exists():
-        complete = all((out / name).is_file() for name in FILES)
-        sys.exit(print(f"{out} is already complete") if complete else f"{out} exists, incomplete: move it away")
+        sys.exit(f"{out} exists: use it, or move it away")
     shutil.rmtree(aside, ignore_errors=True)
     answer = ask(aside, convert(next(Path(str(package.origin)).parent.glob("*.gguf")), aside))
     print(f"wrote {aside.rename(out)}: float32 safetensors, config, tokenizer, chat template; {QUESTION} {answer}")
