@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any hub client is imported
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests hold the CPU's way; a card is for bench.gpu
+os.environ["NO_PROXY"] = "127.0.0.1"  # a test's own servers are asked directly
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
@@ -65,11 +68,10 @@ def verdicts(tmp_path_factory):
 
 
 @pytest.fixture
-def fakes(monkeypatch):
+def fakes():
     """Two servers that answer as a test plans; see fake_server.py."""
     from fake_server import Fake, answering
 
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     one, two = Fake(), Fake()
     with answering(one.server) as one.url, answering(two.server) as two.url:
         yield one, two
@@ -79,3 +81,23 @@ def fakes(monkeypatch):
 def fake(fakes):
     """The first of the two."""
     return fakes[0]
+
+
+@pytest.fixture
+def hears_ctrl_c():
+    """A job in the background may ignore it; in this test it does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def shared():
+    """shared(*parts): the folder of real files beside the repository (RMR1_SHARED names another place), or a skip."""
+    def find(*parts):
+        beside = os.environ.get("RMR1_SHARED") or Path(__file__).parents[2] / "shared"
+        if not (path := Path(beside, "data", *parts)).exists():
+            pytest.skip("the real files are not beside this clone")
+        return path
+
+    return find

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections import Counter
@@ -45,7 +46,7 @@ class Fake:
 
     def __init__(self):
         self.plan = lambda body, times: echo(body)
-        self.delay, self.seen, self.answered, self.active, self.peak = 0.0, [], Counter(), 0, 0
+        self.seen, self.answered, self.active, self.peak = [], Counter(), 0, 0
         self.lock = threading.Lock()
         fake = self
 
@@ -68,7 +69,6 @@ class Fake:
             self.seen.append({"name": name, "body": body, "headers": handler.headers, "at": time.monotonic()})
             self.active += 1
             self.peak = max(self.peak, self.active)
-        time.sleep(self.delay)
         what = self.plan(body, times)
         with self.lock:
             self.active -= 1
@@ -116,3 +116,13 @@ FAULTS = {
     "half a reply": completion("[[A", reason="error"), "error body": {"error": {"message": "x"}, "choices": None},
     "limited": (429, {"Retry-After": "0"}, {}), "a date": (503, {"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}, {}),
 }
+
+
+def failing(share, most, good=echo):
+    """A plan on which `share` of the first `most` tries of each request fail, on a server that takes its time."""
+    def plan(body, times):
+        rng = random.Random(f"{body['messages']} {body['seed']} {times}")
+        time.sleep(rng.random() / 100)
+        return rng.choice([*FAULTS.values()]) if times < most and rng.random() < share else good(body)
+
+    return plan

@@ -18,7 +18,7 @@ from toy import oracle as toy_oracle
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[list[Server]]:
-    servers = [Server(PYTHONHASHSEED=seed, NO_PROXY="127.0.0.1") for seed in ("1", "2")]
+    servers = [Server(PYTHONHASHSEED=seed) for seed in ("1", "2")]
     yield servers
     for server in servers:
         with server.process as process:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_server import FAULTS, completion, echo
+from fake_server import FAULTS, completion, echo, failing
 
 import eval as evaluation
 from cor_prompt import render
@@ -87,7 +87,7 @@ def test_concurrency_is_used_and_limited(fake, limit):
 
 
 def test_equal_conversations_are_asked_once(fake):
-    fake.delay = 0.02
+    fake.plan = lambda body, times: time.sleep(0.02) or echo(body)
     assert_right(ask(sampler_of(fake), ["q", "r", "q", "q"]), ["q", "r", "q", "q"])
     assert sorted(fake.asked()) == ["q", "r"]
     conversations = [[{"role": "user", "content": "q"}]] * 2
@@ -107,21 +107,14 @@ def test_a_fault_that_passes_is_not_seen(fake, fault):
 
 def test_nothing_lost_nothing_counted_twice(fake):
     """Two in three requests fail, each in one of the ways above, on a server that takes its time."""
-    kinds = list(FAULTS.values())
-
-    def plan(body, times):
-        rng = random.Random(f"{body['messages'][-1]['content']} {body['seed']} {times}")
-        time.sleep(rng.random() / 100)
-        return rng.choice(kinds) if times < 7 and rng.random() < 0.66 else echo(body)
-
-    fake.plan = plan
+    fake.plan = failing(0.66, 7)
     questions = [f"q{i}" for i in range(40)]
     assert_right(ask(sampler_of(fake, backoff=0.001), questions, n=3), questions, 3)
     assert len(fake.seen) > 200 and set(fake.answered.values()) == {1} and len(fake.answered) == 120
 
 
 def test_a_slow_server_is_waited_for_and_a_silent_one_is_not(fake):
-    fake.delay = 0.3
+    fake.plan = lambda body, times: time.sleep(0.3) or echo(body)
     assert_right(ask(sampler_of(fake), ["q"]), ["q"])
     with pytest.raises(UserError, match=f"{fake.url}.*timed out"):
         ask(sampler_of(fake, timeout=0.05, retries=1), ["r"])
@@ -204,7 +197,7 @@ def test_what_was_answered_before_a_failure_is_kept(fake, tmp_path, on_disk):
         ask(sampler_of(fake, kept=kept, retries=0), QUESTIONS, seed=1)
 
 
-def test_ctrl_c_keeps_what_is_under_way(fake):
+def test_ctrl_c_keeps_what_is_under_way(fake, hears_ctrl_c):
     together = threading.Barrier(2, action=lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
 
     def plan(body, times):
@@ -215,12 +208,8 @@ def test_ctrl_c_keeps_what_is_under_way(fake):
 
     fake.plan = plan
     sampler = sampler_of(fake, concurrency=2)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            ask(sampler, QUESTIONS, n=3)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        ask(sampler, QUESTIONS, n=3)
     assert len(fake.seen) == 2
     assert_right(ask(sampler, QUESTIONS, n=3), QUESTIONS, 3)
     assert len(fake.seen) == 36 and max(fake.answered.values()) == 1
@@ -510,30 +499,20 @@ def test_an_evaluation_pays_for_nothing_twice(fake, tmp_path):
         evaluation.evaluate(replace(cfg, temperature=0.5))
 
 
-BLOCKED = """
-import runpy, sys
-class Blocked:
-    def find_spec(self, name, *rest):
-        if name.split(".")[0] in WITHOUT:
-            raise ImportError(name)
-sys.meta_path.insert(0, Blocked())
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def blocked(*argv, without=()):
-    code = BLOCKED.replace("WITHOUT", repr(("torch", "vllm", "transformers", "tokenizers", *without)))
-    done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": "."})
+def blocked(folder, *argv, without=()):
+    """What a script prints where importing torch, vllm and some others fails."""
+    for name in ("torch", "vllm", "transformers", "tokenizers", *without):
+        (folder / f"{name}.py").write_text(f"raise ImportError({name!r})")
+    done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(folder)})
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_judging_needs_neither_torch_nor_vllm_nor_numpy(fake):
+def test_judging_needs_neither_torch_nor_vllm_nor_numpy(fake, tmp_path):
     fake.plan = lambda body, times: completion("<answer>[[B]]</answer>")
     flags = ["pairs", "--model", "m", "--base-url", fake.url, "--question", "q", "--a", "x", "--b", "y"]
-    assert "==== verdict: B" in blocked("judge.py", *flags, without=("numpy",))
+    assert "==== verdict: B" in blocked(tmp_path, "judge.py", *flags, without=("numpy",))
 
 
 def test_an_evaluation_needs_neither_torch_nor_vllm(fake, tmp_path):
@@ -542,6 +521,6 @@ def test_an_evaluation_needs_neither_torch_nor_vllm(fake, tmp_path):
     data.write_text("".join(json.dumps({"prompt": f"q{i}", "chosen": "x", "rejected": "y"}) + "\n" for i in range(6)))
     flags = ["run", "--model", "m", "--base-url", fake.url, "--data", str(data), "--out", str(tmp_path / "out"),
              "--votes", "3", "--temperature", "1", "--both-orders", "--max-tokens", "64", "128"]
-    out = blocked("eval.py", *flags)
+    out = blocked(tmp_path, "eval.py", *flags)
     assert "inference budget" in out and len(fake.seen) == 72
     assert json.loads((tmp_path / "out/summary.json").read_text())["curve"]["points"][0]["accuracy"] == 0.5

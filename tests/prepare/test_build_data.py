@@ -20,18 +20,9 @@ from evaluation.benchmarks import unique
 from prepare import build_data, card as cards
 from prepare.augment import augmented
 from prepare.build_data import PRESETS, Config, alternate, assign, main
-from prepare.sources import read_source
 from runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-
-
-def shared(*parts):
-    """A folder of real files beside the repository (RMR1_SHARED names another place); skips where there is none."""
-    path = Path(os.environ.get("RMR1_SHARED") or ROOT.parent / "shared").joinpath("data", *parts)
-    if not path.exists():
-        pytest.skip("the real preference rows are not beside this clone")
-    return path
 
 
 def user(text):
@@ -92,8 +83,6 @@ def test_the_code_rows_are_those_of_the_shuffle_of_datasets(tmp_path):
 
     rows = [code(n) for n in range(50)]
     expected = datasets.Dataset.from_list(rows).shuffle(seed=42).select(range(8))["input"]
-    pairs, _, _ = read_source("code", [write(tmp_path / "code.json", rows)], first=8)
-    assert [p.context[0]["content"] for p in pairs] == list(expected)
     splits, _ = make(tmp_path, code=rows, code_rows=8)
     assert [p.context[0]["content"] for p in splits["rl.jsonl"]] == list(expected)
 
@@ -424,7 +413,7 @@ def test_settings_that_cannot_be_are_one_line(tmp_path, monkeypatch, settings, m
 # ---- real rows -----------------------------------------------------------------------------------------
 
 
-def test_all_real_files_with_the_real_benchmarks(tmp_path):
+def test_all_real_files_with_the_real_benchmarks(shared, tmp_path):
     files = [
         str(p) for p in sorted(shared("prefs").glob("*.jsonl")) if p.stem not in ("real_input_300", "eval_only_pairs")
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_server import FAULTS, answering, completion
+from fake_server import answering, completion, failing
 
 from cor_prompt import encode_prompt, plain_tokenizer, render
 from data import Pair, load_pairs, save_pairs
@@ -34,7 +34,6 @@ WHOLE = "<type>Chat</type>\n\n<rubric>tact</rubric>\n\n<eval>{} because of tact<
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     patient = distill.EndpointSampler.__init__
     monkeypatch.setattr(distill.EndpointSampler, "__init__", lambda *a, **k: patient(*a, **k, backoff=0.002))
 
@@ -161,9 +160,8 @@ def test_the_first_good_sample_is_the_trace_and_all_are_kept(fake, tmp_path):
     fake.plan = plan
     summary = distill.distil(make_config(fake, tmp_path / "out", make_pairs(6), samples=4, concurrency=1))
     assert summary["all"] == {"pairs": 6, "pass_1": 0.5, "pass_2": 0.5, "lost": 0.0}
-    assert {(p.meta["sample"], "k2" in p.trace) for p in load_pairs(str(tmp_path / "out" / "traces.jsonl"))} == {
-        ("2", True)
-    }
+    traces = load_pairs(str(tmp_path / "out" / "traces.jsonl"))
+    assert {(p.meta["sample"], "k2" in p.trace) for p in traces} == {("2", True)}
     log = rows(tmp_path / "out", "pass_1.jsonl")
     assert [(r["pair_id"], r["sample"]) for r in log] == [(f"p{i}", k) for i in range(6) for k in range(4)]
     assert len({r["text"] for r in log}) == 24 and sum(r["fault"] == "" for r in log) == 3
@@ -178,9 +176,8 @@ def test_two_oracles_and_one_pass(fakes, tmp_path, monkeypatch):
     cfg = make_config(fakes[0], tmp_path / "out", make_pairs(12), api_key_env="KEY_1", **both)
     distill.distil(cfg)
     for fake, number, model, key in zip(fakes, (1, 2), ("one", "two"), ("first-key", "second-key"), strict=True):
-        assert {(asked(s["body"])[1], s["body"]["model"], s["headers"]["Authorization"]) for s in fake.seen} == {
-            (number, model, f"Bearer {key}")
-        }
+        found = {(asked(s["body"])[1], s["body"]["model"], s["headers"]["Authorization"]) for s in fake.seen}
+        assert found == {(number, model, f"Bearer {key}")}
     seen = len(fakes[1].seen)
     alone = distill.distil(replace(cfg, out=str(tmp_path / "alone"), second_pass=False))
     assert len(fakes[1].seen) == seen and "pass_2" not in alone and not (tmp_path / "alone" / "pass_2.jsonl").exists()
@@ -203,14 +200,7 @@ def test_same_seed_same_bytes_whatever_the_order(fake, tmp_path):
     pairs = make_pairs(40)
     fake.plan = by_seed
     distill.distil(make_config(fake, tmp_path / "calm", pairs, concurrency=1, samples=2))
-    kinds = list(FAULTS.values())
-
-    def rough(body, times):
-        rng = random.Random(f"{body['messages']} {body['seed']} {times}")
-        time.sleep(rng.random() / 100)
-        return rng.choice(kinds) if times < 6 and rng.random() < 0.5 else by_seed(body)
-
-    fake.plan = rough
+    fake.plan = failing(0.5, 6, by_seed)
     distill.distil(make_config(fake, tmp_path / "rough", pairs, concurrency=8, samples=2, at_once=10))
     assert contents(tmp_path / "rough") == contents(tmp_path / "calm") and len(contents(tmp_path / "calm")) == 5
     distill.distil(make_config(fake, tmp_path / "other", pairs, samples=2, seed=1))
@@ -243,7 +233,7 @@ def test_an_interrupted_run_pays_for_nothing_twice(fake, tmp_path, stop):
     assert len(fake.seen) == again and contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_ctrl_c_finishes_what_was_asked(fake, tmp_path):
+def test_ctrl_c_finishes_what_was_asked(fake, hears_ctrl_c, tmp_path):
     sent = []
 
     def plan(body, times):
@@ -257,12 +247,8 @@ def test_ctrl_c_finishes_what_was_asked(fake, tmp_path):
 
     fake.plan = plan
     cfg = make_config(fake, tmp_path / "out", make_pairs(20), at_once=8, concurrency=2)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            distill.distil(cfg)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        distill.distil(cfg)
     assert len(fake.seen) == len(rows(tmp_path / "out", "pass_1.jsonl")) == 8
     fake.plan = by_seed
     distill.distil(cfg)

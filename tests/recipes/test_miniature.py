@@ -24,22 +24,8 @@ import tyro
 import grpo
 from cor_prompt import encode_prompt, encode_target, parse_trace, render
 from judging.verdicts import Judgement
-from recipes import miniature
+from recipes import miniature, miniature_results as mr
 from recipes.miniature import ROWS, Row, Task, code_below, code_of, execute, plan
-from recipes.miniature_results import (
-    DIFFERENCES,
-    SIZES,
-    TABLES,
-    Estimate,
-    accuracy,
-    collect,
-    difference,
-    estimate,
-    follows_checks,
-    gains,
-    plus_minus,
-    write_tables,
-)
 from reward import format_reward, parse_verdict
 from runtime import cli, disk
 from runtime.errors import UserError
@@ -78,8 +64,8 @@ def test_every_command_is_one_that_its_script_takes(row, words):
 
 def test_every_row_of_a_table_is_a_row_that_is_run():
     names = {row.name for row in ROWS}
-    used = {name for entries in TABLES.values() for _, name, _, _ in entries} | {name for name, _ in SIZES}
-    used |= {name for names in DIFFERENCES for name in names[:2]}
+    used = {name for entries in mr.TABLES.values() for _, name, _, _ in entries} | {name for name, _ in mr.SIZES}
+    used |= {name for names in mr.DIFFERENCES for name in names[:2]}
     assert {name.removesuffix(":start") for name in used} <= names
     reinforced = {row.name for row in ROWS if any("--held-out" in c and "sft.py" not in c for c in row.commands)}
     assert {name.removesuffix(":start") for name in used if name.endswith(":start")} <= reinforced
@@ -113,7 +99,7 @@ def test_another_form_keeps_verdict_and_checks(taught, form, style):
         assert format_reward(text, style) == 1.0  # so that the cold start is not paid for leaving the form
         assert (after.rubric is None) == (form == "plain" or after.solution is not None)
         one = judgement(text, parse_verdict(text) or "A")
-        assert follows_checks(one) == follows_checks(replace(one, text=pair.trace))
+        assert mr.follows_checks(one) == mr.follows_checks(replace(one, text=pair.trace))
 
 
 def test_a_sum_without_its_solution_by_hand(taught):
@@ -238,7 +224,6 @@ def test_an_interrupt_waits_until_what_runs_has_saved_and_the_next_call_continue
 
 def test_code_counts_without_comments_and_docstrings(tmp_path, monkeypatch):
     monkeypatch.setattr(miniature, "PROJECT", tmp_path)
-    code_below.cache_clear()
     (tmp_path / "tool.py").write_text('"""One."""\nimport part\n\n\ndef f():\n    """Two."""\n    return part.g()\n')
     (tmp_path / "part.py").write_text("def g():\n    return 1\n")
 
@@ -273,12 +258,12 @@ def judgement(text: str, verdict: str = "A", winner: str = "A", **changes) -> Ju
 
 def test_an_error_is_the_larger_of_pairs_and_seeds():
     # pairs: variances 1/3 and 1/4 over 4 pairs each -> sqrt(1/12 + 1/16) / 2; seeds: |0.5 - 0.75| / 2
-    assert estimate([[1, 0, 1, 0], [1, 1, 1, 0]]).error == pytest.approx(math.sqrt(1 / 12 + 1 / 16) / 2)
-    apart = estimate([[1.0] * 50, [0.0] * 50])
+    assert mr.estimate([[1, 0, 1, 0], [1, 1, 1, 0]]).error == pytest.approx(math.sqrt(1 / 12 + 1 / 16) / 2)
+    apart = mr.estimate([[1.0] * 50, [0.0] * 50])
     assert apart.error == pytest.approx(0.5) and not apart.clear
     for seeds, error, clear in (((0.2, 0.3, 0.1), 0.05, True), ((0.2, 0.3, 0.1), 0.11, False),
                                 ((0.9, 0.9, -0.1), 0.05, False), ((0.5,), 0.0, False)):
-        assert Estimate(sum(seeds) / len(seeds), seeds, error).clear == clear  # two errors, and one sign
+        assert mr.Estimate(sum(seeds) / len(seeds), seeds, error).clear == clear  # two errors, and one sign
 
 
 def measured(**rights: list[str]) -> dict:
@@ -293,9 +278,9 @@ def row_of(right: str) -> dict:
 
 def test_a_difference_is_taken_pair_by_pair_over_the_seeds_that_both_have():
     results = measured(low=["1" * 50] * 3, high=["2" * 50] * 3, odd=["12" * 25, "21" * 25, "10" * 25])
-    assert difference(results, "high", "low") == Estimate(0.5, (0.5, 0.5, 0.5), 0.0)
-    assert not difference(results, "odd", "low").clear and difference(results, "high", "gone") is None
-    assert gains(measured(**{"m": ["2" * 10], "m:start": ["1" * 10]}), "m").mean == pytest.approx(100.0)
+    assert mr.difference(results, "high", "low") == mr.Estimate(0.5, (0.5, 0.5, 0.5), 0.0)
+    assert not mr.difference(results, "odd", "low").clear and mr.difference(results, "high", "gone") is None
+    assert mr.gains(measured(**{"m": ["2" * 10], "m:start": ["1" * 10]}), "m").mean == pytest.approx(100.0)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +297,7 @@ def test_a_difference_is_taken_pair_by_pair_over_the_seeds_that_both_have():
 )
 def test_a_verdict_is_held_against_the_chain_s_own_checks(checks, verdict, expected):
     text = f"<type> Chat </type> <eval> {checks} </eval> <answer>[[{verdict}]]</answer>"
-    assert follows_checks(judgement(text, verdict)) is expected
+    assert mr.follows_checks(judgement(text, verdict)) is expected
 
 
 def fake_run(root: Path, name: str, seed: int, share: int) -> None:
@@ -339,22 +324,22 @@ def test_runs_become_tables(tmp_path):
         fake_run(tmp_path / "runs", "cold-cor", seed, 11)
     keys = {(seed, name): "k" for seed in (0, 1, 2) for name in ("rm-r1", "cold-cor")}
     fake_run(tmp_path / "runs", "cap-8", 0, 11)  # of other commands: its key is not the one that is asked for
-    collect(tmp_path / "runs", tmp_path, keys)
+    mr.collect(tmp_path / "runs", tmp_path, keys)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["rows"]["rm-r1"]["0"]["right"] == "2" * 18 + "00"
     assert results["rows"]["rm-r1:start"]["2"]["overall"]["accuracy"] == 0.5
     assert set(results["seconds"]) == {"rm-r1", "cold-cor"}
     logged = gzip.decompress((tmp_path / "logs.jsonl.gz").read_bytes()).decode().splitlines()
     assert len(logged) == 6 * 82 and json.loads(logged[0])["printed"] == "$ python x.py\ndone\n"
-    write_tables(tmp_path)
+    mr.write_tables(tmp_path)
     text = (tmp_path / "results.md").read_text()
     # pairs: sqrt(2 x 0.09 / 19 + 0.0475 / 19) / 3 = 0.0365; of the differences sqrt(2 x 0.24 / 19 + 0.2475 / 19) / 3
     assert "| RM-R1: distilled + RL | 0.917 ± 0.073 | 0.900 0.950 0.900 |" in text
     assert "| rm-r1 - rm-r1:start | +0.417 ± 0.130 | +0.400 +0.450 +0.400 | yes |  |" in text
     assert "| cold-start RL from nothing, 20 rounds | not run |" in text
     before = [path.read_bytes() for path in sorted(tmp_path.iterdir()) if path.is_file()]
-    collect(tmp_path / "runs", tmp_path, keys)
-    write_tables(tmp_path)
+    mr.collect(tmp_path / "runs", tmp_path, keys)
+    mr.write_tables(tmp_path)
     assert before == [path.read_bytes() for path in sorted(tmp_path.iterdir()) if path.is_file()]
 
 
@@ -377,7 +362,7 @@ SHOWN = {  # how a line of the page's table begins: the rows whose accuracies it
 
 def test_the_committed_tables_are_those_of_the_committed_numbers(tmp_path):
     shutil.copy(miniature.RESULTS / "results.json", tmp_path)
-    write_tables(tmp_path)
+    mr.write_tables(tmp_path)
     assert (tmp_path / "results.md").read_text() == (miniature.RESULTS / "results.md").read_text()
     assert (tmp_path / "scaling.png").exists()
 
@@ -385,16 +370,17 @@ def test_the_committed_tables_are_those_of_the_committed_numbers(tmp_path):
 @pytest.mark.parametrize("begin", SHOWN)
 def test_the_page_gives_the_accuracies_that_were_measured(begin):
     [line] = [line for line in PAGE.splitlines() if line.startswith(f"| {begin}")]
-    assert re.findall(r"\d\.\d{3} ± \d\.\d{3}", line) == [plus_minus(accuracy(KEPT, row)) for row in SHOWN[begin]]
+    assert re.findall(r"\d\.\d{3} ± \d\.\d{3}", line) == [mr.plus_minus(mr.accuracy(KEPT, row)) for row in SHOWN[begin]]
 
 
 def test_the_page_gives_the_other_numbers_that_were_measured():
     [line] = [line for line in PAGE.splitlines() if line.startswith("| RL's gain")]
-    assert ", ".join(f"{gains(KEPT, name).mean:+.1f} %" for name, _ in SIZES) in line
+    assert ", ".join(f"{mr.gains(KEPT, name).mean:+.1f} %" for name, _ in mr.SIZES) in line
     [line] = [line for line in PAGE.splitlines() if line.startswith("| distilled on traces as they are")]
     rows = ("rm-r1:start", "distilled-kept", "distilled-redo", "distilled-force")
-    assert ", ".join(f"{accuracy(KEPT, row).mean:.3f}" for row in rows) in line
-    assert difference(KEPT, "cold-rubrics", "cold-plain").mean > 0 > difference(KEPT, "cold-cor", "cold-rubrics").mean
+    assert ", ".join(f"{mr.accuracy(KEPT, row).mean:.3f}" for row in rows) in line
+    assert mr.difference(KEPT, "cold-rubrics", "cold-plain").mean > 0
+    assert mr.difference(KEPT, "cold-cor", "cold-rubrics").mean < 0
 
 
 @pytest.mark.slow
@@ -402,7 +388,7 @@ def test_rows_run_from_world_to_table(tmp_path):
     rows = ("rm-r1", "cold-plain", "cap-8", "distilled-answer-sft")
     cfg = miniature.Run(rows, seeds=(0,), root=str(tmp_path), steps=2)
     miniature.run_rows(cfg)
-    write_tables(tmp_path)
+    mr.write_tables(tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["rows"]) >= {"rm-r1", "rm-r1:start", "cold-plain", "cap-8", "distilled-answer-sft"}
     assert results["parameters"]["rm-r1"] == 129_344

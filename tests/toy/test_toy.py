@@ -21,21 +21,8 @@ from reward import format_reward, parse_verdict
 from rollout import Rollout
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
-from toy import files, oracle, probe
+from toy import files, oracle, probe, world as tw
 from toy.files import FILES, VOCABULARY_SIZE, Build
-from toy.world import (
-    CLEAN,
-    SYSTEM,
-    Flaws,
-    choose_flaws,
-    is_held_out,
-    make_chat,
-    make_pairs,
-    make_sum,
-    numbers,
-    teach,
-    write_solution,
-)
 
 SMALL = Build(folder="", sft_pairs=400, rl_pairs=200, held_out_pairs=100, sft_held_out_pairs=50)
 
@@ -69,11 +56,11 @@ def tokenizer(world):
 def pairs() -> list[Pair]:
     """600 pairs with traces of the flawed teacher."""
     rng = random.Random(5)
-    return [replace(p, trace=teach(p, rng, Flaws())) for p in make_pairs(600, rng, False, "p")]
+    return [replace(p, trace=tw.teach(p, rng, tw.Flaws())) for p in tw.make_pairs(600, rng, False, "p")]
 
 
 def ids_of(pair: Pair, tokenizer) -> list[int]:
-    return encode_prompt(render(pair, "instruct", SYSTEM), tokenizer)
+    return encode_prompt(render(pair, "instruct", tw.SYSTEM), tokenizer)
 
 
 # ---- files ---------------------------------------------------------------------------------------------
@@ -150,7 +137,7 @@ def test_traces_survive_encoding_and_their_verdict_stays_literal(tokenizer, pair
 def test_prompts_have_every_word_and_keep_the_template(tokenizer, pairs):
     unknown = tokenizer.convert_tokens_to_ids("<|unk|>")
     for pair in pairs:
-        messages = render(pair, "instruct", SYSTEM)
+        messages = render(pair, "instruct", tw.SYSTEM)
         prompt, target = encode_prompt(messages, tokenizer), encode_target(pair, tokenizer)
         assert unknown not in prompt + target
         template = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
@@ -174,17 +161,17 @@ def test_no_held_out_question_is_trained(world):
     seen = {n: {question(p) for p in load_pairs(str(world / f"{n}.jsonl"))}
             for n in ("sft", "rl", "held_out", "sft_held_out")}
     assert (seen["sft"] | seen["rl"]).isdisjoint(seen["held_out"] | seen["sft_held_out"])
-    assert 0.15 < sum(is_held_out(i, j) for i in range(10, 50) for j in range(10, 50)) / 1600 < 0.25
+    assert 0.15 < sum(tw.is_held_out(i, j) for i in range(10, 50) for j in range(10, 50)) / 1600 < 0.25
 
 
 def test_the_gold_label_is_right_and_balanced():
-    pairs = make_pairs(4000, random.Random(1), False, "p")
+    pairs = tw.make_pairs(4000, random.Random(1), False, "p")
     counts = Counter((p.category, p.winner) for p in pairs)
     assert all(900 < counts[c, w] < 1100 for c in ("Reasoning", "Chat") for w in "AB")
     for pair in pairs:
         better, worse = (pair.response_a, pair.response_b) if pair.winner == "A" else (pair.response_b, pair.response_a)
         if pair.category == "Reasoning":
-            total = sum(numbers(pair.context[-1]["content"]))
+            total = sum(tw.numbers(pair.context[-1]["content"]))
             assert better == f"it is {total}." and worse != better and re.fullmatch(r"it is \d\d\.", worse)
         else:
             colour, noun = (re.search(rf"{w} (\w+)", pair.context[-1]["content"])[1] for w in ("mention", "about"))
@@ -192,19 +179,18 @@ def test_the_gold_label_is_right_and_balanced():
             assert kept[0] > kept[1]
 
 
-@pytest.mark.parametrize("kind, flawed", [("Reasoning", 0.82), ("Chat", 0.85)])
-def test_the_teacher_is_as_good_as_promised(kind, flawed):
-    make = make_sum if kind == "Reasoning" else make_chat
+@pytest.mark.parametrize("make, flawed", [(tw.make_sum, 0.82), (tw.make_chat, 0.85)])
+def test_the_teacher_is_as_good_as_promised(make, flawed):
     rng = random.Random(2)
     pairs = [make(rng) for _ in range(4000)]
 
-    def right(flaws: Flaws) -> float:
-        return sum(parse_verdict(teach(p, rng, flaws)) == p.winner for p in pairs) / len(pairs)
+    def right(flaws: tw.Flaws) -> float:
+        return sum(parse_verdict(tw.teach(p, rng, flaws)) == p.winner for p in pairs) / len(pairs)
 
-    assert abs(right(Flaws()) - flawed) < 0.025
-    assert right(CLEAN) == 1.0
-    assert choose_flaws(0.2, clean=True) == CLEAN
-    assert choose_flaws(0.2, clean=False) == Flaws(carry=0.2, blind=0.2)
+    assert abs(right(tw.Flaws()) - flawed) < 0.025
+    assert right(tw.CLEAN) == 1.0
+    assert tw.choose_flaws(0.2, clean=True) == tw.CLEAN
+    assert tw.choose_flaws(0.2, clean=False) == tw.Flaws(carry=0.2, blind=0.2)
 
 
 def test_the_verdict_follows_from_the_written_checks(pairs):
@@ -232,11 +218,11 @@ def test_the_verdict_follows_from_the_written_checks(pairs):
 def test_the_blind_spots_are_systematic():
     """With a certain flaw every carry is dropped and every response is polite; a clean teacher sees both."""
     rng = random.Random(3)
-    sums = [p for p in (make_sum(rng) for _ in range(200)) if p.meta["carry"] == "yes"]
-    chats = [p for p in (make_chat(rng) for _ in range(200)) if p.meta["impolite"] == "yes"]
-    for flaws, right in ((Flaws(1.0, 1.0, 0.0, 0.0), False), (CLEAN, True)):
-        assert {probe.solution_is_right(teach(p, rng, flaws), p) for p in sums} == {right}
-        polite = {re.search(r"polite (A \w+ no|A \w+ yes B \w+ no)", teach(p, rng, flaws)) is not None
+    sums = [p for p in (tw.make_sum(rng) for _ in range(200)) if p.meta["carry"] == "yes"]
+    chats = [p for p in (tw.make_chat(rng) for _ in range(200)) if p.meta["impolite"] == "yes"]
+    for flaws, right in ((tw.Flaws(1.0, 1.0, 0.0, 0.0), False), (tw.CLEAN, True)):
+        assert {probe.solution_is_right(tw.teach(p, rng, flaws), p) for p in sums} == {right}
+        polite = {re.search(r"polite (A \w+ no|A \w+ yes B \w+ no)", tw.teach(p, rng, flaws)) is not None
                   for p in chats}
         assert polite == {right}
 
@@ -246,7 +232,7 @@ def test_the_blind_spots_are_systematic():
 
 def ask(pair: Pair, cfg: oracle.Serve, failed: str = "", verdict: str = "", **fields: object) -> dict:
     """One request, hinted if `failed` is given, answered without HTTP."""
-    messages = render(pair, "instruct", SYSTEM)
+    messages = render(pair, "instruct", tw.SYSTEM)
     if failed:
         note = (
             f"\n\n{section('the Failed Judgement', defuse(failed))}\n\nIt is <answer>[[{verdict}]]</answer>, no doubt."
@@ -295,7 +281,7 @@ def test_told_the_verdict_it_redoes_the_step_or_forces_the_verdict(pairs):
         redone, forced = (
             text_of(ask(pair, oracle.Serve(repair=kind), pair.trace, pair.winner)) for kind in ("redo", "force")
         )
-        assert redone == teach(pair, random.Random(0), CLEAN) and parse_verdict(redone) == pair.winner
+        assert redone == tw.teach(pair, random.Random(0), tw.CLEAN) and parse_verdict(redone) == pair.winner
         assert forced == pair.trace.replace("[[A]]", "[[x]]").replace("[[B]]", "[[x]]").replace("x", pair.winner)
         if pair.category == "Reasoning":
             assert probe.solution_is_right(redone, pair)
@@ -308,12 +294,11 @@ def test_told_the_verdict_it_redoes_the_step_or_forces_the_verdict(pairs):
     assert not all(probe.solution_is_right(p.trace, p) for p in wrong if p.category == "Reasoning")
 
 
-def test_the_oracle_over_http(pairs, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_the_oracle_over_http(pairs):
     server = oracle.make_server(oracle.Serve(port=0))
     with answering(server) as url:
         sampler = EndpointSampler(url, "teacher", concurrency=16, retries=0)
-        found = sampler.chat([render(p, "instruct", SYSTEM) for p in pairs[:40]], 2, 1.0, 64, list(range(40)))
+        found = sampler.chat([render(p, "instruct", tw.SYSTEM) for p in pairs[:40]], 2, 1.0, 64, list(range(40)))
         for seed, (pair, replies) in enumerate(zip(pairs, found, strict=False)):
             told = [ask(pair, oracle.Serve(), seed=derive_seed(seed, k) % 2**31) for k in (0, 1)]
             assert [reply.text for reply in replies] == list(map(text_of, told))
@@ -347,14 +332,14 @@ def reader(prompt: str, prefix: str) -> str:
     a, b, first, _ = (int(x.replace(" ", "")) for x in re.findall(r"\d \d", prompt))
     line = prefix.rpartition(";")[2] if prefix else str(a + b)
     believed = int("".join(re.findall(r"\d", line)))
-    solution = f"<solution> {write_solution(a, b, a % 10 + b % 10, 0, 0, a + b)} </solution> "
+    solution = f"<solution> {tw.write_solution(a, b, a % 10 + b % 10, 0, 0, a + b)} </solution> "
     return ("" if prefix else solution) + f"<answer>[[{'A' if first == believed else 'B'}]]</answer>"
 
 
 def numbers_of(sampler) -> dict[str, dict[str, object]]:
     rng = random.Random(4)
-    sums = [make_sum(rng, held_out=True) for _ in range(60)]
-    return probe.measure(sampler, sums, SYSTEM)
+    sums = [tw.make_sum(rng, held_out=True) for _ in range(60)]
+    return probe.measure(sampler, sums, tw.SYSTEM)
 
 
 def test_the_probe_tells_a_reader_from_a_guesser(tokenizer):
@@ -373,9 +358,9 @@ def test_the_probe_tells_a_reader_from_a_guesser(tokenizer):
 
 def test_forced_solutions_say_the_wrong_number():
     rng = random.Random(6)
-    for pair in (make_sum(rng, held_out=True) for _ in range(200)):
-        wrong = str(numbers(pair.response_b if pair.winner == "A" else pair.response_a)[0])
-        a, b = numbers(pair.context[-1]["content"])
+    for pair in (tw.make_sum(rng, held_out=True) for _ in range(200)):
+        wrong = str(tw.numbers(pair.response_b if pair.winner == "A" else pair.response_a)[0])
+        a, b = tw.numbers(pair.context[-1]["content"])
         whole, last = (parse_trace(probe.forced_prefix(pair, w)).solution.split(" ; ") for w in (True, False))
         assert whole[2].split() == last[2].split() == list(wrong)
         assert [whole[1][-1], whole[0][-1]] == list(wrong)
