@@ -314,7 +314,7 @@ def demo(tmp_path_factory):
     path = folder / "curve" / "votes" / "summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"curve": votes_curve(votes)}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rp, "plot", lambda *_: b"")
+        patch.setattr(rp, "plot", lambda *_, **__: b"")
         yield {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.json*")}
 
 

@@ -81,6 +81,7 @@ def test_seeds_of_neighbours_are_distinct_spread_and_of_62_bits():
     assert len(set(seeds)) == len(seeds) and all(0 <= s < 2**62 for s in seeds)
     assert not {s + 1 for s in seeds} & set(seeds)  # an engine that adds a sample index meets no other seed
     assert derive_seed(1, 2) != derive_seed(2, 1) and derive_seed(12) != derive_seed(1, 2)
+    assert derive_seed("\ud800") != derive_seed("\ud801")  # from a broken file
 
 
 # ---- whole files and JSON lines ------------------------------------------------------------------------
