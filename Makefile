@@ -146,12 +146,12 @@ real: install runs/smollm2/config.json
 	$(JUDGE) --model $(REAL)/grpo --out $(REAL)/eval/grpo
 	$(BIN)/python -m report $(REAL)
 
-# The controls: as long as both stages together on the same traces, and their verdicts without a chain.
+# The controls: as long as both stages together on the same traces, and the verdicts of these without a chain.
 real-long: real
 	$(BIN)/python sft.py --preset small --epochs 4.7 --out $(REAL)/long-sft
 	$(JUDGE) --model $(REAL)/long-sft --out $(REAL)/eval/long-sft
 	for file in traces traces_held_out; do sed 's/"trace": ".*<answer>/"trace": "<answer>/' recipes/real/$$file.jsonl > $(REAL)/answers_$$file.jsonl; done
-	$(BIN)/python sft.py --preset small --data $(REAL)/answers_traces.jsonl --held-out $(REAL)/answers_traces_held_out.jsonl --epochs 4.7 --out $(REAL)/answers
+	$(BIN)/python sft.py --preset small --data $(REAL)/answers_traces.jsonl --held-out $(REAL)/answers_traces_held_out.jsonl --out $(REAL)/answers
 	$(JUDGE) --model $(REAL)/answers --out $(REAL)/eval/answers
 	$(BIN)/python -m report $(REAL)
 
