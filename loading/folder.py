@@ -23,7 +23,7 @@ def model_folder(path: str, weights: bool = True) -> Path:
     Without `weights` its weights need not be there, and are not fetched from the hub."""
     exported = (Path(path) / "model", Path(path) / "model.old")  # .old: the run was killed as it replaced the first
     folder = next((folder for folder in exported if folder.is_dir()), Path(path))
-    if not folder.is_dir() and path.count("/") == 1 and not path.startswith((".", "/")):
+    if not folder.is_dir() and path.count("/") == 1 and not path.startswith((".", "/", "runs/")):
         import huggingface_hub
 
         try:
@@ -37,7 +37,7 @@ def model_folder(path: str, weights: bool = True) -> Path:
                         "its base model and save the result, or remove its files to use the base alone")
     found = not weights or any((folder / name).is_file() for name in (WEIGHTS, INDEX))
     if not found or not (folder / "config.json").is_file():
-        hint = "not a model"
+        hint = "not a model" if folder.is_dir() else "no such folder"
         if (folder / "metrics.jsonl").exists():
             hint = "its run has not exported a model yet"
         elif any(folder.glob("*.bin")):

@@ -123,8 +123,8 @@ def resume(folder: RunFolder, policy: nn.Module, optimizer: torch.optim.Optimize
         except UserError as error:
             damaged.append(str(error))
             continue
-        if damaged and rank() == 0:
-            print(f"{'; '.join(damaged)}: continuing from {path}")
+        if rank() == 0:
+            print("; ".join([*damaged, f"continuing from {path}"]), flush=True)
         return folder.check(progress)
     if damaged:
         raise UserError(f"{'; '.join(damaged)}: there is no earlier state; use another --out, or delete {folder.path}")

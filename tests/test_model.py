@@ -293,8 +293,9 @@ def test_a_truncated_file_is_refused(tmp_path, keep):
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(UserError, match="not a model"):
+    # a run that is not there yet is no hub id
+    for path, why in ((tmp_path, "not a model"), (tmp_path / "nothing", "no such"), ("runs/nothing", "no such")):
+        with pytest.raises(UserError, match=why):
             load_policy(str(path))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="not exported"):

@@ -373,7 +373,7 @@ def test_a_spoilt_resume_state_is_used_whole_or_not_at_all(states, tmp_path, rng
     assert found["step"] == 2 if not newest else found["step"] == 1 or same_json(content, contents[victim])
     # the weights after step n: n, less one AdamW step of at most 0.002
     assert (net.weight - found["step"]).abs().max() < 0.005
-    assert ("continuing from" in capsys.readouterr().out) == (found["step"] == 1)
+    assert ("; continuing from" in capsys.readouterr().out) == (found["step"] == 1)
 
 
 def same_json(one: bytes, other: bytes) -> bool:

@@ -393,7 +393,7 @@ def test_a_split_that_is_empty_now_leaves_no_old_file(tmp_path):
 @pytest.mark.parametrize(("settings", "message"), [
     ({}, "no rows named: give --skywork, --code, --math or --pairs, or --preset paper"),
     ({"pairs": ("nowhere.jsonl",)}, r"nowhere\.jsonl: no such file"),
-    ({"pairs": ("rows.jsonl",), "tokenizer": "nowhere"}, "nowhere: not a model"),
+    ({"pairs": ("rows.jsonl",), "tokenizer": "nowhere"}, "nowhere: no such folder"),
     ({"code": ("rows.jsonl",), "code_rows": 0},
      r"--code rows\.jsonl: none of 3 rows can be used; 3: no column 'accepted', first at rows\.jsonl:1"),
     ({"pairs": ("rows.jsonl",), "sft_share": 1.5}, "--sft-share must be between 0 and 1"),
