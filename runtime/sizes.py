@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loading.folder import TESTED
+from loading.folder import TESTED, model_folder
 from runtime.cli import check_positive
 from runtime.errors import UserError
 
@@ -72,9 +72,9 @@ def read_shape(path: str) -> Shape:
     if folder is None and path in QWEN2:
         return shape_of(AutoConfig.for_model("qwen2", **dict(zip(WIDTHS, QWEN2[path], strict=True))))
     try:
-        config = AutoConfig.from_pretrained(folder or path, trust_remote_code=False)
-    except Exception as error:  # the hub client raises many kinds; each means that there is no configuration
-        raise UserError(f"{path}: no model's config.json, here or on the hub ({type(error).__name__}); for a run that "
+        config = AutoConfig.from_pretrained(folder or model_folder(path, weights=False), trust_remote_code=False)
+    except Exception:  # the hub client raises many kinds; each means that there is no configuration
+        raise UserError(f"{path}: no model's config.json, here or on the hub; for a run that "
                         "has not exported yet name the model that it starts from (--model)") from None
     return shape_of(config)
 
