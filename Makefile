@@ -2,12 +2,12 @@
 # make controls      a clean teacher, and distillation twice as long, in the same world, up to eight minutes
 # make tables        the paper's experiments in the tiny world, three seeds, 84 CPU-minutes; goes on where it stopped
 # make variants      the methods it is discussed with, from the same checkpoints, 42 CPU-minutes; after make tables
-# make test          lint, types and the fast tests, three to six minutes
+# make test          lint, types and the fast tests, three to six minutes on two cores
 # make test-processors    the tests that compare numbers, as other processors would run them, five minutes
-# make test-slow     the end-to-end bounds, kills, long sequences
-# make test-vllm     vLLM on the CPU, in an environment of its own, against the trainer's log-probs
+# make test-slow     the end-to-end bounds, kills, long sequences, 16 minutes on two cores
+# make test-vllm     vLLM on the CPU, in an environment of its own, against the trainer's log-probs, five minutes
 # make mutants       the tests of the equations, the batches and the readers, tested in turn; half an hour or more
-# make handout OUT=DIR    a student's copy of the course (ASSIGNMENTS=3: of one assignment); course/README.md
+# make handout OUT=DIR    a student's copy of the course, a second (ASSIGNMENTS=3: of one assignment); course/README.md
 # make exercises     ten changes of at most ten lines, three seeds each, 35 CPU-minutes; after make tables
 # make traps         seventeen faults: the tests that notice, a short run of each, 20 minutes; after make tables
 # make traps-red     the same without the runs: every fault must turn its tests red, six minutes
