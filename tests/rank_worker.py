@@ -545,9 +545,9 @@ def memory(stage: Stage, name: str) -> None:
     sizes = [p.numel() * 4 for p in policy.parameters()]
     held = sum(getattr(p, "_local_tensor", p).numel() * 4 for p in policy.parameters())
     filled = all(bool((getattr(p, "_local_tensor", p) == torch.tensor(0.01)).all()) for p in policy.parameters())
-    del policy
     with Peak() as plain:
-        model.load_policy(str(folder))
+        copy = model.load_policy(str(folder))  # held until the end is measured: a sample between may come too late
+    del policy, copy
     facts = {"whole": sum(sizes), "largest": max(sizes), "shard": held, "filled": filled,
              "sharded": sharded.grown, "plain": plain.grown}
     stage.save(name, {"ranks": runtime_ranks.gather(facts)})
