@@ -9,13 +9,12 @@ one process. A row whose losses and gradient norms do not agree to 1e-4 at every
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +60,11 @@ class Case:
                 "TRL": "compact head" if self.compact else "as shipped",
                 "micro-batch": "as TRL's" if self.equal else "own"}
 
+    def groups(self, settings: Settings, sft: bool) -> list[Group]:
+        """The sequences of a repeat of SFT steps, or a round's prompts with their responses."""
+        count, size = (settings.sft_steps * settings.sft_batch, 1) if sft else (settings.prompts, settings.group_size)
+        return make_groups(SHAPES[self.vocabulary], LENGTHS[self.lengths], count, size)
+
     def budget(self, groups: Sequence[Group], settings: Settings) -> int:
         """Tokens of this side's micro-batch."""
         if len(groups[0].responses) == 1:
@@ -86,15 +90,14 @@ def row(case: Case, measure: str, ours: Side, theirs: Side, same: bool, differen
 def compare_sft(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, Any]]:
     from bench import trl_side
 
-    shape, rounds, ours = SHAPES[case.vocabulary], cfg.repeats + 1, Side()
-    groups = make_groups(shape, LENGTHS[case.lengths], cfg.settings.sft_steps * cfg.settings.sft_batch, 1)
-    path = make_folder(shape, folder / "sft")
+    ours, groups = Side(), case.groups(cfg.settings, True)
+    path = make_folder(SHAPES[case.vocabulary], folder)
     product = Product(path, cfg.settings, case.budget(groups, cfg.settings), reference=False)
 
     def turn(k: int) -> None:
         product.sft_repeat(groups, ours)
 
-    theirs = trl_side.sft(path, shape.vocabulary, groups, cfg.settings, rounds, case.compact, turn)
+    theirs = trl_side.sft(path, groups, cfg.settings, cfg.repeats + 1, case.compact, turn)
     yield row(case, "SFT step", ours, theirs, agree(ours, theirs), gap(ours, theirs))
 
 
@@ -102,15 +105,14 @@ def compare_replay(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, 
     """A round on given rollouts: the update alone, the scoring passes alone (old and reference), and both."""
     from bench import trl_side
 
-    shape, rounds, ours = SHAPES[case.vocabulary], cfg.repeats + 1, Side()
-    groups = make_groups(shape, LENGTHS[case.lengths], cfg.settings.prompts, cfg.settings.group_size)
-    path = make_folder(shape, folder / "replay")
+    ours, groups = Side(), case.groups(cfg.settings, False)
+    path = make_folder(SHAPES[case.vocabulary], folder)
     product = Product(path, cfg.settings, case.budget(groups, cfg.settings))
 
     def turn(k: int) -> None:
         product.update(as_rollouts(groups), ours)
 
-    theirs = trl_side.grpo(path, shape.vocabulary, groups, cfg.settings, rounds, case.compact, turn, replay=True)
+    theirs = trl_side.grpo(path, groups, cfg.settings, cfg.repeats + 1, case.compact, turn)
     same, difference = agree(ours, theirs), gap(ours, theirs)
     yield row(case, "GRPO update", ours.without_part(), theirs.without_part(), same, difference)
     yield row(case, "GRPO scoring", ours.only_part(), theirs.only_part(), same, difference)
@@ -121,12 +123,9 @@ def compare_step(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, An
     """A whole round. Each side draws its own samples, so what must agree is what both find greedily."""
     from bench import trl_side
 
-    shape, rounds, ours = SHAPES[case.vocabulary], cfg.repeats + 1, Side()
-    groups = make_groups(shape, LENGTHS[case.lengths], cfg.settings.prompts, 1)
-    path = make_folder(shape, folder / "step", stops=case.lengths == "ragged")
-    example = make_groups(shape, LENGTHS[case.lengths], cfg.settings.prompts, cfg.settings.group_size)
-    budget = case.budget(example, cfg.settings)
-    product = Product(path, cfg.settings, budget, vocabulary=shape.vocabulary)
+    ours, groups = Side(), case.groups(cfg.settings, False)
+    path = make_folder(SHAPES[case.vocabulary], folder, stops=case.lengths == "ragged")
+    product = Product(path, cfg.settings, case.budget(groups, cfg.settings))
     prompts = [g.prompt_ids for g in groups]
     found = product.sampler.generate(prompts, 1, 0.0, 32, range(len(prompts)))
     same = [r.response_ids for r in found] == trl_side.greedy(path, prompts, 32)
@@ -135,55 +134,43 @@ def compare_step(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, An
         seeds = range(k * len(prompts), (k + 1) * len(prompts))  # other samples in every round
         product.whole_step(prompts, seeds, ours)
 
-    theirs = trl_side.grpo(path, shape.vocabulary, groups, cfg.settings, rounds, case.compact, turn, replay=False)
+    theirs = trl_side.grpo(path, groups, cfg.settings, cfg.repeats + 1, case.compact, turn, replay=False)
     yield row(case, "sampling", ours.only_part(), theirs.only_part(), same, 0.0)
     yield row(case, "whole GRPO round", ours, theirs, same, 0.0)
 
 
 def compare_memory(case: Case, cfg: Config, folder: Path) -> Iterator[dict[str, Any]]:
     """Growth of resident memory over the loaded models, each side in its own process."""
-    for measure in ("sft", "replay"):
-        ours, theirs = (_memory_of(measure, side, case, cfg) for side in ("ours", "trl"))
-        yield case.label(f"memory, {'SFT' if measure == 'sft' else 'GRPO'}") | {
+    for measure in ("SFT", "GRPO"):
+        sides = []
+        for side in ("ours", "trl"):
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                sides.append(pool.submit(memory_of, side, measure == "SFT", case, cfg.settings, folder).result())
+        ours, theirs = sides
+        yield case.label(f"memory, {measure}") | {
             "unit": "MB", "ours": ours / 1e6, "theirs": theirs / 1e6, "ratio": ours / theirs,
         }
 
 
-def _memory_of(measure: str, side: str, case: Case, cfg: Config) -> int:
-    asked = json.dumps({"measure": measure, "side": side, "case": asdict(case), "settings": asdict(cfg.settings)})
-    done = subprocess.run([sys.executable, "-m", "bench.against_trl", "--memory-of", asked], check=True,
-                          capture_output=True, text=True)
-    return int(done.stdout.split()[-1])
-
-
-def memory_worker(asked: dict[str, Any]) -> int:
+def memory_of(side: str, sft: bool, case: Case, settings: Settings, folder: Path) -> int:
     """Two repeats of one side; from its second step on it also holds Adam's moments."""
-    case, settings = Case(**asked["case"]), Settings(**asked["settings"])
-    shape, sft = SHAPES[case.vocabulary], asked["measure"] == "sft"
-    per_round = settings.sft_steps * settings.sft_batch if sft else settings.prompts
-    groups = make_groups(shape, LENGTHS[case.lengths], per_round, 1 if sft else settings.group_size)
-    budget = case.budget(groups, settings)
-    with tempfile.TemporaryDirectory() as temporary:
-        path, peaks = make_folder(shape, Path(temporary)), []
+    torch.set_num_threads(1)
+    groups, peaks = case.groups(settings, sft), []
+    path = make_folder(SHAPES[case.vocabulary], folder)
 
-        def ready() -> None:
-            peaks.append(ResidentPeak())
+    def ready() -> None:
+        peaks.append(ResidentPeak())
 
-        def nothing(k: int) -> None:
-            pass
+    if side == "trl":
+        from bench import trl_side
 
-        if asked["side"] == "ours":
-            product, side = Product(path, settings, budget, reference=not sft), Side()
-            ready()
-            for _ in range(2):
-                product.sft_repeat(groups, side) if sft else product.update(as_rollouts(groups), side)
-        else:
-            from bench import trl_side
-
-            if sft:
-                trl_side.sft(path, shape.vocabulary, groups, settings, 2, case.compact, nothing, ready)
-            else:
-                trl_side.grpo(path, shape.vocabulary, groups, settings, 2, case.compact, nothing, True, ready)
+        run = trl_side.sft if sft else trl_side.grpo
+        run(path, groups, settings, 2, case.compact, ready=ready)
+    else:
+        product = Product(path, settings, case.budget(groups, settings), reference=not sft)
+        ready()
+        for _ in range(2):
+            product.sft_repeat(groups, Side()) if sft else product.update(as_rollouts(groups), Side())
     return peaks[0].growth()
 
 
@@ -210,8 +197,4 @@ def main(cfg: Config) -> None:
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    if sys.argv[1:2] == ["--memory-of"]:
-        torch.set_num_threads(1)
-        print(memory_worker(json.loads(sys.argv[2])))
-    else:
-        main(tyro.cli(Config))
+    main(tyro.cli(Config))

@@ -49,16 +49,12 @@ from bench.workload import Lengths, Shape, as_rollouts, forward_flops
 from ops import head
 from rollout import Rollout
 from runtime import ranks, sizes, states
-from runtime.disk import write_whole
+from runtime.disk import read_jsonl, write_whole
 from toy import files
 
 PEAK = 989e12  # dense bfloat16 FLOP/s of an H100 SXM
-SEVEN_B = {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944,
-           "vocab_size": 152064, "num_hidden_layers": 2, "tie_word_embeddings": False}  # two of its layers
-ONE_AND_A_HALF_B = {"hidden_size": 1536, "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936,
-                    "intermediate_size": 8960, "num_hidden_layers": 28, "tie_word_embeddings": True}
-HALF_B = {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
-          "intermediate_size": 4864, "num_hidden_layers": 24, "tie_word_embeddings": True}
+SEVEN_B, ONE_AND_A_HALF_B, HALF_B = (
+    dict(zip(sizes.WIDTHS, sizes.QWEN2[f"Qwen/Qwen2.5-{size}B-Instruct"], strict=True)) for size in ("7", "1.5", "0.5"))
 SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
          "vocab_size": 64, "num_hidden_layers": 2, "tie_word_embeddings": True}
 
@@ -82,7 +78,7 @@ class Scale:
     toy: tuple[int, int, int, int]  # traces, distillation steps, prompts of a round, tokens of a micro-batch
 
 
-CARD = Scale("cuda", ((28, 4, 128), (40, 8, 128), (14, 2, 64)), (300, 250), SEVEN_B,
+CARD = Scale("cuda", ((28, 4, 128), (40, 8, 128), (14, 2, 64)), (300, 250), SEVEN_B | {"num_hidden_layers": 2},
              (2000, 256, 5120, 9000, 16384, 1024, 12800, 300, 7000, 16384), (882, 3584, 152064), ONE_AND_A_HALF_B,
              16384, 16, (1200, 700), (4096, 8192), HALF_B, (640, 20, 16, 4096))
 TINY = Scale("cpu", ((4, 2, 16),), (30, 20), SMALL, (300, 500, 300, 700), (32, 64, 640), SMALL, 256, 2, (30, 14),
@@ -127,13 +123,9 @@ def local(tensor: Any) -> Tensor:
 # ---- clocks and memory ---------------------------------------------------------------------------------
 
 
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def seconds_of(call: Callable[[], Any], repeats: int = 1) -> float:
     """Mean seconds of a call, the work on the card included."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     wait()
     began = time.perf_counter()
     for _ in range(repeats):
@@ -144,17 +136,14 @@ def seconds_of(call: Callable[[], Any], repeats: int = 1) -> float:
 
 def memory() -> dict[str, float]:
     """Most GB since the last call: held by tensors, and taken from the card."""
-    if not torch.cuda.is_available():
-        return {"peak_gb": 0.0, "reserved_gb": 0.0}
     found = {"peak_gb": torch.cuda.max_memory_allocated() / 1e9, "reserved_gb": torch.cuda.max_memory_reserved() / 1e9}
-    torch.cuda.reset_peak_memory_stats()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     return found
 
 
 def pinned_gb() -> float:
     """Pinned host memory that torch holds, GB."""
-    if not torch.cuda.is_available():
-        return 0.0
     return torch.cuda.memory.host_memory_stats().get("allocated_bytes.current", 0) / 1e9
 
 
@@ -166,14 +155,6 @@ def forget_graphs() -> None:
     """Several shapes of heads in one process would meet torch.compile's limit of graphs of one function."""
     torch._dynamo.reset()
     attention._compiled.cache_clear()
-
-
-def flops(policy: model.Policy, groups: list[Group], passes: float) -> float:
-    """FLOPs of `passes` forward passes: all matrices, attention over what is seen, the head on responses only."""
-    c = policy.lm.config
-    shape = Shape(c.vocab_size, c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads,
-                  c.intermediate_size)
-    return passes * sum(forward_flops(shape, group) for group in groups)
 
 
 # ---- the parts: numbers --------------------------------------------------------------------------------
@@ -284,6 +265,21 @@ def head_cost(at: Scale) -> dict[str, Any]:
 # ---- the parts: speed and memory -----------------------------------------------------------------------
 
 
+def speed(at: Scale, step: Callable[[], Any], repeats: int, cfg: Any, policy: model.Policy, groups: list[Group],
+          passes: float) -> dict[str, Any]:
+    """Seconds of a step that makes `passes` forward passes, its share of the card's peak (counted: all matrices,
+    attention over what is seen, the head on responses only), and its memory beside what --dry-run foretells."""
+    memory()
+    seconds, c = seconds_of(step, repeats), policy.lm.config
+    shape = Shape(c.vocab_size, c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads,
+                  c.intermediate_size)
+    flops = passes * sum(forward_flops(shape, group) for group in groups)
+    parts = sizes.training_memory(cfg, sizes.shape_of(c), 1)
+    found = {"seconds": seconds, "mfu": flops / seconds / PEAK, **memory(),
+             "dry_run_gb": sum(parts.values()) - parts["CUDA"] - parts["engine"]}
+    return found | {"fits": at.device == "cpu" or found["peak_gb"] < found["dry_run_gb"]}
+
+
 def sft_speed(at: Scale) -> dict[str, Any]:
     """A stage 1 step, bfloat16 over float32 with checkpointing: tokens/s, share of the peak, memory."""
     forget_graphs()
@@ -296,15 +292,12 @@ def sft_speed(at: Scale) -> dict[str, Any]:
         sft.nll_loss(policy, groups, cfg, backward=True)
         return model.optimizer_step(policy, optimizer, 1e-6, 1.0)
 
-    for _ in range(2):
-        norm = step()
-    memory()
-    seconds = seconds_of(step, 3)
-    parts = sizes.training_memory(cfg, sizes.shape_of(policy.lm.config), 1)
-    found = {"seconds": seconds, "tokens/s": sum(map(group_tokens, groups)) / seconds, "norm": norm,
-             "mfu": flops(policy, groups, 3) / seconds / PEAK, **memory(),
-             "dry_run_gb": sum(parts.values()) - parts["CUDA"]}
-    return found | {"ok": at.device == "cpu" or (found["mfu"] > 0.25 and found["peak_gb"] < found["dry_run_gb"])}
+    step()
+    norm = step()
+    found = speed(at, step, 3, cfg, policy, groups, passes=3)
+    tokens = sum(map(group_tokens, groups)) / found["seconds"]
+    fast = at.device == "cpu" or found["mfu"] > 0.25
+    return found | {"tokens/s": tokens, "norm": norm, "ok": fast and found["fits"]}
 
 
 def grpo_speed(at: Scale) -> dict[str, Any]:
@@ -315,23 +308,18 @@ def grpo_speed(at: Scale) -> dict[str, Any]:
                   micro_batch_tokens=at.micro_batch_tokens)
     optimizer = model.make_optimizer(policy, cfg)
     groups = make_groups(at.prompts, at.lengths, 7)
-    stats: dict[str, float] = {}
 
-    def update() -> None:
-        stats.update(grpo.update(policy, reference, optimizer, as_rollouts(groups), torch.randn(len(groups), 7), cfg))
+    def update() -> dict[str, float]:
+        return grpo.update(policy, reference, optimizer, as_rollouts(groups), torch.randn(len(groups), 7), cfg)
 
-    update()
-    memory()
-    graphs, seconds = attention.compiled_graphs(), seconds_of(update)
+    norm, graphs = update()["optim/grad_norm"], attention.compiled_graphs()
     passes = 3 + 1 + 1 / 2  # forward and backward, the reference, old log-probs of the second mini-batch
-    parts = sizes.training_memory(cfg, sizes.shape_of(policy.lm.config), 1)
-    found = {"seconds": seconds, "mfu": flops(policy, groups, passes) / seconds / PEAK, **memory(),
-             "dry_run_gb": sum(parts.values()) - parts["CUDA"] - parts["engine"], "norm": stats["optim/grad_norm"],
-             "graphs": graphs, "compiled_anew": attention.compiled_graphs() - graphs}
+    found = speed(at, update, 1, cfg, policy, groups, passes)
+    anew = attention.compiled_graphs() - graphs
     longest, one = as_rollouts([Group([7] * at.longest[0], [[8] * at.longest[1]] * 7)]), torch.zeros(1, 7)
     grpo.update(policy, reference, optimizer, longest, one, replace(cfg, prompts_per_step=1, mini_batch=1))
-    fits = at.device == "cpu" or found["peak_gb"] < found["dry_run_gb"]
-    return found | {"longest_group": memory(), "ok": found["compiled_anew"] == 0 and fits}
+    return found | {"norm": norm, "graphs": graphs, "compiled_anew": anew, "longest_group": memory(),
+                    "ok": anew == 0 and found["fits"]}
 
 
 def host_memory(at: Scale) -> dict[str, Any]:
@@ -363,18 +351,13 @@ def host_memory(at: Scale) -> dict[str, Any]:
 
 def toy_world(at: Scale) -> dict[str, Any]:
     """The tiny world: distil, then two rounds of GRPO in float32, then two in bfloat16 with Adam on the host."""
-    pairs, steps, prompts, tokens = at.toy
+    pairs, steps, _, tokens = at.toy
     with tempfile.TemporaryDirectory() as name:
-        world = Path(name) / "toy"
-        files.build(files.Build(str(world), sft_pairs=pairs, rl_pairs=32, held_out_pairs=4, sft_held_out_pairs=4))
-        prompt = str(world / "prompt.txt")
-        sft.train(replace(settings.SFT_PRESETS["tiny"], model=str(world / "start"), data=str(world / "sft.jsonl"),
-                          held_out=str(world / "sft_held_out.jsonl"), out=f"{name}/sft", steps=steps,
-                          eval_every=steps, save_every=steps, prompt_file=prompt, micro_batch_tokens=tokens))
-        cfg = replace(settings.GRPO_PRESETS["tiny"], model=f"{name}/sft", data=str(world / "rl.jsonl"), steps=2,
-                      held_out=str(world / "held_out.jsonl"), out=f"{name}/grpo", save_every=1, eval_every=2,
-                      prompt_file=prompt, micro_batch_tokens=tokens, prompts_per_step=prompts,
-                      mini_batch=prompts // 2)
+        rounds = two_rounds(at, name, pairs)
+        sft.train(replace(settings.SFT_PRESETS["tiny"], model=rounds.model, data=f"{name}/toy/sft.jsonl",
+                          held_out=f"{name}/toy/sft_held_out.jsonl", out=f"{name}/sft", steps=steps, eval_every=steps,
+                          save_every=steps, prompt_file=rounds.prompt_file, micro_batch_tokens=tokens))
+        cfg = replace(rounds, model=f"{name}/sft", save_every=1, eval_every=2, micro_batch_tokens=tokens)
         method = grpo.Method(score=length_score)
         grpo.train(cfg, method)
         grpo.train(replace(cfg, out=f"{name}/half", compute_dtype="bfloat16", sampler_dtype="bfloat16",
@@ -387,13 +370,22 @@ def toy_world(at: Scale) -> dict[str, Any]:
             "grad_norm": norms, "ok": loss[-1] < loss[0] and difference[0] < 1e-2 and min(norms) > 0}
 
 
+def two_rounds(at: Scale, folder: str, pairs: int) -> settings.GRPOConfig:
+    """A small tiny world in {folder}/toy, and two rounds of GRPO in it from its untrained start."""
+    world = f"{folder}/toy"
+    files.build(files.Build(world, sft_pairs=pairs, rl_pairs=32, held_out_pairs=4, sft_held_out_pairs=4))
+    return replace(settings.GRPO_PRESETS["tiny"], model=f"{world}/start", data=f"{world}/rl.jsonl",
+                   held_out=f"{world}/held_out.jsonl", prompt_file=f"{world}/prompt.txt", out=f"{folder}/grpo",
+                   steps=2, prompts_per_step=at.toy[2], mini_batch=at.toy[2] // 2)
+
+
 def length_score(rollouts: Sequence[Rollout], pairs: Sequence[Any], *_: Any) -> Tensor:
     """A reward that differs within a group also before the model says any verdict."""
     return torch.tensor([float(len(r.response_ids) % 3) for r in rollouts]).view(len(pairs), -1)
 
 
 def log_of(folder: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [row for _, row in read_jsonl(Path(folder) / "metrics.jsonl")]
 
 
 # ---- the engine's parts --------------------------------------------------------------------------------
@@ -402,7 +394,7 @@ def log_of(folder: str) -> list[dict[str, Any]]:
 def engine_toy(at: Scale) -> dict[str, Any]:
     """Two rounds of the tiny world with vLLM in bfloat16."""
     with tempfile.TemporaryDirectory() as folder:
-        return engine_rounds(at, folder, "")
+        return engine_rounds(at, two_rounds(at, folder, 8))
 
 
 def engine_half_billion(at: Scale) -> dict[str, Any]:
@@ -413,10 +405,10 @@ def engine_half_billion(at: Scale) -> dict[str, Any]:
         files.build_tokenizer().save_pretrained(f"{folder}/random")
         config = Qwen2Config(**at.random, max_position_embeddings=2048, eos_token_id=95)
         Qwen2ForCausalLM(config).save_pretrained(f"{folder}/random")
-        return engine_rounds(at, folder, f"{folder}/random")
+        return engine_rounds(at, replace(two_rounds(at, folder, 8), model=f"{folder}/random"))
 
 
-def engine_rounds(at: Scale, folder: str, start: str) -> dict[str, Any]:
+def engine_rounds(at: Scale, cfg: settings.GRPOConfig) -> dict[str, Any]:
     """Memory of the card at each sync and sleep, seconds, and the engine's log-probs beside the trainer's."""
     used: dict[str, list[float]] = {"before sync": [], "awake": [], "asleep": []}
 
@@ -435,24 +427,14 @@ def engine_rounds(at: Scale, folder: str, start: str) -> dict[str, Any]:
             note("asleep")
 
     rollout.VLLMSampler = Watched  # type: ignore[misc]
-    world = Path(folder) / "toy"
-    files.build(files.Build(str(world), sft_pairs=8, rl_pairs=32, held_out_pairs=4, sft_held_out_pairs=4))
-    grpo.train(replace(settings.GRPO_PRESETS["tiny"], model=start or str(world / "start"), data=str(world / "rl.jsonl"),
-                       prompt_file=str(world / "prompt.txt"), held_out="", out=f"{folder}/grpo", steps=2,
-                       prompts_per_step=at.toy[2], mini_batch=at.toy[2] // 2, sampler="vllm", engine_memory=0.4,
-                       compute_dtype="bfloat16", sampler_dtype="bfloat16"), grpo.Method(score=length_score))
-    rows = log_of(f"{folder}/grpo")[:2]
+    grpo.train(replace(cfg, held_out="", sampler="vllm", engine_memory=0.4, compute_dtype="bfloat16",
+                       sampler_dtype="bfloat16"), grpo.Method(score=length_score))
+    rows = log_of(cfg.out)[:2]
     found = {name: [row[name] for row in rows] for name in (
         "sync/logprob_diff_mean", "sync/logprob_diff_max", "optim/grad_norm", "time/sync", "time/generate", "tokens/s")}
     asleep = at.device == "cpu" or max(used["asleep"]) < 0.5 * max(used["awake"])
     ok = max(found["sync/logprob_diff_mean"]) < 0.1 and min(found["optim/grad_norm"]) > 0 and asleep
     return found | {"used_gb": used, "ok": ok}
-
-
-def apart(part: Callable[[Scale], dict[str, Any]], at: Scale) -> dict[str, Any]:
-    """A part in a process of its own, which is what a vLLM engine needs."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(part, at).result()
 
 
 ENGINE_PARTS = (machine, engine_toy, engine_half_billion)
@@ -467,13 +449,16 @@ def run(part: Callable[[Scale], dict[str, Any]], at: Scale) -> dict[str, Any]:
     began = time.perf_counter()
     memory()
     try:
-        found = apart(part, at) if part in ENGINE_PARTS[1:] else part(at)
+        if part in ENGINE_PARTS[1:]:  # a vLLM engine needs a process of its own
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                found = pool.submit(part, at).result()
+        else:
+            found = part(at)
     except Exception as error:
         found = {"error": f"{type(error).__name__}: {error}"[:600], "where": traceback.format_exc(limit=-4)[-1500:],
                  "ok": False}
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     return {"seconds_in_all": round(time.perf_counter() - began, 1), "ok": True} | found
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import tyro
 
+from bench.measure import write
 from cor_prompt import SYSTEM, Style, control_tokens, encode_prompt, render
 from data import Message, Pair
 from judging.verdicts import Judgement
@@ -224,10 +225,6 @@ def measure(
     return counts, broken, shown
 
 
-COLUMNS = ("cases", "control", "sections", "verdict", "page", "silenced near", "taken at the end", "silenced, eval",
-           "taken, eval", "silenced, official", "taken, official")
-
-
 def load(folders: tuple[str, ...]) -> dict[str, Any]:
     from transformers import PreTrainedTokenizerFast
 
@@ -237,12 +234,10 @@ def load(folders: tuple[str, ...]) -> dict[str, Any]:
 
 
 def main(cfg: Config) -> None:
-    from bench.measure import write
-
     counts, broken, _ = measure(cfg.cases, load(cfg.tokenizers), cfg.seed)
-    counts["sum"] = sum(counts.values(), Counter())
-    write([{"texts": family} | {name: found[name] for name in COLUMNS} for family, found in counts.items()],
-          asdict(cfg) | {"broken": broken[:50]}, Path(cfg.out))
+    rows: list[dict[str, Any]] = [{"texts": family} | found for family, found in counts.items()]
+    rows.append({"texts": "sum"} | {name: sum(found[name] for found in counts.values()) for name in counts["verdicts"]})
+    write(rows, asdict(cfg) | {"broken": broken[:50]}, Path(cfg.out))
     print(f"{len(broken)} promises broken", *broken[:9], sep="\n")
 
 

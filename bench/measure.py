@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from evaluation.tables import as_markdown
+from runtime.disk import write_whole
 
 
 @dataclass
@@ -132,36 +136,20 @@ class ResidentPeak:
 
 
 def machine() -> dict[str, Any]:
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return {"python": platform.python_version(), "torch": torch.__version__, "processor": _processor(),
-            "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": round(load, 2)}
-
-
-def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
-        if info.exists() else []
-    return names[0] if names else platform.processor()
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown; the columns are those of the first row."""
-    names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([_cell(row.get(name, "")) for name in names] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return str(value)
+    processors = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else [platform.processor()]
+    return {"python": platform.python_version(), "torch": torch.__version__, "processor": " ".join(processors[:1]),
+            "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2)}
 
 
 def write(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], path: Path) -> None:
-    """Print the table and write the JSON, with the machine and the settings that made it."""
-    from runtime.disk import write_whole
-
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the JSON, with the machine and the settings that made it, and print the table: the first row's columns."""
     write_whole(path, json.dumps({"machine": machine(), "config": dict(config), "rows": list(rows)}, indent=2) + "\n")
-    print(table(rows))
-    print(f"written: {path}", flush=True)
+    names = list(rows[0])
+    print(as_markdown(str(path), [names, *([cell(row.get(name, "")) for name in names] for row in rows)]), flush=True)
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)

@@ -14,8 +14,7 @@ import model
 import sft
 from batch import Group
 from bench.measure import Side, timed
-from bench.workload import PAD, make_tokenizer, reward, tokens
-from model import Policy
+from bench.workload import make_tokenizer, reward, tokens
 from rollout import Rollout, TorchSampler
 
 
@@ -51,10 +50,9 @@ def micro_batch_tokens(groups: Sequence[Group], rows: int) -> int:
 class Product:
     """A policy, its reference, an optimiser and a sampler, made as the training scripts make them."""
 
-    def __init__(self, folder: str, settings: Settings, budget: int, reference: bool = True, vocabulary: int = 0,
-                 mesh: Any = None):
-        self.policy: Policy = model.load_policy(folder, mesh=mesh)
-        self.reference = model.load_policy(folder, mesh=mesh).requires_grad_(False) if reference else None
+    def __init__(self, folder: str, settings: Settings, budget: int, reference: bool = True):
+        self.policy = model.load_policy(folder)
+        self.reference = model.load_policy(folder).requires_grad_(False) if reference else None
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), settings.lr, (0.9, 0.999), weight_decay=0.0)
         self.settings = settings
         shared: dict[str, Any] = {"micro_batch_tokens": budget, "lr": settings.lr, "lr_schedule": "constant",
@@ -65,8 +63,7 @@ class Product:
             mini_batch=settings.prompts // settings.updates, max_response_tokens=settings.max_response,
             weight_decay=0.0, kl_coef=settings.kl_coef, **shared,
         )
-        tokenizer = make_tokenizer(vocabulary) if vocabulary else _NoTokenizer()
-        self.sampler = TorchSampler(self.policy.lm, tokenizer, shared=True)
+        self.sampler = TorchSampler(self.policy.lm, make_tokenizer(self.policy.lm.config.vocab_size), shared=True)
 
     def sft_repeat(self, groups: Sequence[Group], side: Side) -> None:
         """Optimiser steps on `sft_batch` sequences each; together they are one repeat."""
@@ -99,33 +96,23 @@ class Product:
     def _update(self, rollouts: Sequence[Rollout], side: Side) -> None:
         rewards = torch.tensor([reward(r.response_ids) for r in rollouts]).view(-1, self.settings.group_size)
         advantages = grpo.group_advantages(rewards, eps=1e-4)  # TRL's eps; the product's own is 1e-6
-        totals: list[float] = []
+        step = model.optimizer_step
+        side.losses.append(0.0)  # the sum over the micro-batches of the step that is under way
 
         def recorded(logprobs: Any, batch: Any, cfg: grpo.Config, divisor: float) -> Any:
             value, stats = grpo.grpo_loss(logprobs, batch, cfg, divisor)
-            totals[-1] += value.item()
+            side.losses[-1] += value.item()
             return value, stats
 
         def stepped(*args: Any) -> float:
+            side.losses.append(0.0)
             side.norms.append(step(*args))
-            totals.append(0.0)
             return side.norms[-1]
 
-        step = model.optimizer_step
-        totals.append(0.0)
         assert self.reference is not None
         with (
             patch.object(grpo, "score_rollouts", timed(grpo.score_rollouts, side)),
             patch.object(model, "optimizer_step", stepped),
         ):
             grpo.update(self.policy, self.reference, self.optimizer, rollouts, advantages, self.grpo, recorded)
-        side.losses += totals[:-1]
-
-
-class _NoTokenizer:
-    """Where no text is wanted."""
-
-    eos_token_id = PAD
-
-    def decode(self, ids: Any, **_: Any) -> str:
-        return ""
+        side.losses.pop()

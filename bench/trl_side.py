@@ -30,10 +30,6 @@ def load(folder: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
 
 
-def compact_head(wanted: bool) -> Any:
-    return patch("trl.trainer.utils._use_triton", lambda device: True) if wanted else nullcontext()
-
-
 class Rounds(TrainerCallback):
     """Times every `updates` optimiser steps as one repeat, then gives the other side its turn."""
 
@@ -65,10 +61,20 @@ def _common(settings: Settings, steps: int) -> dict[str, Any]:
     }
 
 
-def sft(folder: str, vocabulary: int, groups: Sequence[Group], settings: Settings, rounds: int, compact: bool,
-        turn: Callable[[int], None], ready: Callable[[], None] = lambda: None) -> Side:
+def train(trainer: Any, rounds: Rounds, compact: bool, ready: Callable[[], None]) -> None:
+    """TRL mixes the responses of a round over its optimiser steps; the same steps are compared here."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(rounds)
+    ready()
+    head = patch("trl.trainer.utils._use_triton", lambda device: True) if compact else nullcontext()
+    with head, patch("trl.trainer.grpo_trainer.shuffle_sequence_dict", lambda batch: batch):
+        trainer.train()
+
+
+def sft(folder: str, groups: Sequence[Group], settings: Settings, rounds: int, compact: bool,
+        turn: Callable[[int], None] = lambda k: None, ready: Callable[[], None] = lambda: None) -> Side:
     """`rounds` repeats on the same `groups`, `settings.sft_batch` sequences a step; `turn(k)` runs after repeat k."""
-    side = Side()
+    side, lm = Side(), load(folder)
     rows = [{"input_ids": g.prompt_ids + g.responses[0], "labels": [-100] * len(g.prompt_ids) + g.responses[0]}
             for g in groups]
     batch, steps = settings.sft_batch, len(groups) // settings.sft_batch
@@ -76,24 +82,21 @@ def sft(folder: str, vocabulary: int, groups: Sequence[Group], settings: Setting
         per_device_train_batch_size=settings.rows, gradient_accumulation_steps=batch // settings.rows, max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True}, **_common(settings, rounds * steps),
     )
-    trainer = SFTTrainer(load(folder), args, train_dataset=Dataset.from_list(rows * rounds),
-                         processing_class=make_tokenizer(vocabulary))
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Rounds(side, steps, lambda: tokens(groups), turn))
-    ready()
-    with compact_head(compact):
-        trainer.train()
+    trainer = SFTTrainer(lm, args, train_dataset=Dataset.from_list(rows * rounds),
+                         processing_class=make_tokenizer(lm.config.vocab_size))
+    train(trainer, Rounds(side, steps, lambda: tokens(groups), turn), compact, ready)
     return side
 
 
-def grpo(folder: str, vocabulary: int, groups: Sequence[Group], settings: Settings, rounds: int, compact: bool,
-         turn: Callable[[int], None], replay: bool, ready: Callable[[], None] = lambda: None) -> Side:
+def grpo(folder: str, groups: Sequence[Group], settings: Settings, rounds: int, compact: bool,
+         turn: Callable[[int], None] = lambda k: None, ready: Callable[[], None] = lambda: None,
+         replay: bool = True) -> Side:
     """`rounds` rounds on the same `settings.prompts` prompts; `turn(k)` runs after round k.
 
     With `replay` the responses of `groups` are used (tokens: of prompts and responses), else it samples (tokens:
     sampled ones). Seconds of scoring, with `replay`, or else of sampling are `side.part`.
     """
-    side, size = Side(part=Side()), settings.group_size
+    side, size, lm = Side(part=Side()), settings.group_size, load(folder)
     by_prompt = {words(g.prompt_ids): g for g in groups}
     made: list[list[int]] = []
 
@@ -117,17 +120,12 @@ def grpo(folder: str, vocabulary: int, groups: Sequence[Group], settings: Settin
         **_common(settings, rounds * settings.updates),
     )
     trainer = GRPOTrainer(
-        load(folder), score, args, train_dataset=Dataset.from_list([{"prompt": p} for p in by_prompt] * rounds),
-        processing_class=make_tokenizer(vocabulary), rollout_func=recorded if replay else None,
+        lm, score, args, train_dataset=Dataset.from_list([{"prompt": p} for p in by_prompt] * rounds),
+        processing_class=make_tokenizer(lm.config.vocab_size), rollout_func=recorded if replay else None,
     )
     part = "_generate_and_score_completions" if replay else "_generate"
     setattr(trainer, part, timed(getattr(trainer, part), side))
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Rounds(side, settings.updates, count, turn))
-    ready()
-    # TRL mixes the responses of a round over its optimiser steps; the same steps are compared here
-    with compact_head(compact), patch("trl.trainer.grpo_trainer.shuffle_sequence_dict", lambda batch: batch):
-        trainer.train()
+    train(trainer, Rounds(side, settings.updates, count, turn), compact, ready)
     return side
 
 

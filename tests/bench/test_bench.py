@@ -17,7 +17,7 @@ TINY = Settings(rows=2, group_size=3, prompts=2, updates=1, sft_batch=4, max_res
 def test_product_side_measures_every_kind_of_step(tmp_path):
     groups = make_groups(SHAPES["smoke"], LENGTHS["smoke"], 2, 3)
     folder = make_folder(SHAPES["smoke"], tmp_path, stops=True)
-    product = Product(folder, TINY, micro_batch_tokens(groups, TINY.rows), vocabulary=64)
+    product = Product(folder, TINY, micro_batch_tokens(groups, TINY.rows))
     distil, update, whole = Side(), Side(), Side()
     product.sft_repeat(make_groups(SHAPES["smoke"], LENGTHS["smoke"], 4, 1), distil)
     product.update(as_rollouts(groups), update)
