@@ -69,7 +69,8 @@ def group_tokens(group: Group) -> int:
 
 
 def split(groups: Sequence[Group], max_tokens: int) -> list[Group]:
-    """Cut groups that exceed the budget into several with the same prompt; a response over it stands alone.
+    """Cut groups that exceed the budget into several with the same prompt; a response that
+    alone exceeds it becomes a piece of its own.
 
     A piece whose responses are all empty has no targets and is left out; `loss_divisor` still counts them.
     """
@@ -161,7 +162,7 @@ def collate(groups: Sequence[Group], indices: Sequence[int], device: torch.devic
         return replace(collate([Group([0], [[0]], [0.0], [[0.0]])], [0], device, one_row), weight=0.0)
     members: list[list[int]] = [list(indices)] if one_row else [[i] for i in indices]
     width = max(sum(group_tokens(groups[i]) for i in row) for row in members)
-    width = max(2, -(-width // BLOCK)) * BLOCK if one_row else width  # a row of one tile would be compiled apart
+    width = max(2, -(-width // BLOCK)) * BLOCK if one_row else width  # one tile would get a graph of its own
     rows, flat = [Row() for _ in members], Targets()
     for r, row in enumerate(rows):
         for i in members[r]:
@@ -187,14 +188,14 @@ def collate(groups: Sequence[Group], indices: Sequence[int], device: torch.devic
 def _append(row: Row, flat: Targets, group: Group, number: int, offset: int) -> None:
     """Add one group to a row and its targets to the flat lists.
 
-    `number` is the group's index, for `row.group`; `offset` is the row's first flattened index. `flat.sequence`
-    counts responses from 0 and goes on from its last entry: response k of the group (from 0) gets that + 1 + k. An
-    empty response has no target, so nothing is added for it. Raises ValueError for a group without a prompt.
+    `number` is the group's index and goes into `row.group`. `offset` is where the row begins among the flattened
+    hidden states. `flat.sequence` numbers the responses of the micro-batch: the group's first response gets the last
+    number plus 1. An empty response adds no target. Raises ValueError for a group without a prompt.
     """
     if not group.prompt_ids:
         raise ValueError("a group without a prompt: nothing predicts the first token of its responses")
     prompt = len(group.prompt_ids)
-    sequence = flat.sequence[-1] + 1 if flat.sequence else 0
+    first = flat.sequence[-1] + 1 if flat.sequence else 0
     row.add(group.prompt_ids, range(prompt), number, 0)
     last = offset + len(row.inputs) - 1  # the prompt's last token predicts every first token
     for k, ids in enumerate(group.responses):
@@ -202,7 +203,7 @@ def _append(row: Row, flat: Targets, group: Group, number: int, offset: int) -> 
         row.add(ids[:-1], range(prompt, prompt + len(ids[:-1])), number, k + 1)
         flat.source += [last, *range(start, start + len(ids) - 1)] if ids else []
         flat.targets += ids
-        flat.sequence += [sequence + k] * len(ids)
+        flat.sequence += [first + k] * len(ids)
         if group.advantages is not None:
             flat.advantages += [group.advantages[k]] * len(ids)
         if group.sampler_logprobs is not None:

@@ -199,27 +199,27 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Any, add_generation_pr
 def encode_target(pair: Pair, tokenizer: Any) -> list[int]:
     """SFT target: the trace, then the end-of-turn token. (len,) ids. Eq. 4
 
-    Where the trace begins with a thought, its <think> and its last </think> become the tokenizer's own tokens. A
-    <think> that already stands at the end of the prompt is not written again. All other tags are plain text.
+    If the trace begins with <think>, that tag and its last </think> become the tokenizer's own tokens, if it has
+    them. If the prompt already ends with <think>, the tag is not written again. All other tags are plain text.
     """
     if not pair.trace:
         raise ValueError(f"pair {pair.pair_id} has no trace to learn from")
     plain, control = plain_tokenizer(tokenizer), control_tokens(tokenizer)
-    opening, closed = thought_of_prompt(tokenizer)
-    begins = re.match(r"\s*<think>", pair.trace)
-    if begins and closed:
-        raise UserError(f"pair {pair.pair_id}: its trace thinks, but the chat template has closed the thought; leave "
-                        "out --template-args enable_thinking=false")
-    text = pair.trace[begins.end() :] if begins else pair.trace
-    if begins and opening:
-        text = text.removeprefix(opening.removeprefix("<think>"))
-    start = "<think>" if begins and not opening else ""
-    thought, end, answer = text.rpartition("</think>") if begins or opening else ("", "", text)
+    prompt_opens, prompt_closes = thought_of_prompt(tokenizer)
+    trace_opens = re.match(r"\s*<think>", pair.trace)
+    if trace_opens and prompt_closes:
+        raise UserError(f"pair {pair.pair_id}: its trace begins with <think>, but the prompt already ends the thought "
+                        "(</think>); leave out --template-args enable_thinking=false")
+    text = pair.trace[trace_opens.end() :] if trace_opens else pair.trace
+    if trace_opens and prompt_opens:  # the prompt ends with "<think>" and perhaps a line break: write neither again
+        text = text.removeprefix(prompt_opens.removeprefix("<think>"))
+    open_tag = "<think>" if trace_opens and not prompt_opens else ""
+    thought, close_tag, answer = text.rpartition("</think>") if trace_opens or prompt_opens else ("", "", text)
     if not {"<think>", "</think>"} <= control.keys():  # a tokenizer without these tokens spells them
-        return [*encode_text(start + thought + end + answer, plain, control), tokenizer.eos_token_id]
-    ids = [control[start]] if start else []
+        return [*encode_text(open_tag + thought + close_tag + answer, plain, control), tokenizer.eos_token_id]
+    ids = [control[open_tag]] if open_tag else []
     ids += encode_text(thought, plain, control)
-    ids += [control[end]] if end else []
+    ids += [control[close_tag]] if close_tag else []
     return [*ids, *encode_text(answer, plain, control), tokenizer.eos_token_id]
 
 

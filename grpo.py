@@ -76,8 +76,8 @@ def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Per token: exp(d) - d - 1 with d = ref - policy, an unbiased KL(policy || ref), >= 0. Eq. 9
 
-    d is clamped to +-20 before the exponential, so that its gradient stays finite; the result to at most 10
-    (slope 0 beyond).
+    d is clamped to +-20 before the exponential, so that its gradient stays finite. The result is cut at 10, and
+    beyond that its gradient is 0.
     """
     d = (ref_logprobs - logprobs).clamp(-20.0, 20.0)
     return (d.exp() - d - 1.0).clamp(max=10.0)
@@ -101,7 +101,7 @@ def grpo_loss(logprobs: Tensor, batch: Batch, cfg: Config, divisor: float) -> tu
 
 
 def old_logprobs(logprobs: Tensor, batch: Batch) -> Tensor:
-    """(N,) log-probs of the policy that sampled; in a round's first mini-batch the weights are still that policy's."""
+    """(N,) log-probs under the policy before this round. In the first mini-batch its weights have not changed yet."""
     return logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
 
 
@@ -264,12 +264,13 @@ def judge_held_out(run: Run, step: int) -> dict[str, float]:
     cfg, held_out = run.cfg, run.held_out
     if not held_out:
         return {}
-    places = range(ranks.rank(), len(held_out) + -len(held_out) % ranks.world_size(), ranks.world_size())
-    mine = [held_out[place % len(held_out)] for place in places]  # equally many: ranks may share an engine
+    first, apart = ranks.rank(), ranks.world_size()
+    count = -(-len(held_out) // apart)  # the same number on every rank: ranks may share an engine
+    mine = [held_out[(first + k * apart) % len(held_out)] for k in range(count)]
+    own = len(held_out[first::apart])  # what `mine` holds beyond these is another rank's, and is dropped below
     both = all(pair.messages is None for pair in held_out)
     judged = list(judge_pairs(run.sampler, mine, cfg.style, max_tokens=cfg.max_response_tokens, both_orders=both,
                               rule="train", system=run.system, prompt=run.method.prompt, read=run.method.verdict))
-    own = sum(place < len(held_out) for place in places)
     judged = [j for part in ranks.gather(judged[: own * (2 if both else 1)]) for j in part]
     if ranks.rank() == 0:
         lines = "".join(json.dumps(dataclasses.asdict(j), ensure_ascii=False) + "\n" for j in judged)

@@ -1,9 +1,9 @@
 """`Policy`: load, shard (FSDP2), response-only log-probs, one optimiser step.
 
 Weights come from safetensors alone and no code comes from a model folder. The module is built on the meta
-device and filled tensor by tensor, each rank reading only its rows. `Policy` is the FSDP root, so that
-embedding and head are touched inside its forward only. The head is in ops/head.py, resume
-states in runtime/states.py.
+device and filled tensor by tensor, each rank reading only its rows. `Policy` is the FSDP root:
+only inside its forward are embedding and head gathered, so nothing else may use them. The head is
+in ops/head.py, resume states in runtime/states.py.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Policy(nn.Module):
         """(N, H): the last hidden state that predicts each target; response positions only."""
         kind = self.lm.config._attn_implementation
         seen: dict[str, Any] = {}
-        if kind == "grouped" and not batch.inputs.is_cuda:  # stock attention would not know of spans, and leak
+        if kind == "grouped" and not batch.inputs.is_cuda:  # other attention would ignore `spans`
             seen["spans"] = spans(batch.group, batch.response)
         else:
             seen["attention_mask"] = (block_mask if kind == "flex" else visible)(batch.group, batch.response)

@@ -17,10 +17,11 @@ from cor_prompt import encode_prompt
 from data import Message
 from loading.templates import thought_of_prompt
 from reward import open_thought, parse_verdict
-from runtime import ranks, run_folder, seeds, steps
+from runtime import ranks, run_folder, steps
 from runtime.errors import UserError
 from runtime.metrics import Metrics
 from runtime.ranks import gather, rank
+from runtime.seeds import derive_seed
 from settings import GRPOConfig as Config, SamplerKind
 
 if TYPE_CHECKING:
@@ -167,8 +168,8 @@ class TorchSampler:
     def waves(self, lengths: Sequence[int], n: int, max_tokens: int) -> Iterator[list[int]]:
         """Prompts that are decoded together, the shortest first.
 
-        A wave follows from shapes and `decode_gb`, never from what memory is free: a continued run decodes in the
-        same waves. A group that exceeds the budget alone is a wave.
+        Which prompts form a wave depends only on shapes and `decode_gb`, not on the free memory: a continued run
+        decodes in the same waves. A group that alone exceeds the budget is a wave.
         """
         from ops.decode import group_bytes
 
@@ -264,8 +265,9 @@ class VLLMSampler:
         """n rollouts per prompt, groups adjacent. With `tp` > 1 every rank must call it equally often."""
         mine, begin = list(zip(prompts, seeds, strict=True)), 0
         if self.tp > 1:  # the ranks of an engine must ask it the same: their prompts together
-            parts = gather(mine)[rank() // self.tp * self.tp :][: self.tp]
-            begin = sum(len(part) for part in parts[: rank() % self.tp])
+            first = rank() - rank() % self.tp  # the engine's first rank
+            parts = gather(mine)[first : first + self.tp]
+            begin = sum(len(part) for part in parts[: rank() - first])
             asked = [pair for part in parts for pair in part]
         else:
             asked = mine
@@ -282,7 +284,7 @@ class VLLMSampler:
         samples = n if temperature > 0 else 1  # greedy samples are all one
         fits = [i for i, (prompt, _) in enumerate(asked) if len(prompt) < self.context]
         if not self.seed_each:  # equal on the ranks of one engine, which sample each for themselves
-            torch.manual_seed(seeds.derive_seed(*(seed for _, seed in asked)))
+            torch.manual_seed(derive_seed(*(seed for _, seed in asked)))
         # No top-p or top-k: they would renormalise the log-probs over the tokens they keep.
         params = [SamplingParams(n=samples, temperature=temperature, top_p=1.0, top_k=0,
                                  seed=asked[i][1] if self.seed_each else None, max_tokens=max_tokens, logprobs=0,
@@ -364,7 +366,7 @@ def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch",
     """A judge from a `from_pretrained` folder, a run folder or a hub id, on the GPU where there is one.
 
     vLLM holds its real weights and never sleeps; it may take `memory` of a GPU and makes room for `context` tokens
-    of prompt and response together (None: all that the model was made for). `decode_gb` is the other sampler's budget.
+    of prompt and response together (None: all that the model was made for). `decode_gb` is TorchSampler's budget.
     """
     import torch
 
@@ -395,7 +397,7 @@ def make_engine(cfg: Config, tokenizer: Any, held_out: Sequence[list[Message]]) 
         return None
     shown = [len(encode_prompt(messages, tokenizer)) for messages in held_out]
     context = min(max([cfg.max_prompt_tokens, *shown]) + cfg.max_response_tokens, context_tokens(cfg.model))
-    seed = seeds.derive_seed(cfg.seed, "engine", run_folder.latest_checkpoint(cfg.out), ranks.rank() // cfg.tp)
+    seed = derive_seed(cfg.seed, "engine", run_folder.latest_checkpoint(cfg.out), ranks.rank() // cfg.tp)
     return VLLMSampler(cfg.model, tokenizer, cfg.sampler_dtype, context, tp=cfg.tp, memory=cfg.engine_memory, seed=seed)
 
 

@@ -36,8 +36,8 @@ GroupSpans = tuple[int, list[tuple[int, Tensor]]]  # prompt length; (length, mas
 def spans(group: Tensor, response: Tensor) -> list[list[GroupSpans]]:
     """(R, T), (R, T) -> the same rule as lengths: each row's groups, a prompt and its responses, in order.
 
-    A response's mask is (length, prompt + length). A prompt with a single response counts as one causal prompt.
-    On a CPU this saves what a dense mask computes and throws away.
+    A response's mask is (length, prompt + length). A prompt and its only response are one causal text, and padding
+    is a group without responses: neither needs a mask. On a CPU this saves what a dense mask computes and throws away.
     """
     rows = []
     for row in torch.stack([group, response], 2):
@@ -68,7 +68,8 @@ def block_mask(group: Tensor, response: Tensor) -> Any:
 
 @cache
 def _compiled(function: Any, device: str) -> Any:
-    """Compiled where FlexAttention is used, else as it is, which makes the (R, T, T) mask or scores in memory.
+    """Compiled where FlexAttention is used. Elsewhere the function itself, which builds the whole (R, T, T) mask or
+    scores in memory.
 
     `fullgraph`: after too many graphs an error; without it the same function would go on uncompiled, in silence.
     """
@@ -91,7 +92,7 @@ def grouped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tens
     """
     if spans is not None:
         return _by_spans(query, key, value, spans, scaling).transpose(1, 2), None
-    if attention_mask is None:  # transformers makes no mask for attention it does not know: nothing would be causal
+    if attention_mask is None:  # transformers builds none for our attention, and nothing would be causal
         raise ValueError("attention without a mask; call Policy, or pass a 4-D boolean mask")
     few = query.device.type == "cpu"  # elsewhere a mask and grouped heads together fall back to slow kernels
     if not few:

@@ -77,7 +77,7 @@ def parse(config: type[C], presets: Mapping[str, C], argv: list[str] | None = No
 def as_trained(cfg: Any, named: Collection[str]) -> Any:
     """The config with style and wording of the judge at `cfg.model` (its judge.json), where no flag names them."""
     there = "--prompt-file" in named or not cfg.prompt_file or Path(cfg.prompt_file).is_file()
-    wording = read_prompt(cfg.prompt_file) if there else ""  # a missing file of the preset matters only if it is used
+    wording = read_prompt(cfg.prompt_file) if there else ""  # a preset's file may be missing if judge.json replaces it
     preset = Asked(cfg.style, wording, getattr(cfg, "max_tokens", 0))
     asked = how_to_ask(cfg.model, style=cfg.style if "--style" in named else None, default=preset,
                        wording=preset.wording if "--prompt-file" in named else None,

@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes, name: str | Path) -> Any:
-    """The same of a file's content; `name` is the file's, for the error message."""
+    """As `read_json`, for content that is already read; `name` is the file's, for the error message."""
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -61,7 +61,7 @@ def read_jsonl(path: Path, torn_end_ok: bool = False) -> Iterator[tuple[int, dic
 
 
 def parse_jsonl(content: bytes, name: str | Path, torn_end_ok: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same of a file's content; `name` is the file's, for the error messages."""
+    """As `read_jsonl`, for content that is already read; `name` is the file's, for the error messages."""
     lines = content.split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():

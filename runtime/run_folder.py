@@ -49,7 +49,7 @@ def digests(model: str, prompt: str | None, **pairs: Sequence[Any]) -> dict[str,
 class RunFolder:
     """One run's files. Only rank 0 writes; a folder that belongs to another configuration is refused.
 
-    `read` holds digests of what some settings name. They are compared, and the names may change.
+    `read` holds digests of what some settings name. The digests are compared; the names may differ.
     """
 
     def __init__(self, path: str, config: Any, read: Mapping[str, str] | None = None):

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def derive_seed(*parts: object) -> int:
-    """A 62-bit seed from any parts as text, halves of characters included; the same in every process, unlike `hash`."""
+    """A 62-bit seed from any parts as text, the same in every process, unlike `hash`. Unpaired surrogates work too."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 2
 

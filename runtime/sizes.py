@@ -123,17 +123,18 @@ def training_memory(cfg: Any, shape: Shape, ranks: int) -> dict[str, float]:
     """
     n, c, shard, tokens = shape.total, BYTES[cfg.compute_dtype], cfg.shard_ranks or ranks, longest_row(cfg)
     saved, head, hidden = saved_per_token(shape, c), shape.vocab * shape.hidden, c * tokens * shape.hidden
-    deep = hidden * shape.layers if cfg.checkpointing else tokens * saved * shape.layers
+    kept = hidden * shape.layers if cfg.checkpointing else tokens * saved * shape.layers
     recomputed = tokens * (2 * c * shape.inner + (saved if cfg.checkpointing else 0))
     logits = min(max(32, CHUNK // shape.vocab), tokens) * shape.vocab
     root = c * (head + shape.head)
     layer_backward = {
         "gradients": 4 * n / shard + 4 * shape.layer, "gathered": root + 2 * c * shape.layer,
-        "activations": deep + recomputed, "head": c * head + hidden}
+        "activations": kept + recomputed, "head": c * head + hidden}
+    softmax, cast = 12 * logits, c * head  # three float32 chunks; the finished gradient in the compute dtype
+    added = (4 + c) * logits + (4 * head if c < 4 else 0)  # a chunk, its gradient, and the product that is added
     head_backward = {
-        "gradients": 4 * n / shard, "gathered": root,
-        "activations": deep,
-        "head": 4 * head + max(12 * logits, (4 + c) * logits + 4 * head * (c < 4), c * head) + 2 * hidden}
+        "gradients": 4 * n / shard, "gathered": root, "activations": kept,
+        "head": 4 * head + max(softmax, added, cast) + 2 * hidden}
     peak = max(layer_backward, head_backward, key=lambda parts: sum(parts.values()))
     parts = {"weights": 4 * n / shard, "optimiser": 8 * n / shard,
              "reference": c * n / shard if _second_stage(cfg) else 0.0} | peak

@@ -17,7 +17,7 @@ from runtime.errors import UserError
 from runtime.ranks import gather, rank, world_size
 from runtime.run_folder import RunFolder, checkpoints
 
-FILE_BYTES = 2**30  # of a state's file: a rank holds two of them in host memory while it writes
+FILE_BYTES = 2**30  # size of one file of a state; while it writes, a rank holds twice this in host memory
 
 
 def _state(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
