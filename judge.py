@@ -25,7 +25,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import combinations, compress, islice
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args
@@ -127,23 +127,18 @@ class Judge:
 
     def pairs(self, pairs: Sequence[Pair], votes: int = 1, temperature: float = 0.0,
               both_orders: bool = False) -> list[Verdict]:
-        """A verdict for each pair. Equal responses are a tie, about which nobody is asked."""
-        differ = [pair.messages is not None or pair.response_a != pair.response_b for pair in pairs]
-        found = self.judged([pair for pair, ok in zip(pairs, differ, strict=True) if ok], votes, temperature,
-                            both_orders)
-        for verdict in found:
-            self.outputs.update({**verdict.silent, "verdict": verdict.votes["A"] + verdict.votes["B"]})
-        answers = iter(found)
-        return [next(answers) if ok else count([]) for ok in differ]
-
-    def judged(self, pairs: Sequence[Pair], votes: int, temperature: float, both_orders: bool) -> list[Verdict]:
-        """A verdict for each pair; their `winner` is not looked at."""
+        """A verdict for each pair, whose `winner` is not looked at. Equal responses are a tie, about which nobody is
+        asked."""
         check_sampling(votes, temperature)
-        judgements = judge_pairs(self.sampler, pairs, self.style, n=votes, temperature=temperature,
-                                 max_tokens=self.max_tokens, seed=self.seed, both_orders=both_orders,
-                                 system=self.system)
+        differ = [pair.messages is not None or pair.response_a != pair.response_b for pair in pairs]
+        judgements = judge_pairs(self.sampler, list(compress(pairs, differ)), self.style, n=votes,
+                                 temperature=temperature, max_tokens=self.max_tokens, seed=self.seed,
+                                 both_orders=both_orders, system=self.system)
         chains = votes * (2 if both_orders else 1)  # a pair's verdicts come one after the other
-        return [count(islice(judgements, chains)) for _ in pairs]
+        found = [count(islice(judgements, chains if ok else 0)) for ok in differ]
+        for verdict in found:
+            self.outputs += Counter(verdict.silent) + Counter(verdict=verdict.votes["A"] + verdict.votes["B"])
+        return found
 
     def table(self, groups: Sequence[Group], votes: int = 1,
               temperature: float = 0.0, both_orders: bool = True) -> ranking.Table:
@@ -155,7 +150,8 @@ class Judge:
                 Pair(f"{derive_seed(prompt, a, b):x}", "judge", tuple(json.loads(prompt)), a, b, winner="A")
                 for (prompt, a), (_, b) in shown
             ]
-            return [share(verdict) for verdict in self.pairs(pairs, votes, temperature, both_orders)]
+            counts = [verdict.votes for verdict in self.pairs(pairs, votes, temperature, both_orders)]
+            return [(n["A"] + 0.5 * n["none"]) / sum(n.values()) for n in counts]  # no verdict: half a vote for each
 
         prompts = [json.dumps(messages(context)) for context, _ in groups]
         texts = [(p, response_text(text)) for p, (_, group) in zip(prompts, groups, strict=True) for text in group]
@@ -169,11 +165,9 @@ class Judge:
         size, table = len(responses), self.table([(context, responses)], votes, temperature, both_orders)
         if size == 0:
             raise UserError("responses: none to rank")
-        scores: Sequence[float]
-        if method == "knockout":
-            scores = ranking.knockout(size, table, self.seed)
-        else:
-            scores = ranking.win_rates(size, ranking.play(ranking.all_pairs(size), table))
+        matches = list(combinations(range(size), 2))
+        scores: Sequence[float] = (ranking.knockout(size, table, self.seed) if method == "knockout"
+                                   else ranking.win_rates(size, matches, table(matches)))
         silent = self.outputs - before
         return Ranking(tuple(ranking.best_first(scores)), tuple(map(float, scores)), table.asked,
                        silent.pop("verdict", 0), dict(silent))
@@ -184,11 +178,11 @@ class Judge:
         group, 0..1 (0.5 where it is alone). All verdicts are one call. Warns if there is not one, for then all win
         rates are 0.5."""
         before = Counter(self.outputs)
-        table, matches, start = self.table(groups, votes, temperature, both_orders), [], 0
+        table, matches, start = self.table(groups, votes, temperature, both_orders), list[ranking.Match](), 0
         for _, responses in groups:
-            matches += [(start + i, start + j) for i, j in ranking.all_pairs(len(responses))]
+            matches += combinations(range(start, start + len(responses)), 2)
             start += len(responses)
-        rates = iter(ranking.win_rates(start, ranking.play(matches, table)))
+        rates = iter(ranking.win_rates(start, matches, table(matches)))
         if (silent := self.outputs - before) and not silent["verdict"]:
             warnings.warn(likely_cause(silent), stacklevel=2)
         return [[next(rates) for _ in responses] for _, responses in groups]
@@ -199,17 +193,9 @@ def count(judgements: Iterable[Judgement]) -> Verdict:
     seen = list(judgements)
     votes = [named(j) for j in seen]
     silent = Counter(why_silent(j) for j in seen if j.verdict is None)
+    chains = [Chain(j.order, j.sample, named(j), j.finish_reason, parse_trace(j.text), j.text) for j in seen]
     return Verdict(majority(votes), {"A": votes.count("A"), "B": votes.count("B"), "none": votes.count(None)},
-                   tuple(map(chain, seen)), dict(silent))
-
-
-def chain(j: Judgement) -> Chain:
-    return Chain(j.order, j.sample, named(j), j.finish_reason, parse_trace(j.text), j.text)
-
-
-def share(verdict: Verdict) -> float:
-    """A's share of the votes; a chain without a verdict is half a vote for each."""
-    return (verdict.votes["A"] + 0.5 * verdict.votes["none"]) / sum(verdict.votes.values())
+                   tuple(chains), dict(silent))
 
 
 def messages(context: Context) -> tuple[Message, ...]:
@@ -311,30 +297,10 @@ Result = tuple[dict[str, Any], str]  # as JSON, as text
 AT_ONCE = 32  # pairs of a file that are judged together, or as many as --concurrency; of a pipe one at a time
 
 
-def judge_pairs_of(cfg: Pairs, judge: Judge, asked: Sequence[tuple[Pair, bool]]) -> list[Result]:
-    verdicts = judge.pairs([pair for pair, _ in asked], cfg.votes, cfg.sampling_temperature(), cfg.both_orders)
-    return [show_pair(*each, verdict) for each, verdict in zip(asked, verdicts, strict=True)]
-
-
-def rank_lists(cfg: Rank, judge: Judge, asked: Sequence[Candidates]) -> list[Result]:
-    results = []
-    for name, context, responses in asked:
-        found = judge.rank(context, responses, cfg.method, cfg.votes, cfg.sampling_temperature(), cfg.both_orders)
-        best = [i for i in found.order if found.scores[i] == found.scores[found.order[0]]]
-        end = f"best: {best[0]}" if len(best) == 1 else f"best: a tie of {', '.join(map(str, best))}"
-        if found.comparisons and not found.verdicts:
-            end = f"best: unknown, no output has a verdict ({reasons(found.silent)})"
-        lines = [f"  {i:3} {found.scores[i]:8.4g}  {one_line(responses[i])[:80]}" for i in found.order]
-        shown = [f"==== {one_line(name)}", *lines, f"==== {end} (comparisons: {found.comparisons})\n"]
-        results.append(({"id": name} | asdict(found), "\n".join(shown)))
-    return results
-
-
-def run(cfg: Source, sampler: Chat | None = None) -> None:
+def run(cfg: Pairs | Rank, sampler: Chat | None = None) -> None:
     """Answer the rows that --out does not hold yet, in order; each result is written before the next is asked. A row
     that cannot be judged gets a result that says why. `sampler` replaces --model."""
     parse: Callable = parsed if isinstance(cfg, Pairs) else candidates
-    judge_all: Callable = judge_pairs_of if isinstance(cfg, Pairs) else rank_lists
     at_once = max(AT_ONCE, cfg.concurrency) if isinstance(cfg, Pairs) and cfg.data else 1
     if cfg.max_tokens < 0:
         raise UserError("--max-tokens must be at least 0")
@@ -349,11 +315,14 @@ def run(cfg: Source, sampler: Chat | None = None) -> None:
     bad: list[UserError] = []
     while part := list(islice(found, at_once)):
         read = [attempt(parse, *row) for row in part]
-        answers = iter(judge_all(cfg, judge, [each for each in read if not isinstance(each, UserError)]))
+        answers = iter(results(cfg, judge, [each for each in read if not isinstance(each, UserError)]))
         for (_, number, row), each in zip(part, read, strict=True):
             if isinstance(each, UserError):
                 bad.append(each)
-            record, text = show_error(number, each) if isinstance(each, UserError) else next(answers)
+                record: dict[str, Any] = {"id": f"row-{number}", "error": str(each)}
+                text = f"==== row {number} is not judged: {one_line(str(each))}\n"
+            else:
+                record, text = next(answers)
             if folder:
                 folder.log({"row": mark(row)} | record, "results.jsonl")
             print(json.dumps(record) if cfg.json else text, flush=True)
@@ -361,6 +330,17 @@ def run(cfg: Source, sampler: Chat | None = None) -> None:
         raise NothingJudged(likely_cause(judge.outputs))
     if bad and not judge.outputs:
         raise NothingJudged(f"none of {len(bad)} rows could be judged; {bad[0]}")
+
+
+def results(cfg: Pairs | Rank, judge: Judge, asked: Sequence[Any]) -> list[Result]:
+    """The results of rows as `parsed` or `candidates` gives them."""
+    how = cfg.votes, cfg.sampling_temperature(), cfg.both_orders
+    if isinstance(cfg, Pairs):
+        verdicts = judge.pairs([pair for pair, _ in asked], *how)
+        return [show_pair(pair, labelled, verdict)
+                for (pair, labelled), verdict in zip(asked, verdicts, strict=True)]
+    return [show_ranking(name, responses, judge.rank(context, responses, cfg.method, *how))
+            for name, context, responses in asked]
 
 
 def judge_of(cfg: Settings, asked: Asked, sampler: Chat | None = None) -> Judge:
@@ -418,13 +398,11 @@ def read_groups(body: dict[str, Any]) -> list[tuple[list[Message], list[str]]]:
     return found
 
 
-def given(cfg: Source) -> dict[str, Any]:
+def given(cfg: Pairs | Rank) -> dict[str, Any]:
     """The row that flags make; empty where rows come from elsewhere."""
-    row: dict[str, Any] = {"question": cfg.question}
-    if isinstance(cfg, Pairs):
-        row |= {"response_a": cfg.a, "response_b": cfg.b}
-    elif isinstance(cfg, Rank):
-        row["responses"] = list(cfg.responses)
+    responses = ({"response_a": cfg.a, "response_b": cfg.b} if isinstance(cfg, Pairs)
+                 else {"responses": list(cfg.responses)})
+    row = {"question": cfg.question, **responses}
     flags = [value not in (None, []) for value in row.values()]
     if any(flags) and (not all(flags) or cfg.data is not None):
         raise UserError("--question and the responses go together, and without --data")
@@ -433,10 +411,8 @@ def given(cfg: Source) -> dict[str, Any]:
 
 def attempt(parse: Callable, where: str, number: int, row: dict[str, Any] | UserError) -> Any:
     """What `parse` makes of a row, or why it cannot."""
-    if isinstance(row, UserError):
-        return row
     try:
-        return parse(where, number, row)
+        return row if isinstance(row, UserError) else parse(where, number, row)
     except UserError as error:
         return error
 
@@ -528,8 +504,14 @@ def show_pair(pair: Pair, labelled: bool, verdict: Verdict) -> Result:
     return {"pair_id": pair.pair_id, "source": pair.source} | correct | asdict(verdict), "\n".join(lines)
 
 
-def show_error(number: int, error: UserError) -> Result:
-    return {"id": f"row-{number}", "error": str(error)}, f"==== row {number} is not judged: {one_line(str(error))}\n"
+def show_ranking(name: str, responses: Sequence[str], found: Ranking) -> Result:
+    best = [i for i in found.order if found.scores[i] == found.scores[found.order[0]]]
+    end = f"best: {best[0]}" if len(best) == 1 else f"best: a tie of {', '.join(map(str, best))}"
+    if found.comparisons and not found.verdicts:
+        end = f"best: unknown, no output has a verdict ({reasons(found.silent)})"
+    lines = [f"  {i:3} {found.scores[i]:8.4g}  {one_line(responses[i])[:80]}" for i in found.order]
+    shown = [f"==== {one_line(name)}", *lines, f"==== {end} (comparisons: {found.comparisons})\n"]
+    return {"id": name} | asdict(found), "\n".join(shown)
 
 
 def reasons(silent: Mapping[str, int]) -> str:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 
-from judging.ranking import Match, all_pairs, best_first, knockout
+from judging.ranking import Match, best_first, knockout
 from runtime.seeds import derive_seed
 
 SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
@@ -28,7 +29,7 @@ def matches(right: int, count: int) -> list[Match]:
     """Which responses are compared, of `count` of which the first `right` are right. One right response may have to
     meet every other; of several only scores count, so each response occurs once."""
     if right == 1:
-        return all_pairs(count)
+        return list(combinations(range(count), 2))
     return [(0, j) for j in range(right, count)] + [(i, right) for i in range(1, right)]
 
 

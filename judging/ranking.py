@@ -17,7 +17,6 @@ Match = tuple[int, int]
 Compare = Callable[[Sequence[Match]], Sequence[float]]
 Text = str | tuple[str, str]  # a response, or (its prompt, the response) where several prompts share a table
 Ask = Callable[[Sequence[tuple[Text, Text]]], Sequence[float]]  # -> share of verdicts for the first of each
-Results = Sequence[tuple[int, int, float]]  # i, j and i's outcome
 
 
 class Table:
@@ -63,26 +62,17 @@ def knockout(count: int, compare: Compare, seed: int = 0) -> list[int]:
     return survived
 
 
-def all_pairs(count: int) -> list[Match]:
-    return [(i, j) for i in range(count) for j in range(i + 1, count)]
-
-
-def play(matches: Sequence[Match], compare: Compare) -> list[tuple[int, int, float]]:
-    """Matches and their outcomes, all in one call."""
-    return [(i, j, outcome) for (i, j), outcome in zip(matches, compare(matches), strict=True)]
-
-
-def win_rates(count: int, results: Results) -> list[float]:
+def win_rates(count: int, matches: Sequence[Match], outcomes: Sequence[float]) -> list[float]:
     """Mean outcome of each response, 0..1; 0.5 for one that met nobody.
 
-    >>> win_rates(3, [(0, 1, 1.0), (0, 2, 0.5), (1, 2, 1.0)])
+    >>> win_rates(3, [(0, 1), (0, 2), (1, 2)], [1.0, 0.5, 1.0])
     [0.75, 0.5, 0.25]
     """
-    outcomes: list[list[float]] = [[] for _ in range(count)]
-    for i, j, outcome in results:
-        outcomes[i].append(outcome)
-        outcomes[j].append(1 - outcome)
-    return [sum(own) / len(own) if own else 0.5 for own in outcomes]
+    shares: list[list[float]] = [[] for _ in range(count)]
+    for (i, j), outcome in zip(matches, outcomes, strict=True):
+        shares[i].append(outcome)
+        shares[j].append(1 - outcome)
+    return [sum(own) / len(own) if own else 0.5 for own in shares]
 
 
 def best_first(scores: Sequence[float]) -> list[int]:
