@@ -18,7 +18,7 @@ as wrong. `score` needs no model: it reads such logs and published outcome table
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from json import dumps
 from pathlib import Path
@@ -78,11 +78,8 @@ class Run(Server):
     at_once: int = 0
     """Verdicts asked in one call (samples), for which an interrupt waits; 0: 256, or four rounds of requests."""
     sampler: SamplerKind = "auto"
-    """What runs the model; auto: vllm where it is installed and suits the device, else torch."""
-    tp: int = 1
-    """GPUs that share one vLLM engine (tensor parallel), in one process."""
-    engine_memory: float = 0.9
-    """Share of a GPU's memory that vLLM may take (0 to 1)."""
+    """What runs the model; auto: vllm where it is installed and suits the device, else torch. A model that needs
+    several GPUs is served: --base-url."""
     model_digest: tyro.conf.Suppress[str] = ""
     data_digest: tyro.conf.Suppress[str] = ""  # the three are filled in by the script, so that a retrained
     prompt_digest: tyro.conf.Suppress[str] = ""  # model or an edited file never continues an old log
@@ -133,12 +130,8 @@ def check(cfg: Run) -> None:
         raise UserError("--at-once and --limit must be at least 0")
     if min(cfg.max_tokens, default=1) < 1 or len(set(cfg.max_tokens)) < len(cfg.max_tokens):
         raise UserError("--max-tokens: one number of at least 1, or several different ones")
-    if cfg.tp < 1 or not 0 < cfg.engine_memory <= 1:
-        raise UserError("--tp must be at least 1, --engine-memory above 0 and at most 1")
-    if cfg.tp > 1 and ranks.world_size() > 1:
-        raise UserError(f"--tp {cfg.tp}: one process spreads its engine over the GPUs; start it without torchrun")
-    if cfg.scalar and (cfg.votes > 1 or len(cfg.max_tokens) > 1 or cfg.tp > 1 or cfg.base_url or cfg.prompt_file):
-        raise UserError("--scalar: scores have no votes, token budgets, prompt file, --tp or --base-url")
+    if cfg.scalar and (cfg.votes > 1 or len(cfg.max_tokens) > 1 or cfg.base_url or cfg.prompt_file):
+        raise UserError("--scalar: scores have no votes, token budgets, prompt file or --base-url")
 
 
 def names_of(cfg: Run, pairs: Sequence[Pair]) -> set[Key]:
@@ -156,7 +149,7 @@ def resolve(cfg: Run, pairs: Sequence[Pair], system: str | None, has_model: bool
 
         cfg = replace(cfg, model_digest=weights_digest(cfg.model))
         if not cfg.scalar:
-            kind, why = which_sampler(cfg.sampler, cfg.model, cfg.tp)
+            kind, why = which_sampler(cfg.sampler, cfg.model)
             cfg = replace(cfg, sampler=kind)
             say(f"sampler: {kind} ({why})")
     return replace(cfg, data_digest=seeds.digest(save_pairs(pairs)), prompt_digest=seeds.digest(system))
@@ -181,7 +174,7 @@ def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]], asked: Asked) -
     if longest + most > context:
         say(f"--max-tokens {most}: the context of {context} tokens leaves {max(0, context - longest)} beside the "
             f"longest prompt ({longest} tokens); a chain ends where its context does")
-    return load_sampler(cfg.model, cfg.dtype, cfg.sampler, min(context, longest + most), cfg.tp, cfg.engine_memory,
+    return load_sampler(cfg.model, cfg.dtype, cfg.sampler, min(context, longest + most),
                         template_args=cfg.template_args)
 
 
@@ -218,12 +211,13 @@ def judge_missing(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, f
     unfinished = {key[:2] for key in missing}
     mine = [pair for pair in pairs if (pair.source, pair.pair_id) in unfinished][ranks.rank() :: ranks.world_size()]
     done = {key[:3] for key in found} - {key[:3] for key in missing}
-    if cfg.pointwise:
-        sampler = Pointwise(sampler, cfg.votes, cfg.sampling_temperature(), cfg.max_tokens[0], cfg.seed)
     log = Path(cfg.out, "judgements.jsonl" if ranks.world_size() == 1 else f"judgements_{ranks.rank()}.jsonl")
     at_once = cfg.at_once or (4 * cfg.concurrency * cfg.votes if cfg.base_url else 256)
     step = max(1, at_once // (cfg.votes * (1 + cfg.both_orders)))
     total = len(found) + len(names_of(cfg, mine) & missing)
+    temperature, max_tokens = cfg.sampling_temperature(), cfg.max_tokens[0]
+    if cfg.pointwise:
+        sampler = Pointwise(sampler, cfg.votes, temperature, max_tokens, cfg.seed)
     with (
         StopSignal() as stop,
         steps.progress(total, len(found), "judging") as bar,
@@ -233,23 +227,20 @@ def judge_missing(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, f
         for start in range(0, len(mine), step):
             if stop.asked:  # this rank alone: ranks make different numbers of calls, and torchrun tells them all
                 raise KeyboardInterrupt
-            for judgement in judge(cfg, sampler, mine[start : start + step], asked, at_once, done):
+            part = mine[start : start + step]
+            if cfg.scalar or cfg.pointwise:
+                judged = judge_scalar(sampler, part, cfg.both_orders, done)
+            else:
+                judged = judge_pairs(sampler, part, asked.style, n=cfg.votes, temperature=temperature,
+                                     max_tokens=max_tokens, seed=cfg.seed, both_orders=cfg.both_orders, rule=cfg.rule,
+                                     system=asked.wording, at_once=at_once, done=done)
+            for judgement in judged:
                 if key_of(judgement) in found:  # a sibling of the sample that was missing
                     continue
                 file.write(dumps(asdict(judgement)) + "\n")
                 file.flush()
                 found[key_of(judgement)] = judgement
                 bar.update()
-
-
-def judge(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, at_once: int,
-          done: Container[tuple[str, str, str]]) -> Iterator[Judgement]:
-    if cfg.scalar or cfg.pointwise:
-        return judge_scalar(sampler, pairs, cfg.both_orders, done)
-    return judge_pairs(
-        sampler, pairs, asked.style, n=cfg.votes, temperature=cfg.sampling_temperature(),
-        max_tokens=cfg.max_tokens[0], seed=cfg.seed, both_orders=cfg.both_orders, rule=cfg.rule,
-        system=asked.wording, at_once=at_once, done=done)
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -157,7 +157,7 @@ def test_foreign_lines_in_the_log_are_refused(tmp_path):
 
 @pytest.mark.parametrize("settings", [
     {"votes": 3}, {"votes": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"limit": -1}, {"at_once": -1},
-    {"max_tokens": (0,)}, {"max_tokens": (8, 8)}, {"tp": 0}, {"engine_memory": 0.0}])
+    {"max_tokens": (0,)}, {"max_tokens": (8, 8)}])
 def test_settings_that_cannot_work(tmp_path, settings):
     with pytest.raises(UserError):
         ev.evaluate(make_run(tmp_path, **settings), Sampler())
@@ -357,14 +357,14 @@ def test_two_processes_judge_as_one(tmp_path, folder, server, monkeypatch):
     assert all_lines(cfg.out) == expected and (Path(cfg.out) / "judgements_1.jsonl").stat().st_size > 0
 
 
-def test_the_engine_is_given_all_its_memory(tmp_path, folder, monkeypatch):
+def test_the_engine_is_given_room_for_the_longest_prompt_and_chain(tmp_path, folder, monkeypatch):
     asked = []
     monkeypatch.setattr(ev, "which_sampler", lambda kind, *_: ("vllm", "in this test"))
     monkeypatch.setattr(ev, "load_sampler", lambda *arguments, **_: asked.append(arguments) or Sampler())
-    cfg = replace(model_run(tmp_path, folder, limit=2), sampler="vllm", engine_memory=0.8)
+    cfg = replace(model_run(tmp_path, folder, limit=2), sampler="vllm")
     ev.evaluate(cfg)
-    [(model, dtype, kind, context, tp, memory)] = asked
-    assert (model, dtype, kind, tp, memory) == (folder, "float32", "vllm", 1, 0.8)
+    [(model, dtype, kind, context)] = asked
+    assert (model, dtype, kind) == (folder, "float32", "vllm")
     assert 9 < context < 128  # the longest prompt and nine tokens
 
 

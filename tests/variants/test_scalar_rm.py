@@ -286,7 +286,7 @@ def test_eval_logs_scores_like_verdicts_and_continues_without_asking_again(tmp_p
     assert tables[0] == tables[1]  # the official parser reads the same verdicts out of the text
 
 
-@pytest.mark.parametrize("change", [{"votes": 3, "temperature": 1.0}, {"max_tokens": (4, 8)}, {"tp": 2},
+@pytest.mark.parametrize("change", [{"votes": 3, "temperature": 1.0}, {"max_tokens": (4, 8)},
                                     {"base_url": "http://localhost:1/v1"}, {"prompt_file": "p.txt"}])
 def test_eval_refuses_settings_that_scores_do_not_have(tmp_path, change):
     cfg = evaluation.Run(model="m", data="d.jsonl", out=str(tmp_path / "out"), scalar=True, **change)
