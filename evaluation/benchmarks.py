@@ -59,16 +59,12 @@ LEVELS = {  # hard: the rejected response has the fancier style
     "hard": ("01", "02", "12"),
 }
 SLIP = {"01": "02", "12": "10", "20": "21"}  # the released scorer opens the third result file twice, never the second
-PARTS = {  # RMB, in the order of its mean
-    "Pairwise Helpfulness": "Pairwise_set/Helpfulness/",
-    "Pairwise Harmlessness": "Pairwise_set/Harmlessness/",
-    "BoN Helpfulness": "BoN_set/Helpfulness/",
-    "BoN Harmlessness": "BoN_set/Harmlessness/",
-}
 KINDS: dict[Benchmark, tuple[str, dict[str, str]]] = {  # a pair's group in its meta; (start of) group -> category
     "rewardbench": ("subset", SECTION_OF),
     "rm-bench": ("domain", {domain: domain for domain in DOMAINS}),
-    "rmb": ("category_path", {prefix: part for part, prefix in PARTS.items()}),
+    "rmb": ("category_path", {"Pairwise_set/Helpfulness/": "Pairwise Helpfulness",  # in the order of its mean
+                              "Pairwise_set/Harmlessness/": "Pairwise Harmlessness",
+                              "BoN_set/Helpfulness/": "BoN Helpfulness", "BoN_set/Harmlessness/": "BoN Harmlessness"}),
     "rewardbench-2": ("subset", {subset: subset for subset in rewardbench2.SUBSETS}),
     "judgebench": ("source", {"mmlu-pro": "Knowledge", "livebench-reasoning": "Reasoning", "livebench-math": "Math",
                               "livecodebench": "Coding"}),
@@ -118,11 +114,10 @@ def unique(pairs: Iterable[Pair]) -> list[Pair]:
 def _source_rows(name: str, source: str) -> Iterator[tuple[str, str, Row]]:
     """(place for error messages, stem of the file, row)."""
     path = Path(source)
-    files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in (".json", ".jsonl", ".parquet"))
-        if name == "rewardbench":  # a copy of the hub's folder also holds the raw split
-            files = [p for p in files if p.stem.startswith("filtered")] or files
+    files = sorted(p for p in path.rglob("*") if p.suffix in (".json", ".jsonl", ".parquet"))
+    if name == "rewardbench":  # a copy of the hub's folder also holds the raw split
+        files = [p for p in files if p.stem.startswith("filtered")] or files
+    files = files if path.is_dir() else [path]
     for file in files:
         where = source if file is path else str(file)
         for place, row in read_rows(where, SPLITS.get(name, "train")):
@@ -151,7 +146,9 @@ def _rm_bench_pairs(row: Row, where: str, stem: str) -> Iterator[Pair]:
     kind = kind_of("rm-bench", domain, where)
     rotated = re.fullmatch("total_dataset_([123])", stem)
     shift = int(rotated[1]) - 1 if rotated else 0
-    context, chosen, rejected = _question(row, where), _three(row, "chosen", where), _three(row, "rejected", where)
+    context, chosen, rejected = _question(row, where), _texts(row, "chosen", where), _texts(row, "rejected", where)
+    if len(chosen) != 3 or len(rejected) != 3:
+        raise UserError(f"{where}: 'chosen' and 'rejected' must be lists of three texts, one per style")
     for i, j in product(range(3), range(3)):
         meta = {"domain": str(domain), "item": item, "chosen_style": str(i), "rejected_style": str(j)}
         yield Pair(f"{item}:{i}{j}", "rm-bench", context, chosen[i], rejected[(j - shift) % 3], "A", kind, meta)
@@ -233,12 +230,6 @@ def _texts(row: Row, name: str, where: str) -> list[str]:
     return [read_text({name: text}, name, where) for text in texts]
 
 
-def _three(row: Row, name: str, where: str) -> list[str]:
-    if len(texts := _texts(row, name, where)) != 3:
-        raise UserError(f"{where}: '{name}' must be a list of three texts, one per style")
-    return texts
-
-
 def _answer(value: Any, name: str, where: str) -> str:
     if not isinstance(value, dict):
         raise UserError(f"{where}: '{name}' must be made of {{llm_name, answer}} objects")
@@ -285,7 +276,7 @@ def due(benchmark: Benchmark, pairs: Sequence[Pair], judged: Iterable[Judgement]
     wanted: set[tuple[str, tuple[int, int]]] = set()
     for item, count in {p.meta["item"]: int(p.meta["responses"]) for p in pairs if p.meta["subset"] != "Ties"}.items():
         shares = {match: lead(seen) for match, seen in known.get(item, {}).items()}
-        wanted |= {(item, match) for match in (*shares, *rewardbench2.to_play(shares, count, item))}
+        wanted |= {(item, match) for match in (*shares, *rewardbench2.champion(shares, count, item)[1])}
     return [p for p in pairs if (p.meta["item"], (int(p.meta["first"]), int(p.meta["second"]))) in wanted]
 
 
@@ -350,16 +341,13 @@ def cells(outcomes: Iterable[Outcome]) -> dict[str, dict[str, Cells]]:
     found: dict[str, dict[str, Cells]] = {}
     for group, items in by_item(outcomes).items():
         for item, seen in items.items():
-            slots = {o.slot: (o.correct, 1.0) for o in seen}
+            slots: Cells | None = {o.slot: (o.correct, 1.0) for o in seen}
             if group.startswith("rewardbench-2/"):
-                if (of_item := _best_of_four(item, seen)) is None:
-                    continue
-                slots = of_item
-            if group.startswith("BoN_set/"):
-                if len(seen) < seen[0].of:
-                    continue
-                slots = {"": (float(all(o.correct == 1 for o in seen)), 1.0)}
-            found.setdefault(group, {})[item] = slots
+                slots = _best_of_four(item, seen)
+            elif group.startswith("BoN_set/"):
+                slots = {"": (float(all(o.correct == 1 for o in seen)), 1.0)} if len(seen) >= seen[0].of else None
+            if slots is not None:
+                found.setdefault(group, {})[item] = slots
     return found
 
 
@@ -386,32 +374,35 @@ def count(outcomes: Iterable[Outcome]) -> Counts:
 
 
 def resample(outcomes: Iterable[Outcome], draws: int, seed: int) -> Counts:
-    """`count` of `draws` resamples at once: right and total are arrays (draws,)."""
+    """`count` of `draws` resamples at once: right and total are arrays (draws,). Items stand in the order of their
+    names, so that the order of a log changes nothing; an item without the slot has zeros."""
     counts: Counts = {}
     for group, items in cells(outcomes).items():
         generator = np.random.default_rng(derive_seed(seed, "bootstrap", group))
         picked = generator.integers(len(items), size=(draws, len(items)))
-        counts[group] = {slot: (of[picked, 0].sum(1), of[picked, 1].sum(1)) for slot, of in arrays(items).items()}
+        rows = [slots for _, slots in sorted(items.items())]
+        for slot in sorted({slot for row in rows for slot in row}):
+            of = np.array([row.get(slot, (0.0, 0.0)) for row in rows])  # (items, 2)
+            counts.setdefault(group, {})[slot] = of[picked, 0].sum(1), of[picked, 1].sum(1)
     return counts
-
-
-def arrays(items: Mapping[str, Cells]) -> dict[str, Any]:
-    """slot -> (items, 2): right and total of each item in the order of their names, so that the order of a log changes
-    nothing; an item without the slot has zeros."""
-    rows = [slots for _, slots in sorted(items.items())]
-    return {slot: np.array([row.get(slot, (0.0, 0.0)) for row in rows])
-            for slot in sorted({slot for row in rows for slot in row})}
 
 
 def make_table(benchmark: Benchmark, counts: Counts, compat: Compat = "none") -> Table:
     """The arithmetic of a table; plain Python sums in the authors' order, on numbers or on arrays alike."""
+    if benchmark == "rewardbench":
+        return _rewardbench_table(counts)
+    if benchmark == "rewardbench-2":
+        return _rewardbench_2_table(counts)
     if benchmark == "rm-bench":
         return _rm_bench_table(counts, compat)
-    if benchmark != "pairs":
-        return {"rewardbench": _rewardbench_table, "rmb": _rmb_table, "rewardbench-2": _rewardbench_2_table,
-                "judgebench": _judgebench_table}[benchmark](counts)
     categories = {group: _pooled(counts, [group]) for group in sorted(counts)}
-    return {"overall": {"accuracy": _pooled(counts, counts)}, "categories": categories}
+    if benchmark == "pairs":
+        return {"overall": {"accuracy": _pooled(counts, counts)}, "categories": categories}
+    parts = {kind: _pooled(counts, [group for group in counts if group.startswith(start)])
+             for start, kind in KINDS[benchmark][1].items()}
+    if benchmark == "rmb":  # parts count rows, not categories; their mean is the score
+        return {"overall": {"average": mean(parts.values())}, "parts": parts, "categories": categories}
+    return {"overall": {"accuracy": _pooled(counts, counts)}, "sections": parts, "categories": categories}
 
 
 def _rewardbench_table(counts: Counts) -> Table:
@@ -444,14 +435,6 @@ def _rm_bench_table(counts: Counts, compat: Compat) -> Table:
     }
 
 
-def _rmb_table(counts: Counts) -> Table:
-    """Parts count rows, not categories; their mean is the score."""
-    groups = {part: [group for group in counts if group.startswith(prefix)] for part, prefix in PARTS.items()}
-    parts = {part: _pooled(counts, groups[part]) for part in PARTS}
-    categories = {group: _pooled(counts, [group]) for group in sorted(counts)}
-    return {"overall": {"average": mean(parts.values())}, "parts": parts, "categories": categories}
-
-
 def _rewardbench_2_table(counts: Counts) -> Table:
     """Six subsets and their mean, for which all six are needed."""
     groups = {subset: f"rewardbench-2/{subset}" for subset in rewardbench2.SUBSETS}
@@ -461,14 +444,6 @@ def _rewardbench_2_table(counts: Counts) -> Table:
         subsets["Ties"] = sum(weight * parts[slot] for slot, weight in rewardbench2.WEIGHTS.items())
     subsets = {subset: subsets.get(subset) for subset in groups}
     return {"overall": {"average": mean(subsets.values())}, "subsets": subsets, "ties": parts}
-
-
-def _judgebench_table(counts: Counts) -> Table:
-    """All pairs count alike, in their section and overall."""
-    names = KINDS["judgebench"][1]
-    sections = {name: _pooled(counts, [g for g in counts if g.startswith(start)]) for start, name in names.items()}
-    return {"overall": {"accuracy": _pooled(counts, counts)}, "sections": sections,
-            "categories": {group: _pooled(counts, [group]) for group in sorted(counts)}}
 
 
 def _pooled(counts: Counts, groups: Iterable[str], slot: str = "") -> Any:

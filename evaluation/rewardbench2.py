@@ -33,33 +33,22 @@ def matches(right: int, count: int) -> list[Match]:
     return [(0, j) for j in range(right, count)] + [(i, right) for i in range(1, right)]
 
 
-class Unplayed(Exception):
-    """Matches that a knockout has come to and that nobody has judged."""
-
-
-def champion(known: Mapping[Match, float], count: int, item: str) -> bool:
-    """Does response 0 win the knockout? `known` are shares of (i, j) for i. Raises Unplayed."""
-    lost = False
+def champion(known: Mapping[Match, float], count: int, item: str) -> tuple[bool, list[Match]]:
+    """Does response 0 win the knockout, and which of its matches has nobody judged yet (then nobody has won)?
+    `known` are shares of (i, j) for i."""
+    lost, unplayed = False, list[Match]()
 
     def compare(level: Sequence[Match]) -> list[float]:
         nonlocal lost
-        if lost:  # who of the others is the best does not matter
+        if lost or unplayed:  # who of the others is the best does not matter
             return [0.5] * len(level)
         shares = {m: known[m] if m in known else 1 - known[m[::-1]] for m in level if m in known or m[::-1] in known}
-        if len(shares) < len(level):
-            raise Unplayed([tuple(sorted(m)) for m in level if m not in shares])
+        unplayed.extend((min(m), max(m)) for m in level if m not in shares)
         lost = any((m[0] == 0 and share < 0.5) or (m[1] == 0 and share >= 0.5) for m, share in shares.items())
-        return [shares[m] for m in level]
+        return [shares.get(m, 0.5) for m in level]
 
-    return best_first(knockout(count, compare, derive_seed("rewardbench-2", item)))[0] == 0
-
-
-def to_play(known: Mapping[Match, float], count: int, item: str) -> list[Match]:
-    try:
-        champion(known, count, item)
-    except Unplayed as unplayed:
-        return list(unplayed.args[0])
-    return []
+    survived = knockout(count, compare, derive_seed("rewardbench-2", item))
+    return best_first(survived)[0] == 0, unplayed
 
 
 def item_cells(item: str, count: int, seen: Mapping[str, Sequence[Seen]]) -> Cells | None:
@@ -71,10 +60,8 @@ def item_cells(item: str, count: int, seen: Mapping[str, Sequence[Seen]]) -> Cel
     if any(scores for _, _, scores in seen[""]):
         right, wrong = known[""] or ([0.0], [1.0])
         return {"": (best_of(right, wrong), 1.0)} if known[""] is None or len(right) + len(wrong) == count else None
-    try:
-        return {"": (float(champion({match: share for match, share, _ in seen[""]}, count, item)), 1.0)}
-    except Unplayed:
-        return None
+    won, unplayed = champion({match: share for match, share, _ in seen[""]}, count, item)
+    return None if unplayed else {"": (float(won), 1.0)}
 
 
 def split_scores(seen: Sequence[Seen]) -> tuple[list[float], list[float]] | None:

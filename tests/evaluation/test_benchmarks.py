@@ -165,7 +165,7 @@ BAD_FILES = [
     ("rm-bench", "a.json", {"rows": []}, "must be a"),
     ("rm-bench", "a.json", [], "no items of rm-bench"),
     ("rm-bench", "a.json", [rm_bench_row(domain="law")], r"domain 'law' is none of .*\(chat, math, code, s"),
-    ("rm-bench", "a.json", [rm_bench_row(chosen=["a", "b"])], "'chosen' must be a list of three"),
+    ("rm-bench", "a.json", [rm_bench_row(chosen=["a", "b"])], "'chosen' and 'rejected' must be lists of three"),
     ("rmb", "a.json", [pairwise_row(path="Other/Code")], "is none of .*Pairwise_set/Helpfulness/"),
     ("rmb", "a.json", [pairwise_row(conversation_input=turns("a", "b"))], "must end with a user"),
     ("rmb", "a.json", [bon_row(losers=0)], "'loser_list' must be a list"),
@@ -493,7 +493,7 @@ def test_published_numbers_come_out_without_a_difference():
     assert_rm_bench(bm.score("rm-bench", expand("rm-bench")), "right")
     assert_rm_bench(bm.score("rm-bench", expand("rm-bench"), "official"), "official")
     table, published = bm.score("rmb", expand("rmb")), PUBLISHED["published"]["rmb"]
-    assert table["parts"] == same({part: published[part] for part in bm.PARTS})
+    assert table["parts"] == same({part: published[part] for part in bm.KINDS["rmb"][1].values()})
     assert table["overall"]["average"] == same(published["Accuracy Averaged from Four Sections"])
     assert table["categories"] == same(PUBLISHED["published"]["rmb categories"])
     assert not [note for name in ("rewardbench", "rm-bench", "rmb") for note in bm.gaps(name, expand(name))]
