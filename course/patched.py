@@ -136,7 +136,7 @@ def sides(patch: Patch) -> dict[str, Row]:
     def row(name: str, changed: bool, more: str = "") -> Row:
         tree = f"{EXERCISED}/trees/{patch.name}/" if changed else ""
         command = f"{line} {more}".rstrip().replace("{tree}", tree).replace("{data}", own if changed else "{world}")
-        return Row(name, (placed(command.replace("{own}", own)),))
+        return Row(name, (placed(command.replace("{own}", own)),), patch.diff if changed else "")
 
     baseline = line == usual
     found = {"before": row("baseline" if baseline else f"{patch.name}-before", False), "changed": row(patch.name, True)}
@@ -148,7 +148,7 @@ def sides(patch: Patch) -> dict[str, Row]:
 
 def all_rows(patches: Sequence[Patch]) -> list[Row]:
     found = {row.name: row for patch in patches for row in sides(patch).values()}
-    worlds = [Row(f"{p.name}-world", (p.says["World"].replace("{tree}", f"{EXERCISED}/trees/{p.name}/"),))
+    worlds = [Row(f"{p.name}-world", (p.says["World"].replace("{tree}", f"{EXERCISED}/trees/{p.name}/"),), p.diff)
               for p in patches if "World" in p.says]
     return [*worlds, *found.values()]
 
@@ -278,13 +278,15 @@ def failed_tests(tree: Path, wanted: str, limit: float = 900.0) -> list[str]:
     return sorted(set(re.findall(r"^(?:FAILED|ERROR) (\S+?)(?:\[.*)?(?: - .*)?$", done.stdout, re.MULTILINE)))
 
 
-def training(name: str, kind: str) -> Row:
+def training(patch: Patch | None, kind: str) -> Row:
     """A run that fails is a result too: its last line says why."""
+    name = patch.name if patch else HEALTHY
     tree = TRAPPED / "trees" / name
     grpo = miniature.rl("{distilled}", script=f"{tree}/grpo.py", rounds=30, every=10)
     sft = miniature.sft("{world}/start", "{world}/sft.jsonl", "--steps 600").replace("sft.py", f"{tree}/sft.py")
     sft += " && " + miniature.JUDGE.replace("eval.py", f"{tree}/eval.py")
-    return Row(f"{name}-{kind}", (f"{placed({'grpo': grpo, 'sft': sft}[kind])} || echo failed",))
+    return Row(f"{name}-{kind}", (f"{placed({'grpo': grpo, 'sft': sft}[kind])} || echo failed",),
+               patch.diff if patch else "")
 
 
 def numbers(folder: Path, log: str) -> dict[str, Any]:
@@ -315,8 +317,8 @@ def run_traps(cfg: Traps) -> None:
         red[name] = failed_tests(make_tree(TRAPPED / "trees" / name, patch), tests)
         print(f"{name}: {', '.join(red[name]) or 'every test passes'}", flush=True)
     if cfg.train:
-        rows = [training(patch.name, patch.says["Run"]) for patch in chosen]
-        rows += [training(HEALTHY, kind) for kind in sorted({patch.says["Run"] for patch in chosen})]
+        rows = [training(patch, patch.says["Run"]) for patch in chosen]
+        rows += [training(None, kind) for kind in sorted({patch.says["Run"] for patch in chosen})]
         tasks = miniature.plan(rows, [row.name for row in rows], 0, str(TRAPPED))
         miniature.execute(tasks)
         found = json.loads(path.read_text())

@@ -7,10 +7,11 @@
     python -m recipes.miniature table                      # results.json -> results.md and a plot
 
 Rows share checkpoints: a row names another one in braces and so waits for it. A row is done once; it is run again
-only if its commands, the rows it starts from, or the code that its commands run have changed (comments and docstrings
-do not count). An interrupted row starts its commands again, and training goes on where it stopped. Each row leaves a
-log and a folder under runs/tables/seed-N; what the tables need goes to recipes/miniature/results.json. Rows run one
-after the other with one thread; `--seeds 0` and `--seeds 1 2` in two terminals run side by side.
+only if its commands, the rows it starts from, or the code have changed. The code is every Python file outside tests/,
+course/, bench/, report/ and recipes/: any change to one of them, of a comment too, makes all rows run again. An
+interrupted row starts its commands again, and training goes on where it stopped. Each row leaves a log and a folder
+under runs/tables/seed-N; what the tables need goes to recipes/miniature/results.json. Rows run one after the other
+with one thread; `--seeds 0` and `--seeds 1 2` in two terminals run side by side.
 
 Shortened against the README's demo: 50 rounds of reinforcement, not 120. Against the full row: rows on answers
 alone, on little data and on the mixture take 1,200 distillation steps (600 after a distillation), the weak starts
@@ -19,11 +20,9 @@ alone, on little data and on the mixture take 1,200 distillation steps (600 afte
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -31,8 +30,6 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from modulefinder import ModuleFinder
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -47,6 +44,7 @@ from runtime.seeds import digest
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "recipes" / "miniature"
+ABOVE = ("tests", "course", "bench", "report", "recipes")  # no row runs code of these
 ROUNDS, FEW_ROUNDS = 50, 40
 WEAK = "--steps 300"
 WIDTHS = (16, 32)  # beside the usual 64
@@ -58,10 +56,12 @@ WIDTHS = (16, 32)  # beside the usual 64
 @dataclass(frozen=True)
 class Row:
     """Shell commands, one after the other. {here} is the row's folder, {seed} its seed, {port} a free port of
-    its own, {NAME} the folder of another row, which is run first."""
+    its own, {NAME} the folder of another row, which is run first. `patch` is a change to the code under which they
+    run (course/patched.py)."""
 
     name: str
     commands: tuple[str, ...]
+    patch: str = ""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -271,6 +271,7 @@ def plan(rows: Sequence[Row], wanted: Iterable[str], seed: int, root: str, steps
     """The tasks of one seed, each after those it needs. `steps` cuts every training run to so many steps."""
     table = {row.name: row for row in rows}
     order: dict[str, Task] = {}
+    code = code_digest()
 
     def visit(name: str) -> None:
         if name in order:
@@ -282,8 +283,7 @@ def plan(rows: Sequence[Row], wanted: Iterable[str], seed: int, root: str, steps
         places = {need: f"{root}/seed-{seed}/{need}" for need in (*table[name].needs, name)}
         fill = places | {"here": places[name], "seed": seed, "port": 8400 + 100 * seed + list(table).index(name)}
         commands = tuple(shorten(command.format_map(fill), steps) for command in table[name].commands)
-        key = digest([commands, [code_of(command) for command in commands],
-                      [order[need].key for need in table[name].needs]])
+        key = digest([commands, code, table[name].patch, [order[need].key for need in table[name].needs]])
         order[name] = Task(name, seed, Path(places[name]), commands, table[name].needs, key)
 
     for name in wanted:
@@ -295,34 +295,11 @@ def shorten(command: str, steps: int) -> str:
     return f"{command} --steps {steps}" if steps and re.search(r"sft\.py|grpo\.py|variants\.", command) else command
 
 
-def code_of(command: str) -> list[str]:
-    """The project's code that a command runs, comments left out: a text for each of its scripts."""
-    found = []
-    for place, script in re.findall(r"(?:cd (\S+) && )?python (?:-m )?(\S+)", command):
-        if script.endswith(".py"):
-            file = PROJECT / place / script
-            found += [code_below(file.parent, file)]
-        else:
-            ends = (PROJECT / place / (script.replace(".", "/") + end) for end in (".py", "/__main__.py"))
-            found += [code_below(PROJECT / place, file) for file in ends if file.is_file()]
-    return found
-
-
-@cache
-def code_below(root: Path, script: Path) -> str:
-    """A script and all that it imports below `root`; installed packages are not searched."""
-    finder = ModuleFinder([str(root)])
-    finder.run_script(str(script))
-    files = sorted(file for module in finder.modules.values() if (file := vars(module)["__file__"]))  # none: built in
-    trees = [ast.parse(Path(file).read_text(encoding="utf-8")) for file in files]
-    return "\n".join(ast.dump(WithoutDocstrings().visit(tree)) for tree in trees)
-
-
-class WithoutDocstrings(ast.NodeTransformer):
-    """Strings that stand alone do nothing: docstrings, and the help under a setting."""
-
-    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
-        return None if isinstance(node.value, ast.Constant) else node
+def code_digest() -> str:
+    """Of all files that training and judging stand on: those at the root and in the rooms below."""
+    rooms = {file.parent for file in PROJECT.glob("*/__init__.py")} - {PROJECT / room for room in ABOVE}
+    files = sorted(file for folder in (PROJECT, *rooms) for file in folder.glob("*.py"))
+    return digest([[str(file.relative_to(PROJECT)), file.read_text(encoding="utf-8")] for file in files])
 
 
 # ---- running -------------------------------------------------------------------------------------------
@@ -341,7 +318,7 @@ def run(task: Task) -> None:
     quiet = {"PATH": here, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     # asked to end, bash waits until the command that runs has saved and ended
     commands = "\n".join(("trap 'exit 143' TERM", *task.commands))
-    cpu, began = cpu_of_children(), time.monotonic()
+    cpu, began = sum(os.times()[2:4]), time.monotonic()  # of all commands that have ended
     with open(task.log, "a", encoding="utf-8") as log:
         process = subprocess.Popen(["bash", "-exc", commands], cwd=PROJECT, env=os.environ | quiet,
                                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -351,16 +328,10 @@ def run(task: Task) -> None:
         if process.poll() is None:  # a session of its own does not hear Ctrl-C
             os.killpg(process.pid, signal.SIGTERM)
             process.wait()
-        task.record["cpu_seconds"] = round(task.record["cpu_seconds"] + cpu_of_children() - cpu, 1)
+        task.record["cpu_seconds"] = round(task.record["cpu_seconds"] + sum(os.times()[2:4]) - cpu, 1)
         task.record["wall_seconds"] = round(task.record["wall_seconds"] + time.monotonic() - began, 1)
         task.record["finished"] = process.returncode == 0
         task.save()
-
-
-def cpu_of_children() -> float:
-    """CPU seconds of all commands that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def execute(tasks: Sequence[Task]) -> None:

@@ -8,7 +8,6 @@ within a seed.
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import re
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from cor_prompt import parse_trace
 from evaluation.outcomes import measure
@@ -34,20 +33,17 @@ Results = dict[str, Any]
 
 
 def collect(root: Path, out: Path, keys: Mapping[tuple[int, str], str]) -> None:
-    """Read the evaluations and probes under `root`; write results.json and logs.jsonl.gz.
+    """Read the evaluations and probes under `root`; write results.json.
 
     `keys`: what a finished row's key has to be; a row of other commands or other code is left out.
     """
     results: Results = {part: {} for part in ("rows", "probes", "looks", "parameters", "seconds")}
-    lines: list[str] = []
     for side in sorted(root.glob("seed-*"), key=seed_of):
         for path in sorted((side / "records").glob("*.json")):
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["finished"] and record["key"] == keys.get((int(seed_of(side)), path.stem)):
                 collect_row(results, side / path.stem, seed_of(side), record)
-                lines += log_lines(side, path.stem, record)
     write_whole(out / "results.json", json.dumps(results, indent=None, separators=(",", ":")) + "\n")
-    (out / "logs.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
     print(f"{out}/results.json: {len(results['rows'])} measured rows, {len(results['seconds'])} in all")
 
 
@@ -68,17 +64,11 @@ def collect_row(results: Results, folder: Path, seed: str, record: Mapping[str, 
         if (path := folder / file).exists():
             put(results[kind], name, seed, json.loads(path.read_text(encoding="utf-8")))
     if (weights := folder / "model" / "model.safetensors").exists():
-        results["parameters"][name] = parameters(weights)
+        results["parameters"][name] = sum(tensor.size for tensor in load_file(weights).values())
 
 
 def put(table: dict[str, dict[str, Any]], name: str, seed: str, value: Any) -> None:
     table.setdefault(name, {})[seed] = value
-
-
-def parameters(weights: Path) -> int:
-    """Numbers in a safetensors file."""
-    with safe_open(weights, "np") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no dict
 
 
 def summary(judged: Sequence[Judgement]) -> dict[str, Any]:
@@ -110,19 +100,6 @@ def follows_checks(one: Judgement) -> bool | None:
 def share(values: Iterable[float | None]) -> float | None:
     seen = [value for value in values if value is not None]
     return statistics.fmean(seen) if seen else None
-
-
-def log_lines(side: Path, name: str, record: Mapping[str, Any]) -> list[str]:
-    """The row's commands, what they printed at their ends, and its metrics (of distillation every 100th)."""
-    head = {"seed": seed_of(side), "row": name}
-    said = (side / "logs" / f"{name}.log").read_bytes().decode(errors="replace")
-    said = re.sub(r"[^\n]*\r", "", said)  # progress bars
-    lines = [head | {"commands": record["commands"], "cpu_seconds": record["cpu_seconds"], "printed": said}]
-    path = side / name / "metrics.jsonl"
-    metrics = [row for _, row in read_jsonl(path)] if path.exists() else []
-    thin = [row for row in metrics if "train/loss" not in row or "eval/loss" in row or row["step"] % 100 == 0]
-    lines += [head | {k: float(f"{v:.4g}") for k, v in row.items()} for row in thin]
-    return [json.dumps(line) + "\n" for line in lines]
 
 
 # ---- means, errors, differences ------------------------------------------------------------------------

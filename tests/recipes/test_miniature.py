@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib
 import json
 import math
@@ -25,7 +24,7 @@ import grpo
 from cor_prompt import encode_prompt, encode_target, parse_trace, render
 from judging.verdicts import Judgement
 from recipes import miniature, miniature_results as mr
-from recipes.miniature import ROWS, Row, Task, code_below, code_of, execute, plan
+from recipes.miniature import ROWS, Row, Task, execute, plan
 from reward import format_reward, parse_verdict
 from runtime import cli, disk
 from runtime.errors import UserError
@@ -222,30 +221,18 @@ def test_an_interrupt_waits_until_what_runs_has_saved_and_the_next_call_continue
     assert out.read_text() == "x\nsaved\nx\nnext\n"  # the folder was kept
 
 
-def test_code_counts_without_comments_and_docstrings(tmp_path, monkeypatch):
+def test_a_change_of_the_code_below_makes_rows_run_again(tmp_path, monkeypatch):
+    """At the root, in a room, or of a patch; what stands above training and judging is left out."""
     monkeypatch.setattr(miniature, "PROJECT", tmp_path)
-    (tmp_path / "tool.py").write_text('"""One."""\nimport part\n\n\ndef f():\n    """Two."""\n    return part.g()\n')
-    (tmp_path / "part.py").write_text("def g():\n    return 1\n")
 
-    def code(command: str = "python tool.py --flag 1") -> list[str]:
-        code_below.cache_clear()
-        return code_of(command)
+    def changed(file: str, patch: str = "") -> bool:
+        before = plan(CHAIN, ["c"], 0, "r")[-1].key
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("x = 1\n")
+        return plan((replace(CHAIN[0], patch=patch), *CHAIN[1:]), ["c"], 0, "r")[-1].key != before
 
-    first = code()
-    (tmp_path / "tool.py").write_text("# more\nimport part\n\n\ndef f():\n    return part.g()\n")
-    assert code() == first
-    (tmp_path / "part.py").write_text("def g():\n    return 2\n")
-    assert code() != first
-    for room in ("a", "b"):  # files of one name, by way of their rooms
-        (tmp_path / room).mkdir()
-        (tmp_path / room / "__init__.py").touch()
-        (tmp_path / room / "part.py").write_text("x = 1\n")
-    (tmp_path / "a" / "__main__.py").write_text("from a import part\nfrom b.part import x\n")
-    found = [code("python -m a build")]
-    for room in ("a", "b"):
-        (tmp_path / room / "part.py").write_text("x = 2\n")
-        found += [code("python -m a build")]
-    assert len({str(one) for one in found}) == 3
+    assert changed("tool.py") and changed("toy/__init__.py") and changed("toy/part.py")
+    assert not changed("recipes/__init__.py") and not changed("runs/mine.py") and changed("runs/mine.py", "+x")
 
 
 # ---- numbers -----------------------------------------------------------------------------------------
@@ -305,7 +292,6 @@ def fake_run(root: Path, name: str, seed: int, share: int) -> None:
     side = root / f"seed-{seed}"
     record = {"key": "k", "finished": True, "commands": ["python x.py"], "cpu_seconds": 60.0, "wall_seconds": 90.0}
     disk.write_whole(side / "records" / f"{name}.json", json.dumps(record))
-    disk.write_whole(side / "logs" / f"{name}.log", "$ python x.py\n 10%|#   |\r 90%|### |\rdone\n")
     for step, right in ((0, 10), (80, share)):
         lines = [
             judgement("", "A", "A" if i < right else "B", pair_id=f"held_out-{i}", order=order,
@@ -314,8 +300,6 @@ def fake_run(root: Path, name: str, seed: int, share: int) -> None:
         ]
         text = "".join(json.dumps(vars(one)) + "\n" for one in lines)
         disk.write_whole(side / name / "rollouts" / f"step_{step:06d}.jsonl", text)
-    metrics = [{"step": i, "reward/mean": i / 80} for i in range(81)]
-    disk.write_whole(side / name / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
 
 
 def test_runs_become_tables(tmp_path):
@@ -329,8 +313,6 @@ def test_runs_become_tables(tmp_path):
     assert results["rows"]["rm-r1"]["0"]["right"] == "2" * 18 + "00"
     assert results["rows"]["rm-r1:start"]["2"]["overall"]["accuracy"] == 0.5
     assert set(results["seconds"]) == {"rm-r1", "cold-cor"}
-    logged = gzip.decompress((tmp_path / "logs.jsonl.gz").read_bytes()).decode().splitlines()
-    assert len(logged) == 6 * 82 and json.loads(logged[0])["printed"] == "$ python x.py\ndone\n"
     mr.write_tables(tmp_path)
     text = (tmp_path / "results.md").read_text()
     # pairs: sqrt(2 x 0.09 / 19 + 0.0475 / 19) / 3 = 0.0365; of the differences sqrt(2 x 0.24 / 19 + 0.2475 / 19) / 3
