@@ -37,8 +37,6 @@ class Config:
     """training also at equal lengths (nothing to pad), against TRL as shipped, and with micro-batches as TRL's"""
     repeats: int = 3
     """timed repeats of each side, after one to warm up"""
-    threads: int = 1
-    """torch threads of both sides"""
     vocabularies: tuple[str, ...] = ("2k", "32k")
     """shapes of workload.py"""
     measures: tuple[str, ...] = ("sft", "replay", "step", "memory")
@@ -182,7 +180,7 @@ MEASURES: dict[str, Callable[[Case, Config, Path], Iterator[dict[str, Any]]]] = 
 
 
 def main(cfg: Config) -> None:
-    torch.set_num_threads(cfg.threads)
+    torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for case in cases(cfg):
         main_case = case.compact and case.lengths == "ragged" and not case.equal

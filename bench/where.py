@@ -35,8 +35,6 @@ class Config:
     """length distribution for these, of workload.py"""
     repeats: int = 3
     """timed updates, after one to warm up"""
-    budget: int = 8192
-    """tokens of a micro-batch"""
     matmul: tuple[int, ...] = (1024, 2048)
     """sizes of the square matmuls; the fastest counts"""
     settings: Settings = SETTINGS
@@ -54,7 +52,7 @@ def against_machine(name: str, cfg: Config) -> dict[str, Any]:
     shape, settings = SHAPES[name], cfg.settings
     groups = make_groups(shape, LENGTHS[cfg.lengths], settings.prompts, settings.group_size)
     with tempfile.TemporaryDirectory() as folder:
-        product = Product(make_folder(shape, Path(folder)), settings, cfg.budget)
+        product = Product(make_folder(shape, Path(folder)), settings, budget=8192)
     rates, whole = [], Side()
     for _ in range(cfg.repeats + 1):
         rates += [matmul_rate(size) for size in cfg.matmul for _ in range(5)]

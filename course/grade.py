@@ -72,12 +72,6 @@ def take(submission: Path, tree: Path, plan: Plan) -> dict[str, str]:
     return left_out
 
 
-def make_readable(tree: Path) -> None:
-    """Let the submission's user read the copies: the repository may be closed to all but root."""
-    for part in tree.rglob("*"):
-        part.chmod(0o755 if part.is_dir() else 0o644)
-
-
 def still_blank(tree: Path, plan: Plan) -> set[str]:
     files = {f.file: (tree / f.file).read_text(encoding="utf-8") for f in plan.functions}
     return {name for file, text in files.items() for name in handout.blanks(text, plan.names_in(file))}
@@ -184,7 +178,8 @@ def grade(submission: Path, plan: Plan, worker: Worker, clean: Path) -> dict[str
     folder.mkdir()
     for part, mode in ((worker.root, 0o711), (place, 0o755), (tree, 0o755), (folder, 0o777)):
         part.chmod(mode)  # the submission's user, where it is another, reads the tree and writes its own folder
-    make_readable(tree)
+    for part in tree.rglob("*"):  # also the copies, as the repository may be closed to all but root
+        part.chmod(0o755 if part.is_dir() else 0o644)
     grader = Grader(plan, worker, tree, folder, still_blank(tree, plan))
     options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-c", os.devnull,
                "--rootdir", str(HERE / "tests"), "--import-mode=prepend", str(HERE / "tests")]

@@ -44,10 +44,6 @@ class Plan:
     seconds: float
     hidden: str
 
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset(f.name for f in self.functions)
-
     def names_in(self, file: str) -> list[str]:
         return [f.name for f in self.functions if f.file == file]
 
@@ -57,20 +53,17 @@ def numbers(text: str) -> set[int]:
     return {int(part) for part in text.split(",")}
 
 
-def read_plan(assignments: Collection[int] | None = None, names: Collection[str] | None = None) -> Plan:
-    """handout.toml, cut down to some assignments or names if asked."""
+def read_plan(assignments: Collection[int] | None = None) -> Plan:
+    """handout.toml, cut down to some assignments if asked."""
     path = HERE / "handout.toml"
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     known = [Function(**entry) for entry in table["function"]]
     if twice := {f.name for f in known if [g.name for g in known].count(f.name) > 1}:
         raise UserError(f"{path}: {', '.join(sorted(twice))} twice; names must differ")
-    if strange := set(names or ()) - {f.name for f in known}:
-        raise UserError(f"{path}: no function {', '.join(sorted(strange))}")
     there = sorted({f.assignment for f in known})
     if missing := sorted(set(assignments or ()) - set(there)):
         raise UserError(f"no assignment {', '.join(map(str, missing))} ({there[0]} to {there[-1]})")
-    chosen = tuple(f for f in known if (assignments is None or f.assignment in assignments)
-                   and (names is None or f.name in names))
+    chosen = tuple(f for f in known if assignments is None or f.assignment in assignments)
     carry = tuple(str(file.relative_to(ROOT)) for pattern in table["carry"] for file in sorted(ROOT.glob(pattern))
                   if file.is_file())
     if outside := {f.file for f in known} - set(carry):
@@ -124,7 +117,10 @@ def blanks(text: str, names: Iterable[str]) -> set[str]:
 
 def only_visible(text: str) -> str:
     """A test file without its hidden tests, and without the helpers that these alone call."""
-    text = without(text, lambda node, _: node.name.startswith("test_") and not _is_visible(node))
+    def hidden(node: ast.FunctionDef, _: set[str]) -> bool:
+        return node.name.startswith("test_") and "pytest.mark.visible" not in map(ast.unparse, node.decorator_list)
+
+    text = without(text, hidden)
     return without(text, lambda node, used: not node.name.startswith("test_") and node.name not in used)
 
 
@@ -142,10 +138,6 @@ def without(text: str, unwanted: Callable[[ast.FunctionDef, set[str]], bool]) ->
 def prefix(function: str) -> str:
     """How the names of its tests begin, so that `pytest -k` finds them: Metrics.reduce -> test_metrics_reduce_"""
     return f"test_{function.strip('_').replace('.', '_').lower()}_"
-
-
-def _is_visible(node: ast.FunctionDef) -> bool:
-    return any(ast.unparse(decorator) == "pytest.mark.visible" for decorator in node.decorator_list)
 
 
 # ---- the copy ------------------------------------------------------------------------------------------

@@ -60,12 +60,6 @@ class Patch:
     def files(self) -> list[str]:
         return re.findall(r"^\+\+\+ b/(\S+)$", self.diff, re.MULTILINE)
 
-    @property
-    def changed(self) -> int:
-        """Lines added or lines removed, whichever is more."""
-        marks = re.findall(r"^([+-])(?!\+\+ b/|-- a/)", self.diff, re.MULTILINE)
-        return max(marks.count("+"), marks.count("-"))
-
 
 def read_patches(kind: str, only: Sequence[str] = ()) -> list[Patch]:
     """The patches of course/exercises or course/traps whose names begin with one of `only`; empty: all."""

@@ -56,13 +56,6 @@ def the_question(pair: Pair, style: Style, system: str | None) -> list[Message]:
     return list(pair.context)
 
 
-def rules_kept(pairs: Sequence[Pair], texts: Sequence[str]) -> float:
-    """Share of the rules in `write: about boat; mention red; polite.` that the texts keep; no sentence keeps none."""
-    rules = [pair.context[-1]["content"].removeprefix("write: ").rstrip(".").split("; ") for pair in pairs]
-    asked = [(rule, text) for listed, text in zip(rules, texts, strict=True) for rule in listed]
-    return statistics.fmean(len(text.rstrip(".").split()) == 5 and keeps(rule, text)[1] for rule, text in asked)
-
-
 @dataclass(frozen=True)
 class Config:
     judge: str
@@ -98,10 +91,13 @@ def first_writer(world: Path, out: Path, seed: int) -> None:
 
 
 def measure(writer: Chat, fresh: Sequence[Pair], seed: int) -> float:
-    """The share of rules that one answer to each new request keeps."""
+    """The share of the rules in `write: about boat; mention red; polite.` that one answer to each new request keeps. A
+    text that is no sentence of five words keeps none."""
     seeds = [derive_seed(seed, "writer", i) for i in range(len(fresh))]
     replies = writer.chat([pair.context for pair in fresh], 1, 1.0, 12, seeds)
-    return rules_kept(fresh, [reply.text for [reply] in replies])
+    rules = [pair.context[-1]["content"].removeprefix("write: ").rstrip(".").split("; ") for pair in fresh]
+    asked = [(rule, reply.text) for listed, [reply] in zip(rules, replies, strict=True) for rule in listed]
+    return statistics.fmean(len(text.rstrip(".").split()) == 5 and keeps(rule, text)[1] for rule, text in asked)
 
 
 def main(cfg: Config) -> None:

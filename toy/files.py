@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,22 +132,27 @@ class Build:
 
 
 def build(cfg: Build) -> None:
-    """The whole folder appears at once, by one rename, or not at all."""
     check_positive(cfg, "sft_pairs", "rl_pairs", "held_out_pairs", "sft_held_out_pairs", "hidden", "layers")
     flaws = choose_flaws(cfg.flaw, cfg.clean_teacher)
-    folder, settings = Path(cfg.folder).absolute(), {k: v for k, v in asdict(cfg).items() if k != "folder"}
+    settings = {k: v for k, v in asdict(cfg).items() if k != "folder"}
+    write_folder(cfg.folder, settings, lambda part: write_world(part, cfg, flaws))
+
+
+def write_folder(name: str, settings: dict[str, Any], fill: Callable[[Path], None]) -> None:
+    """A world's folder appears at once, by one rename, or not at all. `fill` writes every file but world.json."""
+    folder = Path(name).absolute()
     if already_built(folder, settings):
-        return print(f"{cfg.folder} already holds this world; nothing to do")
+        return print(f"{name} already holds this world; nothing to do")
     aside = folder.with_name(folder.name + ".part")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        write_world(aside, cfg, flaws)
+        fill(aside)
         write_whole(aside / "world.json", json.dumps(settings, indent=2) + "\n")
         os.replace(aside, folder)  # an empty folder may be there
     except OSError as error:
-        raise UserError(f"{cfg.folder}: cannot be written ({error})") from None
-    print(f"wrote {cfg.folder}: {', '.join(FILES)}")
+        raise UserError(f"{name}: cannot be written ({error})") from None
+    print(f"wrote {name}: {', '.join(FILES)}")
 
 
 def already_built(folder: Path, settings: dict[str, Any]) -> bool:

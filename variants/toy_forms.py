@@ -13,10 +13,8 @@ that the tokenizer lacks take the places that it keeps free.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +26,9 @@ import variants.rrm as rrm
 from cor_prompt import parse_trace, section
 from data import Pair, load_pairs, save_pairs
 from runtime import cli
+from runtime.disk import read_json
 from runtime.errors import UserError
+from toy.files import write_folder
 
 MARKERS = [marker for i in (1, 2) for marker in section(f"Response {i}", "").split("\n\n")]
 WORDS = [*MARKERS, *rrm.BOXES.values(), "\\boxed{", "}", ","]
@@ -87,29 +87,25 @@ def more_words(tokenizer: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(cfg: Config) -> None:
-    """The folder appears at once, by one rename."""
-    world, out = Path(cfg.world), Path(cfg.out)
+    world = Path(cfg.world)
     if not (world / "world.json").is_file():
         raise UserError(f"{world}: no world in it; `python -m toy build {world}` writes one")
-    settings = json.loads((world / "world.json").read_text(encoding="utf-8")) | {"form": cfg.form}
-    if (out / "world.json").is_file() and json.loads((out / "world.json").read_text(encoding="utf-8")) == settings:
-        return print(f"{out} already holds this world; nothing to do")
-    if settings.get("traces", "cor") != "cor" or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise UserError(f"{world} must hold whole chains (--traces cor), and {out} nothing else; use another folder")
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".toy-", dir=out.absolute().parent) as aside:
-        part, system = Path(aside) / "world", cli.read_prompt(str(world / "prompt.txt"))
+    settings = read_json(world / "world.json") | {"form": cfg.form}
+    if settings.get("traces", "cor") != "cor":
+        raise UserError(f"{world} must hold whole chains (--traces cor); use another world")
+
+    def fill(part: Path) -> None:
+        system = cli.read_prompt(str(world / "prompt.txt"))
         shutil.copytree(world / "start", part / "start")
-        tokenizer = json.loads((part / "start" / "tokenizer.json").read_text(encoding="utf-8"))
-        (part / "start" / "tokenizer.json").write_text(json.dumps(more_words(tokenizer)), encoding="utf-8")
+        tokenizer = part / "start" / "tokenizer.json"
+        tokenizer.write_text(json.dumps(more_words(read_json(tokenizer))), encoding="utf-8")
         for name in ("prompt.txt", "rl.jsonl", "held_out.jsonl"):
             shutil.copy(world / name, part / name)
         for name in ("sft.jsonl", "sft_held_out.jsonl"):
             pairs = [reform(pair, cfg.form, system) for pair in load_pairs(str(world / name))]
             (part / name).write_text(save_pairs(pairs), encoding="utf-8")
-        (part / "world.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, out)
-    print(f"wrote {out}")
+
+    write_folder(cfg.out, settings, fill)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from course import grade, handout
 ROOT = Path(__file__).parents[2]
 COURSE = ROOT / "course"
 PLAN = handout.read_plan()
-NAMES = sorted(PLAN.names)
+NAMES = sorted(f.name for f in PLAN.functions)
 
 
 def read(path: Path) -> str:
@@ -35,7 +36,7 @@ def read(path: Path) -> str:
 @settings(max_examples=8, deadline=None)
 def test_any_choice_of_functions_is_blanked_and_nothing_else(tmp_path_factory, names):
     out = tmp_path_factory.mktemp("handout") / "copy"
-    plan = handout.read_plan(names=names)
+    plan = replace(PLAN, functions=tuple(f for f in PLAN.functions if f.name in names))
     handout.make_handout(out, plan)
     for file in plan.carry:
         if file not in {f.file for f in plan.functions}:
@@ -81,7 +82,7 @@ def test_a_copy_carries_all_that_its_scripts_need(tmp_path):
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"bench", "course", "recipes", "variants"}
     assert rooms == {Path(file).parts[0] for file in PLAN.carry if "/" in file}
     carried = {file.removesuffix(".py").replace("/", ".") for file in PLAN.carry if file.endswith(".py")}
-    handout.make_handout(tmp_path / "copy", handout.read_plan(names=[]))
+    handout.make_handout(tmp_path / "copy", replace(PLAN, functions=()))
     done = subprocess.run([sys.executable, "-c", f"import {', '.join(sorted(carried))}"], cwd=tmp_path / "copy",
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -233,7 +234,7 @@ def test_run_autograder_closes_the_repository_and_grades_as_another_user(namespa
         left_out = shutil.ignore_patterns(".git", ".venv*", "runs", "__pycache__", ".*_cache")
         shutil.copytree(ROOT, place / "source" / "repository", ignore=left_out)
         (place / "results").mkdir()
-        handout.make_handout(place / "submission", handout.read_plan(names=[]))
+        handout.make_handout(place / "submission", replace(PLAN, functions=()))
         hidden = place / "source" / "repository" / "course" / "tests" / "test_1_verdict.py"
         with open(place / "submission" / "reward.py", "a") as file:
             file.write(f"\n\ndef parse_verdict(*_):\n    open({str(hidden)!r})\n")

@@ -203,7 +203,7 @@ def test_other_worlds_are_refused_and_the_same_is_kept(worlds, tmp_path, capsys)
     before = (worlds["scores"] / "sft.jsonl").stat().st_mtime_ns
     toy_forms.write(toy_forms.Config(str(worlds["cor"]), str(worlds["scores"]), "scores"))
     assert "already" in capsys.readouterr().out and (worlds["scores"] / "sft.jsonl").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="nothing else"):
+    with pytest.raises(UserError, match="use another DIR"):
         toy_forms.write(toy_forms.Config(str(worlds["cor"]), str(worlds["scores"]), "boxed"))
     with pytest.raises(UserError, match="no world"):
         toy_forms.write(toy_forms.Config(str(tmp_path), str(tmp_path / "new")))
