@@ -229,7 +229,7 @@ def judge_missing(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, f
                 raise KeyboardInterrupt
             part = mine[start : start + step]
             if cfg.scalar or cfg.pointwise:
-                judged = judge_scalar(sampler, part, cfg.both_orders, done)
+                judged = judge_scalar(sampler.score, part, cfg.both_orders, done)
             else:
                 judged = judge_pairs(sampler, part, asked.style, n=cfg.votes, temperature=temperature,
                                      max_tokens=max_tokens, seed=cfg.seed, both_orders=cfg.both_orders, rule=cfg.rule,

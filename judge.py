@@ -45,6 +45,7 @@ from judging.verdicts import (
     likely_cause,
     majority,
     named,
+    reasons,
     why_silent,
 )
 from loading.judge_file import Asked, how_to_ask
@@ -512,10 +513,6 @@ def show_ranking(name: str, responses: Sequence[str], found: Ranking) -> Result:
     lines = [f"  {i:3} {found.scores[i]:8.4g}  {one_line(responses[i])[:80]}" for i in found.order]
     shown = [f"==== {one_line(name)}", *lines, f"==== {end} (comparisons: {found.comparisons})\n"]
     return {"id": name} | asdict(found), "\n".join(shown)
-
-
-def reasons(silent: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} {why}" for why, number in silent.items())
 
 
 def one_line(text: str) -> str:

@@ -27,7 +27,7 @@ from typing import Any
 
 from evaluation import benchmarks
 from evaluation.benchmarks import KINDS, Benchmark, Compat, Outcome, Row, kind_of, lead, read_id, read_text
-from judging.verdicts import Judgement, majority, named, read_scores, tally, why_silent
+from judging.verdicts import Judgement, better, majority, named, read_scores, tally, why_silent
 from reward import Rule, parse_verdict
 from runtime.disk import read_json, read_jsonl
 from runtime.errors import UserError
@@ -242,10 +242,8 @@ def summarise(judgements: Sequence[Judgement]) -> dict[str, Any]:
     judgements = [j for j in judgements if j.source != "rewardbench-2" or int(j.meta["first"]) < int(j.meta["right"])]
     result: dict[str, Any] = {"overall": measure(judgements)}
     for name in ("category", "source"):
-        groups: dict[str, list[Judgement]] = {}
-        for j in sorted(judgements, key=lambda j: getattr(j, name)):
-            groups.setdefault(getattr(j, name), []).append(j)
-        result[f"by_{name}"] = {group: measure(seen) for group, seen in groups.items()}
+        groups = sorted({getattr(j, name) for j in judgements})
+        result[f"by_{name}"] = {g: measure([j for j in judgements if getattr(j, name) == g]) for g in groups}
     result["silent"] = dict(Counter(why_silent(j) for j in judgements if j.verdict is None).most_common())
     return result | ({"curve": votes_curve(judgements)} if any(j.sample for j in judgements) else {})
 
@@ -262,9 +260,8 @@ def measure(judgements: Sequence[Judgement]) -> dict[str, float]:
     if (error := standard_error(means)) is not None:
         row["accuracy_se"] = error
     if any(j.sample for j in judgements):
-        gold = [named(replace(group[0], verdict=group[0].winner)) for group in of_pair.values()]
-        elected = [majority(map(named, group)) for group in of_pair.values()]
-        row["vote_accuracy"] = statistics.fmean(vote == winner for vote, winner in zip(elected, gold, strict=True))
+        right = [majority(map(named, group)) == better(group[0]) for group in of_pair.values()]
+        row["vote_accuracy"] = statistics.fmean(right)
     return row
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from evaluation.benchmarks import DOMAINS, KINDS, LEVELS, SECTION_OF, STYLES
 from evaluation.rewardbench2 import SUBSETS
+from judging.verdicts import reasons
 from runtime.disk import write_whole
 from runtime.errors import printable
 
@@ -77,21 +78,20 @@ def headline(result: Result) -> Grid:
         rules = f", {one['rules']} rules" if result["other_rules"] else ""
         grid.append([result["name"] + rules, *(number(name, one["table"][b][c]) for b, c in columns.values())])
         grid.append(["  95 % interval", *(span(name, one["intervals"][b][c]) for b, c in columns.values())])
-    if name in PUBLISHED:
-        grid += published_grid(name, PUBLISHED[name])[1:]
-    return grid
+    return grid + [[model, *(printed(name, value) for value in values)] for model, values in published(name).items()]
 
 
-def published_grid(name: str, table: Mapping[str, Any]) -> Grid:
-    """Published numbers with the digits they were printed with, never rounded again."""
+def published(name: str) -> dict[str, list[float | None]]:
+    """The rows of a benchmark in published.json, if it has any."""
+    return PUBLISHED[name]["rows"] if name in PUBLISHED else {}
 
-    def cell(value: float | None) -> str:
-        if value is None:
-            return "-"
-        text = f"{value:.3f}" if name == "rmb" else f"{value:.1f}"
-        return text if float(text) == value else f"{value:g}"
 
-    return [["", *table["columns"]], *([model, *map(cell, values)] for model, values in table["rows"].items())]
+def printed(name: str, value: float | None) -> str:
+    """A published number with the digits it was printed with, never rounded again."""
+    if value is None:
+        return "-"
+    text = f"{value:.3f}" if name == "rmb" else f"{value:.1f}"
+    return text if float(text) == value else f"{value:g}"
 
 
 def _subsets(result: Result) -> list[tuple[str, Grid]]:
@@ -183,8 +183,7 @@ def print_verdicts(summary: Mapping[str, Any]) -> None:
     grid = [["", *shown.values()], *([name, *(cell(row.get(c)) for c in shown)] for name, row in rows.items())]
     print(as_text("", grid))
     if summary.get("silent"):
-        kinds = ", ".join(f"{count} {why}" for why, count in summary["silent"].items())
-        print(f"no verdict, counted as wrong: {kinds}")
+        print(f"no verdict, counted as wrong: {reasons(summary['silent'])}")
     if "consistency" in summary["overall"]:
         print("accuracy: both orders averaged; consistency: share of pairs whose orders name the same response")
 
@@ -206,6 +205,8 @@ def cell(value: float | None) -> str:
 
 def plot_result(folder: Path, result: Result) -> None:
     """sections.png: a group of bars per column, a bar per row, and the published RM-R1 rows."""
+    from matplotlib.figure import Figure
+
     name = result["benchmark"]
     scale = 100 if name in PERCENT else 1
     columns = {c: where for c, where in HEADLINE[name].items() if c != "plain accuracy"}
@@ -216,10 +217,13 @@ def plot_result(folder: Path, result: Result) -> None:
         own = [one["table"][b][c] for b, c in columns.values()]
         label = result["name"] + (f", {one['rules']} rules" if result["other_rules"] else "")
         bars[label] = [None if v is None else scale * v for v in own]
-    for model, values in PUBLISHED[name]["rows"].items() if name in PUBLISHED else ():
+    for model, values in published(name).items():
         if None not in values[: len(columns)] and not model.endswith("logs"):
             bars[model] = values[: len(columns)]
-    figure, axes = _figure(max(6.0, 1.0 + 0.22 * len(columns) * (len(bars) + 1)), 3.6)
+    size = max(6.0, 1.0 + 0.22 * len(columns) * (len(bars) + 1)), 3.6
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
     width = 0.8 / len(bars)
     for k, (model, heights) in enumerate(bars.items()):
         at = [i - 0.4 + (k + 0.5) * width for i in range(len(columns))]
@@ -233,7 +237,9 @@ def plot_result(folder: Path, result: Result) -> None:
     axes.set_ylim(0.0, scale)
     axes.set_ylabel("percent right" if scale > 1 else "share right")
     axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.28), frameon=False)
-    _save(figure, folder / "sections.png")
+    content = BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    write_whole(folder / "sections.png", content.getvalue())
 
 
 def drawn(curve: Mapping[str, Any]) -> list[tuple[float, float, float]]:
@@ -241,18 +247,3 @@ def drawn(curve: Mapping[str, Any]) -> list[tuple[float, float, float]]:
     shown = curve.get("drawn")
     return [(p["x"], p["accuracy"], p.get("accuracy_se", 0.0)) for p in curve["points"]
             if shown is None or p["x"] in shown]
-
-
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Any, path: Path) -> None:
-    content = BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
-    write_whole(path, content.getvalue())

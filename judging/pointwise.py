@@ -10,8 +10,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from cor_prompt import SPEAKERS, defuse, section
 from data import Message, Pair, swap
@@ -81,17 +80,13 @@ class Pointwise:
 # ---- scores -> judgements ------------------------------------------------------------------------------
 
 
-class Scoring(Protocol):
-    def score(self, context: Sequence[Message], response: str) -> float | None: ...
-
-
-def judge_scalar(judge: Scoring, pairs: Iterable[Pair], both_orders: bool = False,
-                 done: Container[tuple[str, str, str]] = ()) -> Iterator[Judgement]:
+def judge_scalar(score: Callable[[Sequence[Message], str], float | None], pairs: Iterable[Pair],
+                 both_orders: bool = False, done: Container[tuple[str, str, str]] = ()) -> Iterator[Judgement]:
     """What verdicts.judge_pairs yields, from scores: the text holds both, and the verdict as its parsers read it. No
     response is seen beside another, so the second order repeats the first one's scores. Equal scores name nobody."""
     for pair in pairs:
         check(pair)
-        first, second = (judge.score(pair.context, text) for text in (pair.response_a, pair.response_b))
+        first, second = (score(pair.context, text) for text in (pair.response_a, pair.response_b))
         for order in ("AB", "BA") if both_orders else ("AB",):
             if (pair.source, pair.pair_id, order) in done:
                 continue

@@ -2,7 +2,7 @@
 
     judge = load_scalar("runs/scalar")                 # any AutoModelForSequenceClassification with one label
     judge.score(context, response)                     # 1.37
-    judgements = judge_scalar(judge, pairs)            # the lines that eval.py logs, for the same tables
+    judgements = judge_scalar(judge.score, pairs)       # the lines that eval.py logs, for the same tables
 
 The conversation goes through the model's own chat template with the response as the assistant's turn, and no text
 in it can become a control token (cor_prompt.py). One sequence a forward, without padding: where a model reads its

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cor_prompt import Style, render
@@ -96,6 +96,11 @@ def why_silent(judgement: Judgement) -> str:
     return "no verdict tag" if text.strip() else "nothing written"
 
 
+def reasons(silent: Mapping[str, int]) -> str:
+    """Reasons of `why_silent` and how often each, in words."""
+    return ", ".join(f"{number} {why}" for why, number in silent.items())
+
+
 def likely_cause(silent: Mapping[str, int]) -> str:
     """Reasons of `why_silent` and how often each -> what to say when there is nothing else."""
     why, number = max(silent.items(), key=lambda item: item[1])
@@ -119,6 +124,11 @@ def named(judgement: Judgement) -> Letter | None:
     """The response a verdict stands for, whichever letter it was shown under."""
     other: dict[Letter | None, Letter | None] = {"A": "B", "B": "A", None: None}
     return judgement.verdict if judgement.order == "AB" else other[judgement.verdict]
+
+
+def better(judgement: Judgement) -> Letter | None:
+    """The response that is better, whichever letter it was shown under."""
+    return named(replace(judgement, verdict=judgement.winner))
 
 
 def majority(votes: Iterable[Letter | None]) -> Letter | None:

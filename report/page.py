@@ -26,9 +26,10 @@ from typing import Annotated, Any
 import tyro
 
 from data import Pair
-from evaluation.tables import as_text, curve_grid, drawn
-from judging.verdicts import Judgement
-from report.stages import Key, Stage, better, find_curves, find_stages, is_number, load_texts
+from evaluation.outcomes import Name
+from evaluation.tables import Grid, as_text, curve_grid, drawn
+from judging.verdicts import Judgement, better
+from report.stages import Stage, find_curves, find_stages, is_number, load_texts
 from runtime import disk
 from runtime.errors import printable
 
@@ -47,7 +48,6 @@ GREY = "#808080"  # legible on white and on black
 AXES = (0.2, 0.2, 0.76, 0.67)  # of a panel: left, bottom, width, height as shares of the picture
 Panel = tuple[str, str, bytes, tuple[float, float] | None]  # title, remark, PNG, first and last x
 Point = tuple[float, float]
-Table = list[list[str]]  # the first row is the header
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Config:
 # ---- tables --------------------------------------------------------------------------------------------
 
 
-def stage_table(stages: Sequence[Stage]) -> Table:
+def stage_table(stages: Sequence[Stage]) -> Grid:
     kinds = sorted({kind for s in stages for kind in s.summary.get("by_category", {}) if kind})
     voted = any("vote_accuracy" in s.summary.get("overall", {}) for s in stages)
     table = [["stage", "accuracy", *(["majority"] if voted else []), *kinds, "consistency", "verdict rate",
@@ -86,7 +86,7 @@ def cell(value: Any, digits: int = 3) -> str:
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
 
 
-def natural(key: Key) -> tuple[str, list[str | int]]:
+def natural(key: Name) -> tuple[str, list[str | int]]:
     """Sort key that puts pair-9 before pair-10."""
     return key[0], [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", key[1]))]
 
@@ -193,7 +193,7 @@ def plot(curves: Mapping[str, Sequence[Point]], ylabel: str = "", xlabel: str = 
 # ---- the page ------------------------------------------------------------------------------------------
 
 
-def browser_data(stages: Sequence[Stage], texts: dict[Key, Pair]) -> dict[str, Any]:
+def browser_data(stages: Sequence[Stage], texts: dict[Name, Pair]) -> dict[str, Any]:
     """What the page's script shows. Only values come from outside, never a key, so nothing can pollute it."""
     judged = [s for s in stages if s.verdicts]
     listed = [i for i, s in enumerate(judged) if s.listed]
@@ -218,7 +218,7 @@ def browser_data(stages: Sequence[Stage], texts: dict[Key, Pair]) -> dict[str, A
             "axes": [AXES[0], AXES[2]]}
 
 
-def browser_row(key: Key, verdicts: Sequence[dict[str, Judgement]], pair: Pair | None) -> dict[str, Any]:
+def browser_row(key: Name, verdicts: Sequence[dict[str, Judgement]], pair: Pair | None) -> dict[str, Any]:
     one = next(j for v in verdicts for j in v.values())
     asked = [clip(text) for text in (question(pair), pair.response_a, pair.response_b)] if pair else None
     traces = [
@@ -240,10 +240,6 @@ def runs(stages: Sequence[Stage]) -> list[list[str]]:
         s.name, s.config.get("model"), sum("time/step" in m for m in s.metrics),
         s.config.get("batch_size", s.config.get("prompts_per_step", "?")), s.config.get("data"),
         s.config.get("command", ""))] for s in [s for s in stages if s.metrics] or stages]
-
-
-def clean(table: Table) -> Table:
-    return [[printable(text) for text in row] for row in table]
 
 
 def page(title: str, data: Any) -> str:
@@ -276,7 +272,8 @@ def report(cfg: Config) -> Path:
                 disk.write_whole(folder / "plots" / f"{slug}.png", png)
     tables = {"": stage_table(listed), **{name: curve_grid(curve) for name, curve in evaluated.items()}}
     data = browser_data(stages, texts) | {
-        "runs": runs(listed), "tables": [[printable(name), clean(table)] for name, table in tables.items()],
+        "runs": runs(listed), "tables": [
+            [printable(name), [list(map(printable, row)) for row in table]] for name, table in tables.items()],
         "curves": [[printable(name), [[printable(title), printable(remark), base64.b64encode(png).decode(), ends]
                                        for title, remark, png, ends in panels]] for name, panels in curves.items()]}
     disk.write_whole(out, page(f"Report: {folder.resolve().name}", data))

@@ -8,20 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data import Pair
 from evaluation.benchmarks import load_benchmark
-from evaluation.outcomes import read_judgement
+from evaluation.outcomes import Name, read_judgement
 from evaluation.tables import curve_grid, drawn
-from judging.verdicts import Judgement, named, tally
+from judging.verdicts import Judgement, better, named, tally
 from runtime import disk
 from runtime.errors import UserError
 
 ORDER = ("start", "sft", "grpo")  # stages of other names come after these
-Key = tuple[str, str]  # source, pair_id
 
 
 @dataclass
@@ -35,8 +34,8 @@ class Stage:
     listed: bool = True
     metrics: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
-    verdicts: dict[Key, dict[str, Judgement]] = field(default_factory=dict)
-    votes: dict[Key, list[int]] = field(default_factory=dict)
+    verdicts: dict[Name, dict[str, Judgement]] = field(default_factory=dict)
+    votes: dict[Name, list[int]] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     data: str = ""  # file of the pairs that were judged
 
@@ -153,14 +152,9 @@ def read_log(path: Path) -> list[Judgement]:
     return [read_judgement(row, f"{path}:{number}") for number, row in disk.read_jsonl(path, torn_end_ok=True)]
 
 
-def better(judgement: Judgement) -> str | None:
-    """The response that is better, whichever letter it was shown under."""
-    return named(replace(judgement, verdict=judgement.winner))
-
-
-def load_texts(stages: Sequence[Stage], folder: Path) -> dict[Key, Pair]:
+def load_texts(stages: Sequence[Stage], folder: Path) -> dict[Name, Pair]:
     """The pairs that were judged, where their file is still there: at its path, in `folder`, or beside that."""
-    found: dict[Key, Pair] = {}
+    found: dict[Name, Pair] = {}
     kinds = {key: (better(j), j.category) for s in stages for key, v in s.verdicts.items() for j in v.values()}
     for data in sorted({stage.data for stage in stages if stage.data}):
         name = Path(data).name

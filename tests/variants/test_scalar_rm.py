@@ -231,7 +231,7 @@ def test_scores_become_verdicts_in_both_orders():
     judge = Known({"good": 1.5, "bad": -0.25, "same": 1.5, "long": None})
     pairs = [pair_of("0", "good", "bad"), pair_of("1", "good", "bad", "B"), pair_of("2", "good", "same"),
              pair_of("3", "good", "long")]
-    seen = list(judge_scalar(judge, pairs, both_orders=True))
+    seen = list(judge_scalar(judge.score, pairs, both_orders=True))
     assert [(j.order, j.verdict, j.winner, j.correct) for j in seen] == [
         ("AB", "A", "A", True), ("BA", "B", "B", True),
         ("AB", "A", "B", False), ("BA", "B", "A", False),
@@ -243,7 +243,7 @@ def test_scores_become_verdicts_in_both_orders():
     assert [read_scores(j.text) for j in seen[3:7]] == [(-0.25, 1.5), (1.5, 1.5), (1.5, 1.5), None]
     assert judge.asked == ["good", "bad", "good", "bad", "good", "same", "good", "long"]
     done = {("test", "0", "AB"), ("test", "1", "AB"), ("test", "1", "BA")}
-    assert [(j.pair_id, j.order) for j in judge_scalar(judge, pairs[:2], True, done)] == [("0", "BA")]
+    assert [(j.pair_id, j.order) for j in judge_scalar(judge.score, pairs[:2], True, done)] == [("0", "BA")]
 
 
 def test_a_response_goes_through_the_model_once():
@@ -264,7 +264,7 @@ def test_a_response_goes_through_the_model_once():
 def test_ready_made_prompts_are_refused():
     pair = Pair("p", "s", (), "", "", "A", messages=({"role": "user", "content": "judge"},))
     with pytest.raises(UserError, match="ready-made prompt holds no responses"):
-        list(judge_scalar(Known({}), [pair]))
+        list(judge_scalar(Known({}).score, [pair]))
 
 
 def test_eval_logs_scores_like_verdicts_and_continues_without_asking_again(tmp_path):
