@@ -2,8 +2,8 @@
 
 The wording is this project's own; tags, section markers and their order are the paper's (Fig. 3, 6-8),
 because checkpoints and verdict parsers depend on them. Responses are written by strangers: `render`
-breaks section markers and speaker labels inside them, and `encode_prompt` encodes them with a tokenizer
-that knows no control token, so that no text can open a turn.
+breaks section markers and speaker labels inside them (not in ready-made prompts, which come as one text), and
+`encode_prompt` encodes all texts with a tokenizer that knows no control token, so that none can open a turn.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor
 
 
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Per token: exp(d) - d - 1 with d = ref - policy, an unbiased KL(policy || ref), >= 0. Eq. 9
+    """Per token: exp(d) - d - 1 with d = ref - policy, >= 0: KL(policy || ref), unbiased but for the clamps. Eq. 9
 
     d is clamped to +-20 before the exponential, so that its gradient stays finite. The result is cut at 10, and
     beyond that its gradient is 0.
@@ -224,9 +224,9 @@ def collect(run: Run, position: int) -> tuple[list[Rollout], Tensor, int]:
 
     A prompt's seed is its place in the stream, so neither ranks nor batch sizes change what is sampled.
     """
-    cfg, apart = run.cfg, ranks.world_size()
-    places = range(position + ranks.rank(), position + cfg.prompts_per_step, apart)
-    pairs = stream(run.pairs, position, cfg.prompts_per_step, cfg.seed)[ranks.rank() :: apart]
+    cfg, rank, world = run.cfg, ranks.rank(), ranks.world_size()
+    places = range(position + rank, position + cfg.prompts_per_step, world)
+    pairs = stream(run.pairs, position, cfg.prompts_per_step, cfg.seed)[rank::world]
     seeds = [derive_seed(cfg.seed, "rollout", place) for place in places]
     rollouts = run.sampler.generate([run.prompt_ids(pair) for pair in pairs], cfg.group_size, cfg.temperature,
                                     cfg.max_response_tokens, seeds)  # (1)
@@ -234,7 +234,7 @@ def collect(run: Run, position: int) -> tuple[list[Rollout], Tensor, int]:
     return rollouts, rewards, position + cfg.prompts_per_step
 
 
-REFILLS = 100  # passes over P prompts that may go by before a round is full
+REFILLS = 100  # a round draws at most this many times P groups
 
 
 def collect_kept(run: Run, position: int) -> tuple[list[Rollout], Tensor, int]:
@@ -264,15 +264,15 @@ def judge_held_out(run: Run, step: int) -> dict[str, float]:
     cfg, held_out = run.cfg, run.held_out
     if not held_out:
         return {}
-    first, apart = ranks.rank(), ranks.world_size()
-    count = -(-len(held_out) // apart)  # the same number on every rank: ranks may share an engine
-    mine = [held_out[(first + k * apart) % len(held_out)] for k in range(count)]
-    own = len(held_out[first::apart])  # what `mine` holds beyond these is another rank's, and is dropped below
+    rank, world = ranks.rank(), ranks.world_size()
+    count = -(-len(held_out) // world)  # the same number on every rank: ranks may share an engine
+    mine = [held_out[(rank + k * world) % len(held_out)] for k in range(count)]
+    own = len(held_out[rank::world])  # what `mine` holds beyond these is another rank's, and is dropped below
     both = all(pair.messages is None for pair in held_out)
     judged = list(judge_pairs(run.sampler, mine, cfg.style, max_tokens=cfg.max_response_tokens, both_orders=both,
                               rule="train", system=run.system, prompt=run.method.prompt, read=run.method.verdict))
     judged = [j for part in ranks.gather(judged[: own * (2 if both else 1)]) for j in part]
-    if ranks.rank() == 0:
+    if rank == 0:
         lines = "".join(json.dumps(dataclasses.asdict(j), ensure_ascii=False) + "\n" for j in judged)
         disk.write_whole(Path(cfg.out) / "rollouts" / f"step_{step:06d}.jsonl", lines)
     return {f"eval/{name}": value for name, value in tally(judged).items()}
@@ -330,7 +330,7 @@ def train(cfg: Config, method: Method = Method()) -> None:
 def set_up(cfg: Config, method: Method) -> Run:
     """Meet the other ranks, read data and models. UserError, before anything is written, for what cannot run here."""
     cli.check_hardware(cfg.preset)
-    if cfg.preset.endswith("instruct") and not Path(cfg.model).exists():
+    if cfg.model == PRESETS["paper-7b-instruct"].model and not Path(cfg.model).exists():
         raise UserError(f"--preset {cfg.preset} continues stage 1, and --model {cfg.model} is not there: run "
                         "sft.py first, then pass its run folder as --model")
     ranks.join_ranks()

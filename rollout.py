@@ -98,8 +98,8 @@ def chat_by_ids(sampler: TorchSampler | VLLMSampler, conversations: Sequence[Seq
     prompts = [encode_prompt(messages, sampler.tokenizer) for messages in conversations]
     made = sampler.generate(prompts, n, temperature, max_tokens, seeds)
     opening = thought_of_prompt(sampler.tokenizer)[0]  # shown where the thought was cut off
-    replies = [Reply(opening * r.cut_thought + r.text, r.finish_reason, len(r.prompt_ids), len(r.response_ids))
-               for r in made]
+    replies = [Reply((opening if r.cut_thought else "") + r.text, r.finish_reason, len(r.prompt_ids),
+                     len(r.response_ids)) for r in made]
     return [replies[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 
@@ -107,11 +107,11 @@ def chat_by_ids(sampler: TorchSampler | VLLMSampler, conversations: Sequence[Seq
 
 
 DECODE_GB = Config.decode_gb  # memory for keys, values and logits of the rows that are decoded together, in GB
-MOST_ROWS = 256  # more rows at once gain nothing on a CPU
+MOST_ROWS = 256  # more rows at once gain nothing on a CPU; rollouts on a GPU are vLLM's
 
 
 class TorchSampler:
-    """Samples from a transformers causal LM. With `shared=True` it is the trainer's LM, and `sync` has no work."""
+    """Samples from a transformers causal LM. With `shared=True` it is the trainer's LM, and `sync` does nothing."""
 
     def __init__(self, lm: Any, tokenizer: Any, shared: bool = False, decode_gb: float = DECODE_GB):
         from loading.folder import context_of
@@ -185,14 +185,12 @@ class TorchSampler:
         if wave:
             yield wave
 
-    def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
-             seeds: Sequence[int]) -> list[list[Reply]]:
-        return chat_by_ids(self, conversations, n, temperature, max_tokens, seeds)
+    chat = chat_by_ids
 
 
 # ---- vLLM ----------------------------------------------------------------------------------------------
 
-SEQUENCES = 512  # that a CUDA engine works on at once; its own memory grows with them
+SEQUENCES = 512  # sequences that a CUDA engine works on at once; its own memory grows with them
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # what vLLM's CPU attention is built for
 
 
@@ -281,7 +279,7 @@ class VLLMSampler:
         import torch
         from vllm import SamplingParams
 
-        samples = n if temperature > 0 else 1  # greedy samples are all one
+        samples = n if temperature > 0 else 1  # all greedy samples are equal
         fits = [i for i, (prompt, _) in enumerate(asked) if len(prompt) < self.context]
         if not self.seed_each:  # equal on the ranks of one engine, which sample each for themselves
             torch.manual_seed(derive_seed(*(seed for _, seed in asked)))
@@ -301,9 +299,7 @@ class VLLMSampler:
             made[i] = group if samples == n else group * n
         return made
 
-    def chat(self, conversations: Sequence[Sequence[Message]], n: int, temperature: float, max_tokens: int,
-             seeds: Sequence[int]) -> list[list[Reply]]:
-        return chat_by_ids(self, conversations, n, temperature, max_tokens, seeds)
+    chat = chat_by_ids
 
     def close(self) -> None:
         """Shut the engine down. Every rank calls it last, because it also ends torch's process group."""
@@ -311,7 +307,7 @@ class VLLMSampler:
 
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
-        if self.cuda and self.dummy:  # shutting down frees the memory, and what sleeps has none: CUDA would complain
+        if self.cuda and self.dummy:  # shutdown frees memory that a sleeping engine no longer has: CUDA would raise
             torch.cuda.empty_cache()
             self.llm.wake_up()
         self.llm.llm_engine.engine_core.shutdown()
@@ -361,12 +357,12 @@ def _why_not_vllm(path: str) -> str:
 
 
 def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch", context: int | None = None,
-                 tp: int = 1, memory: float = 0.9, decode_gb: float = DECODE_GB,
+                 tp: int = 1, memory: float = 0.9,
                  template_args: Sequence[str] = ()) -> TorchSampler | VLLMSampler:
     """A judge from a `from_pretrained` folder, a run folder or a hub id, on the GPU where there is one.
 
     vLLM holds its real weights and never sleeps; it may take `memory` of a GPU and makes room for `context` tokens
-    of prompt and response together (None: all that the model was made for). `decode_gb` is TorchSampler's budget.
+    of prompt and response together (None: all that the model was made for).
     """
     import torch
 
@@ -379,11 +375,11 @@ def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch",
         room = context_tokens(path) if context is None else context
         return VLLMSampler(path, tokenizer, dtype, room, tp=tp, memory=memory, dummy=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TorchSampler(load_policy(path, getattr(torch, dtype)).to(device).lm, tokenizer, decode_gb=decode_gb)
+    return TorchSampler(load_policy(path, getattr(torch, dtype)).to(device).lm, tokenizer)
 
 
 def make_engine(cfg: Config, tokenizer: Any, held_out: Sequence[list[Message]]) -> VLLMSampler | None:
-    """vLLM, if it is to sample; made before the policy, because it counts on the memory that is free."""
+    """vLLM, if it is to sample; made before the policy, because it measures the free memory."""
     from loading.folder import context_tokens, model_folder, tested_config
 
     tested_config(model_folder(cfg.model))  # what cannot be trained is refused before an engine is loaded

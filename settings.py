@@ -38,7 +38,7 @@ class Shared:
     style: Style = "instruct"
     """which prompt the judge sees (cor_prompt.py); a judge as --model brings its own style and wording (judge.json)"""
     prompt_file: str = ""
-    """text file that replaces the style's fixed wording; empty: the built-in wording"""
+    """text file that replaces the style's fixed wording; empty: the one --model was trained with, else the built-in"""
     template_args: tuple[str, ...] = ()
     """arguments of the chat template (name=value), such as enable_thinking=false; others: as --model was trained"""
     micro_batch_tokens: int = 16384

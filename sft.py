@@ -80,6 +80,8 @@ def train(cfg: Config) -> None:
     policy = model.load_policy(cfg.model, stored, mesh, compute, cfg.checkpointing)
     longest = cfg.max_length - min(len(example.prompt_ids) for example in examples)  # tokens a trace may have
     best = fit(cfg, policy, tokenizer, examples, held_out, nll_loss, Asked(cfg.style, system, longest))
+    if held_out and math.isinf(best):
+        raise UserError("no held-out loss was finite, so no model was exported; lower --lr and use another --out")
     if ranks.rank() == 0:
         preset = cfg.preset + ("-instruct" if cfg.preset.startswith("paper") else "")
         print(f"distilled model: {cfg.out}/model" + (f" (held-out loss {best:.4f} nats/token)" if held_out else ""),

@@ -36,7 +36,7 @@ class Server(ThreadingHTTPServer):
         self.answer, self.lock = answer, threading.Lock()
 
     def handle_error(self, *_: Any) -> None:
-        """A client that hung up is no news."""
+        """Ignore clients that closed the connection."""
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -100,7 +100,7 @@ def context_of(config: dict[str, Any]) -> int:
     kind = rope.get("rope_type") or rope.get("type")
     if kind == "yarn":
         return max(made_for, int((rope.get("original_max_position_embeddings") or made_for) * rope["factor"]))
-    return int(made_for * rope["factor"]) if kind in ("linear", "dynamic") else made_for  # others are in made_for
+    return int(made_for * rope["factor"]) if kind in ("linear", "dynamic") else made_for  # made_for has the others
 
 
 def read_config(folder: Path, **changes: Any) -> Any:

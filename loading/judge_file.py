@@ -45,7 +45,7 @@ def how_to_ask(model: str, *, style: Any = None, wording: str | None = None, max
         say_unfinished(model)
     known = read_judge(model, served)
     given: dict[str, Any] = {"style": style, "wording": wording, "max_tokens": max_tokens}
-    given = {name: value for name, value in given.items() if value}
+    given = {name: value for name, value in given.items() if value or value == ""}  # a wording may be empty
     arguments = parse_arguments(template_args)
     if not known:
         asked = replace(default or Asked(), **given, template_args=arguments)
@@ -108,8 +108,10 @@ def about(cfg: Any, asked: Asked, read: Mapping[str, str], prompt: Any = None) -
     `read` holds digests of what was read, `prompt` is the function that makes the messages, if it is not cor_prompt's.
     """
     command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    code = getattr(prompt, "__code__", None)  # a partial or another callable object has none
+    made_by = Path(code.co_filename).stem if code else type(prompt).__name__
     return {"style": asked.style, "wording": asked.wording, "max_tokens": asked.max_tokens,
-            "prompt": Path(prompt.__code__.co_filename).stem if prompt else "cor_prompt",
+            "prompt": made_by if prompt else "cor_prompt",
             "trained_by": type(cfg).__name__.removesuffix("Config"), "base": cfg.model, "data": cfg.data,
             "digests": dict(read), "command": command}
 

@@ -1,4 +1,4 @@
-"""A chat template as it behaves: what it does with a system message, with texts, with thoughts and with dates."""
+"""How a chat template treats a system message, texts, thoughts and dates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime.errors import UserError
 from runtime.ranks import rank
 
 Messages = Sequence[Any]  # of {"role": ..., "content": ...}
-DATE = "2024-07-26"  # what a template reads as today's date: with the real one, yesterday's judge saw another prompt
+DATE = "2024-07-26"  # what a template reads as today's date: the real one would change the prompt every day
 
 
 def set_arguments(tokenizer: Any, arguments: Mapping[str, Any]) -> None:

@@ -40,7 +40,7 @@ class KVCache:
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows, in this order; a row may be named several times (a prompt for its group)."""
-        for i, (keys, values) in enumerate(self.layers):  # layer by layer: the old and the new cache never stand whole
+        for i, (keys, values) in enumerate(self.layers):  # one layer at a time is in memory twice
             self.layers[i] = (keys[rows], values[rows])
 
 
@@ -119,6 +119,9 @@ def decode(lm: Any, prompts: Sequence[list[int]], n: int, temperature: float, ma
     logits = _prefill(lm, [p[:context] for p in prompts], cache)
     cache.keep(torch.arange(len(prompts), device=device).repeat_interleave(n))
     logits, pad = logits.repeat_interleave(n, 0), lengths.max() - lengths  # (B, V), (B,)
+    # Prompts are padded on the left to the longest one, so the next token of every row has the same slot, cache.used:
+    #     slot                     0    1    2    3  | 4 = cache.used at k = 0
+    #     a row of 2 prompt tokens pad  pad  p0   p1 | a0      pad = 2, position of a0 = lengths + k = 2
     for k in range(max_tokens):
         ids, logprobs = draw(logits, temperature, uniforms.at(k, rows))
         for row, ended, i, p in zip(rows.tolist(), done.tolist(), ids.tolist(), logprobs.tolist(), strict=True):
@@ -134,8 +137,8 @@ def decode(lm: Any, prompts: Sequence[list[int]], n: int, temperature: float, ma
             cache.keep(stay)
             rows, done, limit, lengths, pad, ids = (x[stay] for x in (rows, done, limit, lengths, pad, ids))
         slots = torch.arange(cache.used + 1, device=device)
-        seen = (slots >= pad[:, None])[:, None, None]  # (B, 1, 1, slots)
-        logits = _forward(lm, ids[:, None], (lengths + k)[:, None], seen, cache)
+        visible = (slots >= pad[:, None])[:, None, None]  # (B, 1, 1, slots)
+        logits = _forward(lm, ids[:, None], (lengths + k)[:, None], visible, cache)
     return ids_of, logprobs_of
 
 

@@ -12,7 +12,7 @@ class UserError(Exception):
     """An error that the user can fix. `cli.start` prints it as one line and exits with code 2."""
 
 
-OUT_OF_MEMORY = (  # where the error's type does not say it: torch on a CPU, vLLM at its start and as it wakes up
+OUT_OF_MEMORY = (  # messages of errors whose type does not say it: torch on a CPU, vLLM at its start and as it wakes up
     "DefaultCPUAllocator: can't allocate memory", "Free memory on device", "CUDA Error: out of memory")
 
 

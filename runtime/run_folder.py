@@ -29,7 +29,7 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
     return next(iter(checkpoints(folder)), None)
 
 
-FREE = {  # settings that may change when a run is continued: where, how fast, how often (epochs: see steps)
+FREE = {  # settings that may change when a run is continued: where, how fast, how often (epochs: steps is compared)
     "out", "dry_run", "gpu_gb", "tp", "engine_memory", "offload_optimizer", "shard_ranks", "checkpointing",
     "micro_batch_tokens", "at_once", "api_key_env", "second_api_key_env", "concurrency",
     "timeout", "retries", "save_every", "eval_every", "epochs", "baseline",
@@ -77,7 +77,7 @@ class RunFolder:
             self.prune_checkpoints()
 
     def changed(self, before: dict[str, Any]) -> list[str]:
-        """What differs from an earlier start's configuration and may not; a setting that it lacks had its default."""
+        """What differs from an earlier start's configuration and may not; a setting missing there had its default."""
         now, read, was = self.config, self.config.get("read", {}), self.defaults | before
         free = FREE | {"read", *read}
         if now.get("lr_schedule") == "constant" and not now.get("warmup_ratio") and now["steps"] >= was["steps"]:

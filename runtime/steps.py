@@ -105,7 +105,7 @@ class StopSignal:
 
         Says so where no response of several rounds has a verdict: such a run learns nothing.
         """
-        self.bad = self.bad + 1 if record["optim/skipped"] else 0
+        self.bad = self.bad + 1 if record["optim/skipped"] == 1 else 0
         self.silent = self.silent + 1 if record.get("rollout/frac_no_verdict") == 1 else 0
         if self.silent == SILENT_ROUNDS and ranks.rank() == 0:
             print(f"\nno response of {SILENT_ROUNDS} rounds has a verdict: nothing can be learned. Does the model know "
