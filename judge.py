@@ -34,20 +34,10 @@ from cor_prompt import Style, Trace, parse_trace, render
 from data import Message, Pair, read_pair
 from formats.layouts import read_messages, read_row
 from formats.readers import read_rows
-from judging import ranking
+from judging import ranking, verdicts
 from judging.endpoint import Server
 from judging.serving import Refused, make_server
-from judging.verdicts import (
-    Judgement,
-    NothingJudged,
-    check_sampling,
-    judge_pairs,
-    likely_cause,
-    majority,
-    named,
-    reasons,
-    why_silent,
-)
+from judging.verdicts import Judgement, NothingJudged, check_sampling, judge_pairs, likely_cause, reasons
 from loading.judge_file import Asked, how_to_ask
 from reward import Letter
 from rollout import Chat, load_sampler
@@ -57,7 +47,6 @@ from runtime.run_folder import RunFolder
 from runtime.seeds import derive_seed, digest
 
 Method = Literal["knockout", "win-rate"]
-Candidates = tuple[str, Sequence[Message], list[str]]  # name, context, responses
 Context = str | Sequence[Message]  # a question, or a conversation that ends with the user
 Response = str | Sequence[Message] | None  # a text, or the messages of a turn
 Group = tuple[Context, Sequence[Response]]
@@ -192,10 +181,10 @@ class Judge:
 def count(judgements: Iterable[Judgement]) -> Verdict:
     """All verdicts on one pair -> the majority's."""
     seen = list(judgements)
-    votes = [named(j) for j in seen]
-    silent = Counter(why_silent(j) for j in seen if j.verdict is None)
-    chains = [Chain(j.order, j.sample, named(j), j.finish_reason, parse_trace(j.text), j.text) for j in seen]
-    return Verdict(majority(votes), {"A": votes.count("A"), "B": votes.count("B"), "none": votes.count(None)},
+    votes = [verdicts.named(j) for j in seen]
+    silent = Counter(verdicts.why_silent(j) for j in seen if j.verdict is None)
+    chains = [Chain(j.order, j.sample, verdicts.named(j), j.finish_reason, parse_trace(j.text), j.text) for j in seen]
+    return Verdict(verdicts.majority(votes), {"A": votes.count("A"), "B": votes.count("B"), "none": votes.count(None)},
                    tuple(chains), dict(silent))
 
 
@@ -337,9 +326,8 @@ def results(cfg: Pairs | Rank, judge: Judge, asked: Sequence[Any]) -> list[Resul
     """The results of rows as `parsed` or `candidates` gives them."""
     how = cfg.votes, cfg.sampling_temperature(), cfg.both_orders
     if isinstance(cfg, Pairs):
-        verdicts = judge.pairs([pair for pair, _ in asked], *how)
-        return [show_pair(pair, labelled, verdict)
-                for (pair, labelled), verdict in zip(asked, verdicts, strict=True)]
+        found = judge.pairs([pair for pair, _ in asked], *how)
+        return [show_pair(pair, labelled, verdict) for (pair, labelled), verdict in zip(asked, found, strict=True)]
     return [show_ranking(name, responses, judge.rank(context, responses, cfg.method, *how))
             for name, context, responses in asked]
 
@@ -476,7 +464,7 @@ def parsed(where: str, index: int, row: dict[str, Any]) -> tuple[Pair, bool]:
     return pair, read_row(row)["winner"] in ("A", "B")
 
 
-def candidates(where: str, number: int, row: dict[str, Any]) -> Candidates:
+def candidates(where: str, number: int, row: dict[str, Any]) -> tuple[str, Sequence[Message], list[str]]:
     """Name, context and responses of a row of `rank`."""
     responses = row.get("responses")
     if not isinstance(responses, list) or not responses or not all(isinstance(text, str) for text in responses):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,9 +36,8 @@ def read_log(paths: Sequence[str]) -> list[tuple[str, Row]]:
     """(place for error messages, row) of verdict logs and outcome tables; of a folder those it holds itself."""
     rows: list[tuple[str, Row]] = []
     for path in map(Path, paths):
-        files = [path]
-        if path.is_dir():
-            files = sorted(path.glob("judgements*.jsonl")) or sorted(path.glob("*outcomes*.jsonl"))
+        inside = sorted(path.glob("judgements*.jsonl")) or sorted(path.glob("*outcomes*.jsonl"))
+        files = inside if path.is_dir() else [path]
         if not files:
             raise UserError(f"{path}: no judgements*.jsonl and no *outcomes*.jsonl in it; name the files")
         for file in files:
@@ -172,8 +170,6 @@ def _judged(benchmark: Benchmark, judgements: Sequence[Judgement], where: str) -
             slot, of, correct = f"{int(meta['first'])}-{int(meta['second'])}", int(meta["responses"]), lead(judgements)
             if (found := read_scores(one.text)) is not None:
                 scores = found if one.winner == "A" else found[::-1]  # A as shown is the first response or the second
-            elif re.fullmatch(r"A \S+ B \S+", one.text):  # one of them is missing
-                scores = math.nan, math.nan
             group, item, slot = _best_of_four(group, item, slot)
     except (KeyError, ValueError) as error:
         raise UserError(f"{where}: not a verdict on {benchmark}, its meta has no {error}; judge with "

@@ -116,10 +116,6 @@ def stays(before: Sequence[Judgement], after: Sequence[Judgement]) -> Values:
     return [(b.pair_id, b.verdict == a.verdict) for b, a in both(before, after) if b.verdict and a.verdict]
 
 
-def right_twice(before: Sequence[Judgement], after: Sequence[Judgement]) -> Values:
-    return [(b.pair_id, b.correct and a.correct) for b, a in both(before, after)]
-
-
 def consistent(seen: Sequence[Judgement]) -> Values:
     """Do both orders name one response? Without a verdict they do not."""
     first = {(j.pair_id, j.sample): named(j) for j in seen if j.order == "AB"}
@@ -146,7 +142,8 @@ def measure(judged: Judged) -> dict[str, dict[str, Any]]:
         ("no question: right, of verdicts given", "0.5*", bare, summary(right([j for j in bare if j.verdict]))),
         ("no question: verdict stays", "0.5*", bare, summary(stays(plain, bare))),
         ("other numbers: verdict stays", "0.5*", numbers, summary(stays(plain, numbers))),
-        ("two instructions: right under both", "1", other, summary(right_twice(own, other))),
+        ("two instructions: right under both", "1", other,
+         summary((b.pair_id, b.correct and a.correct) for b, a in both(own, other))),
         ("two instructions: verdict stays", "0", other, summary(stays(own, other))),
     ]
     for name, what in (("twice", "names what says all twice"), ("dressed", "names what wears Markdown")):

@@ -170,28 +170,26 @@ COLUMNS = {
 def print_summary(summary: Mapping[str, Any]) -> None:
     """What eval.py run says at its end: a row for everything and one per category; a curve and whether it is one."""
     if "overall" in summary:
-        print_verdicts(summary)
+        categories = {name or "-": row for name, row in summary["by_category"].items()}
+        print(as_text("", measures("", {"all": summary["overall"], **categories})))
+        if summary.get("silent"):
+            print(f"no verdict, counted as wrong: {reasons(summary['silent'])}")
+        if "consistency" in summary["overall"]:
+            print("accuracy: both orders averaged; consistency: share of pairs whose orders name the same response")
     if "curve" in summary:
         curve = summary["curve"]
         print(as_text(f"{curve['title']} ({curve['note']}; pairs: {curve['pairs']})", curve_grid(curve)))
         print(curve["remark"])
 
 
-def print_verdicts(summary: Mapping[str, Any]) -> None:
-    shown = {name: label for name, label in COLUMNS.items() if name in summary["overall"]}
-    rows = {"all": summary["overall"], **{name or "-": row for name, row in summary["by_category"].items()}}
-    grid = [["", *shown.values()], *([name, *(cell(row.get(c)) for c in shown)] for name, row in rows.items())]
-    print(as_text("", grid))
-    if summary.get("silent"):
-        print(f"no verdict, counted as wrong: {reasons(summary['silent'])}")
-    if "consistency" in summary["overall"]:
-        print("accuracy: both orders averaged; consistency: share of pairs whose orders name the same response")
-
-
 def curve_grid(curve: Mapping[str, Any]) -> Grid:
-    shown = {name: label for name, label in COLUMNS.items() if name in curve["points"][0]}
-    return [[curve["xlabel"], *shown.values()],
-            *([str(p["x"]), *(cell(p.get(name)) for name in shown)] for p in curve["points"])]
+    return measures(curve["xlabel"], {str(point["x"]): point for point in curve["points"]})
+
+
+def measures(first: str, rows: Mapping[str, Mapping[str, Any]]) -> Grid:
+    """The measures that the rows have, by their names in COLUMNS."""
+    shown = {name: label for name, label in COLUMNS.items() if any(name in row for row in rows.values())}
+    return [[first, *shown.values()], *([name, *(cell(row.get(c)) for c in shown)] for name, row in rows.items())]
 
 
 def cell(value: float | None) -> str:

