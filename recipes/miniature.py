@@ -394,9 +394,9 @@ def run_rows(cfg: Run) -> None:
     execute(tasks)
     root, names = Path(cfg.root), [row.name for row in ROWS]
     seeds = [int(side.name.removeprefix("seed-")) for side in root.glob("seed-*")]  # all, not only those just run
-    keys = {(task.seed, task.row): task.key for seed in seeds
-            for task in plan(ROWS, names, seed, cfg.root, cfg.steps)}
-    miniature_results.collect(root, root if cfg.steps else RESULTS, keys)
+    every = [task for seed in sorted(seeds) for task in plan(ROWS, names, seed, cfg.root, cfg.steps) if task.load()]
+    done = [(str(task.seed), task.folder, task.record) for task in sorted(every, key=lambda task: task.row)]
+    miniature_results.collect(done, root if cfg.steps else RESULTS)
 
 
 def main() -> None:

@@ -32,23 +32,13 @@ Results = dict[str, Any]
 # ---- collect -------------------------------------------------------------------------------------------
 
 
-def collect(root: Path, out: Path, keys: Mapping[tuple[int, str], str]) -> None:
-    """Read the evaluations and probes under `root`; write results.json.
-
-    `keys`: what a finished row's key has to be; a row of other commands or other code is left out.
-    """
+def collect(done: Iterable[tuple[str, Path, Mapping[str, Any]]], out: Path) -> None:
+    """(seed, folder, record) of all finished rows -> results.json."""
     results: Results = {part: {} for part in ("rows", "probes", "looks", "parameters", "seconds")}
-    for side in sorted(root.glob("seed-*"), key=seed_of):
-        for path in sorted((side / "records").glob("*.json")):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["finished"] and record["key"] == keys.get((int(seed_of(side)), path.stem)):
-                collect_row(results, side / path.stem, seed_of(side), record)
+    for seed, folder, record in done:
+        collect_row(results, folder, seed, record)
     write_whole(out / "results.json", json.dumps(results, indent=None, separators=(",", ":")) + "\n")
     print(f"{out}/results.json: {len(results['rows'])} measured rows, {len(results['seconds'])} in all")
-
-
-def seed_of(side: Path) -> str:
-    return side.name.removeprefix("seed-")
 
 
 def collect_row(results: Results, folder: Path, seed: str, record: Mapping[str, Any]) -> None:

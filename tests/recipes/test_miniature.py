@@ -186,6 +186,16 @@ def test_a_changed_command_is_run_again_with_all_that_starts_from_it(tmp_path, c
     assert "/a/out" in (log := (tmp_path / "seed-0/logs/b.log").read_text()) and log.count("cat") == 1
 
 
+def test_results_are_of_all_seeds_and_of_no_row_of_other_commands(tmp_path, monkeypatch):
+    monkeypatch.setattr(miniature, "RESULTS", tmp_path)
+    for chain, rows, seed in ((CHAIN, ("c",), 0), (CHAIN, ("a",), 1),
+                              ((CHAIN[0], replace(CHAIN[1], commands=("true",)), CHAIN[2]), ("a",), 1)):
+        monkeypatch.setattr(miniature, "ROWS", chain)
+        miniature.run_rows(miniature.Run(rows, seeds=(seed,), root=str(tmp_path / "runs")))
+        kept = json.loads((tmp_path / "results.json").read_text())["seconds"]
+    assert {row: list(seeds) for row, seeds in kept.items()} == {"a": ["0", "1"]}
+
+
 def test_a_failed_row_stops_only_what_starts_from_it_and_is_tried_again(tmp_path, capsys):
     gate = tmp_path / "gate"
     rows = (Row("x", (f"mkdir -p {{here}}; test -e {gate}",)), Row("y", ("ls {x}",)), Row("z", ("echo fine",)))
@@ -287,11 +297,9 @@ def test_a_verdict_is_held_against_the_chain_s_own_checks(checks, verdict, expec
     assert mr.follows_checks(judgement(text, verdict)) is expected
 
 
-def fake_run(root: Path, name: str, seed: int, share: int) -> None:
+def fake_run(root: Path, name: str, seed: int, share: int) -> tuple:
     """A reinforced row as its commands leave it: 20 pairs, of which `share` are right after and half before."""
     side = root / f"seed-{seed}"
-    record = {"key": "k", "finished": True, "commands": ["python x.py"], "cpu_seconds": 60.0, "wall_seconds": 90.0}
-    disk.write_whole(side / "records" / f"{name}.json", json.dumps(record))
     for step, right in ((0, 10), (80, share)):
         lines = [
             judgement("", "A", "A" if i < right else "B", pair_id=f"held_out-{i}", order=order,
@@ -300,15 +308,13 @@ def fake_run(root: Path, name: str, seed: int, share: int) -> None:
         ]
         text = "".join(json.dumps(vars(one)) + "\n" for one in lines)
         disk.write_whole(side / name / "rollouts" / f"step_{step:06d}.jsonl", text)
+    return str(seed), side / name, {"cpu_seconds": 60.0, "wall_seconds": 90.0}
 
 
 def test_runs_become_tables(tmp_path):
-    for seed in (0, 1, 2):
-        fake_run(tmp_path / "runs", "rm-r1", seed, 18 + seed % 2)
-        fake_run(tmp_path / "runs", "cold-cor", seed, 11)
-    keys = {(seed, name): "k" for seed in (0, 1, 2) for name in ("rm-r1", "cold-cor")}
-    fake_run(tmp_path / "runs", "cap-8", 0, 11)  # of other commands: its key is not the one that is asked for
-    mr.collect(tmp_path / "runs", tmp_path, keys)
+    done = [fake_run(tmp_path / "runs", name, seed, share) for seed in (0, 1, 2)
+            for name, share in (("rm-r1", 18 + seed % 2), ("cold-cor", 11))]
+    mr.collect(done, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["rows"]["rm-r1"]["0"]["right"] == "2" * 18 + "00"
     assert results["rows"]["rm-r1:start"]["2"]["overall"]["accuracy"] == 0.5
@@ -320,7 +326,7 @@ def test_runs_become_tables(tmp_path):
     assert "| rm-r1 - rm-r1:start | +0.417 ± 0.130 | +0.400 +0.450 +0.400 | yes |  |" in text
     assert "| cold-start RL from nothing, 20 rounds | not run |" in text
     before = [path.read_bytes() for path in sorted(tmp_path.iterdir()) if path.is_file()]
-    mr.collect(tmp_path / "runs", tmp_path, keys)
+    mr.collect(done, tmp_path)
     mr.write_tables(tmp_path)
     assert before == [path.read_bytes() for path in sorted(tmp_path.iterdir()) if path.is_file()]
 
