@@ -72,11 +72,6 @@ def take(submission: Path, tree: Path, plan: Plan) -> dict[str, str]:
     return left_out
 
 
-def still_blank(tree: Path, plan: Plan) -> set[str]:
-    files = {f.file: (tree / f.file).read_text(encoding="utf-8") for f in plan.functions}
-    return {name for file, text in files.items() for name in handout.blanks(text, plan.names_in(file))}
-
-
 # ---- the other side ------------------------------------------------------------------------------------
 
 
@@ -180,7 +175,9 @@ def grade(submission: Path, plan: Plan, worker: Worker, clean: Path) -> dict[str
         part.chmod(mode)  # the submission's user, where it is another, reads the tree and writes its own folder
     for part in tree.rglob("*"):  # also the copies, as the repository may be closed to all but root
         part.chmod(0o755 if part.is_dir() else 0o644)
-    grader = Grader(plan, worker, tree, folder, still_blank(tree, plan))
+    texts = {f.file: (tree / f.file).read_text(encoding="utf-8") for f in plan.functions}
+    blank = {name for file, text in texts.items() for name in handout.blanks(text, plan.names_in(file))}
+    grader = Grader(plan, worker, tree, folder, blank)
     options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-c", os.devnull,
                "--rootdir", str(HERE / "tests"), "--import-mode=prepend", str(HERE / "tests")]
     os.environ.pop("PYTEST_ADDOPTS", None)

@@ -43,22 +43,19 @@ def collect(done: Iterable[tuple[str, Path, Mapping[str, Any]]], out: Path) -> N
 
 def collect_row(results: Results, folder: Path, seed: str, record: Mapping[str, Any]) -> None:
     name = folder.name
-    put(results["seconds"], name, seed, {"cpu": record["cpu_seconds"], "wall": record["wall_seconds"]})
+    results["seconds"].setdefault(name, {})[seed] = {"cpu": record["cpu_seconds"], "wall": record["wall_seconds"]}
     rollouts = sorted((folder / "rollouts").glob("step_*.jsonl"))
     logs = {f"{name}:start": rollouts[0], name: rollouts[-1]} if rollouts else {}
     if (log := folder / "eval" / "judgements.jsonl").exists():
         logs[name] = log
     for label, path in logs.items():
-        put(results["rows"], label, seed, summary([Judgement(**row) for _, row in read_jsonl(path)]))
+        judged = [Judgement(**row) for _, row in read_jsonl(path)]
+        results["rows"].setdefault(label, {})[seed] = summary(judged)
     for kind, file in (("probes", "probe.json"), ("looks", "probes.json")):
         if (path := folder / file).exists():
-            put(results[kind], name, seed, json.loads(path.read_text(encoding="utf-8")))
+            results[kind].setdefault(name, {})[seed] = json.loads(path.read_text(encoding="utf-8"))
     if (weights := folder / "model" / "model.safetensors").exists():
         results["parameters"][name] = sum(tensor.size for tensor in load_file(weights).values())
-
-
-def put(table: dict[str, dict[str, Any]], name: str, seed: str, value: Any) -> None:
-    table.setdefault(name, {})[seed] = value
 
 
 def summary(judged: Sequence[Judgement]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import tyro
 import variants.grm as grm
 import variants.rrm as rrm
 from cor_prompt import parse_trace, section
-from data import Pair, load_pairs, save_pairs
+from data import load_pairs, save_pairs
 from runtime import cli
 from runtime.disk import read_json
 from runtime.errors import UserError
@@ -68,12 +68,6 @@ def boxed(trace: str) -> str:
     return chain + rrm.BOXES["A" if verdict.startswith("[[A]]") else "B"]
 
 
-def reform(pair: Pair, form: Literal["scores", "boxed"], system: str | None) -> Pair:
-    """A row for sft.py: the ready-made prompt, and the chain with its verdict in the other form."""
-    prompt, ending = (grm.prompt, scored) if form == "scores" else (rrm.prompt, boxed)
-    return replace(pair, messages=tuple(prompt(pair, "instruct", system)), trace=ending(pair.trace or ""))
-
-
 def more_words(tokenizer: dict[str, Any]) -> dict[str, Any]:
     """tokenizer.json with WORDS in the places of unused entries; every other word keeps its id."""
     vocabulary, pattern = tokenizer["model"]["vocab"], tokenizer["pre_tokenizer"]["pattern"]
@@ -96,13 +90,15 @@ def write(cfg: Config) -> None:
 
     def fill(part: Path) -> None:
         system = cli.read_prompt(str(world / "prompt.txt"))
+        prompt, ending = (grm.prompt, scored) if cfg.form == "scores" else (rrm.prompt, boxed)
         shutil.copytree(world / "start", part / "start")
         tokenizer = part / "start" / "tokenizer.json"
         tokenizer.write_text(json.dumps(more_words(read_json(tokenizer))), encoding="utf-8")
         for name in ("prompt.txt", "rl.jsonl", "held_out.jsonl"):
             shutil.copy(world / name, part / name)
         for name in ("sft.jsonl", "sft_held_out.jsonl"):
-            pairs = [reform(pair, cfg.form, system) for pair in load_pairs(str(world / name))]
+            pairs = [replace(pair, messages=tuple(prompt(pair, "instruct", system)), trace=ending(pair.trace or ""))
+                     for pair in load_pairs(str(world / name))]
             (part / name).write_text(save_pairs(pairs), encoding="utf-8")
 
     write_folder(cfg.out, settings, fill)
