@@ -187,9 +187,8 @@ def save_hf(policy: Policy, tokenizer: Any, path: Path, dtype: torch.dtype = tor
 
 
 def make_optimizer(policy: Policy, cfg: Any) -> torch.optim.AdamW:
-    """AdamW with the settings of a stage; on a GPU in one kernel, which needs no temporary memory."""
-    fused = next(policy.parameters()).is_cuda
-    return torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay, fused=fused)
+    """AdamW with the settings of a stage, in one kernel: a single pass over memory, no temporary tensors."""
+    return torch.optim.AdamW(policy.parameters(), cfg.lr, cfg.betas, weight_decay=cfg.weight_decay, fused=True)
 
 
 def optimizer_step(policy: Policy, optimizer: torch.optim.Optimizer, lr: float, max_norm: float) -> float:

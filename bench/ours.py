@@ -53,7 +53,6 @@ class Product:
     def __init__(self, folder: str, settings: Settings, budget: int, reference: bool = True):
         self.policy = model.load_policy(folder)
         self.reference = model.load_policy(folder).requires_grad_(False) if reference else None
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), settings.lr, (0.9, 0.999), weight_decay=0.0)
         self.settings = settings
         shared: dict[str, Any] = {"micro_batch_tokens": budget, "lr": settings.lr, "lr_schedule": "constant",
                                   "compute_dtype": "float32", "checkpointing": False, "steps": 10**6}
@@ -63,6 +62,7 @@ class Product:
             mini_batch=settings.prompts // settings.updates, max_response_tokens=settings.max_response,
             weight_decay=0.0, kl_coef=settings.kl_coef, **shared,
         )
+        self.optimizer = model.make_optimizer(self.policy, self.grpo)
         self.sampler = TorchSampler(self.policy.lm, make_tokenizer(self.policy.lm.config.vocab_size), shared=True)
 
     def sft_repeat(self, groups: Sequence[Group], side: Side) -> None:

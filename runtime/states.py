@@ -27,8 +27,7 @@ def _state(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
         policy.reshard()  # after a scoring pass the root's weights are still gathered copies
     for name, parameter in policy.named_parameters():
         moments = optimizer.state[parameter]
-        fused = bool(optimizer.defaults.get("fused"))  # then the step counts where the weights are
-        moments.setdefault("step", torch.zeros((), device=parameter.device if fused else "cpu"))
+        moments.setdefault("step", torch.zeros((), device=parameter.device))  # where a fused optimiser counts
         moments.setdefault("exp_avg", torch.zeros_like(parameter.detach()))
         moments.setdefault("exp_avg_sq", torch.zeros_like(parameter.detach()))
         tensors[f"policy.{name}"] = parameter.detach()
