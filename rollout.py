@@ -357,12 +357,11 @@ def _why_not_vllm(path: str) -> str:
 
 
 def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch", context: int | None = None,
-                 tp: int = 1, memory: float = 0.9,
                  template_args: Sequence[str] = ()) -> TorchSampler | VLLMSampler:
     """A judge from a `from_pretrained` folder, a run folder or a hub id, on the GPU where there is one.
 
-    vLLM holds its real weights and never sleeps; it may take `memory` of a GPU and makes room for `context` tokens
-    of prompt and response together (None: all that the model was made for).
+    vLLM holds its real weights and never sleeps; it may fill nine tenths of one GPU and makes room for `context`
+    tokens of prompt and response together (None: all that the model was made for).
     """
     import torch
 
@@ -371,9 +370,8 @@ def load_sampler(path: str, dtype: str = "float32", kind: SamplerKind = "torch",
     from model import load_policy
 
     tokenizer = load_tokenizer(path, template_args)
-    if which_sampler(kind, path, tp)[0] == "vllm":
-        room = context_tokens(path) if context is None else context
-        return VLLMSampler(path, tokenizer, dtype, room, tp=tp, memory=memory, dummy=False)
+    if which_sampler(kind, path)[0] == "vllm":
+        return VLLMSampler(path, tokenizer, dtype, context or context_tokens(path), memory=0.9, dummy=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TorchSampler(load_policy(path, getattr(torch, dtype)).to(device).lm, tokenizer)
 

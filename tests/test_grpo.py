@@ -514,3 +514,11 @@ def test_what_cannot_run_is_refused_before_anything_is_written(world, tmp_path, 
 def test_a_group_of_one_serves_a_method_that_needs_no_group(world, tmp_path):
     method = grpo.Method(advantage=lambda rewards, scale_by_std: rewards)
     grpo.train(small(world, tmp_path / "out", steps=1, group_size=1, held_out=""), method)
+
+
+def test_an_instruct_preset_wants_its_stage_1_or_any_model_that_is_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grpo.cli, "check_hardware", lambda preset: None)
+    for named, said in (("runs/sft", "run sft.py first"), ("owner/name", "neither a folder nor a hub model")):
+        with pytest.raises(UserError, match=said):
+            grpo.set_up(dataclasses.replace(grpo.PRESETS["paper-7b-instruct"], model=named), grpo.Method())

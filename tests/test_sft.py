@@ -114,6 +114,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_state(world, tmp_path, 
     assert run_folder.latest_checkpoint(tmp_path / "run").name == "step_000005"
     sft.train(small(world, tmp_path / "run", steps=7))
     assert [row["optim/skipped"] for row in logged(tmp_path / "run")] == [1] * 5 + [0] * 2
+    monkeypatch.setattr(head, "_logits", lambda *args: honest(*args) * (1 if torch.is_grad_enabled() else math.nan))
+    with pytest.raises(UserError, match="no held-out loss was finite"):
+        sft.train(small(world, tmp_path / "unseen", steps=2))
 
 
 def test_without_held_out_the_last_weights_are_exported(world, tmp_path):

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +52,7 @@ def test_an_export_has_a_model_card(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs/sft").mkdir(parents=True)
     other = about(SimpleNamespace(model="runs/sft", data="d"), Asked(), {}, card)
+    assert about(CFG, Asked(), {}, partial(card))["prompt"] == "partial", "a callable without code"
     page = card(other | {"template_args": {}})
     assert "base_model" not in page and "judge_file.py" in page and "[[A]]" not in page, "a prompt of another file"
 
@@ -68,6 +70,7 @@ def test_a_judge_is_asked_as_it_was_trained(tmp_path, capsys):
     ({"wording": "Judge. {data}"}, Asked("plain", "Judge. {data}", 60), ""),
     ({"max_tokens": 9}, Asked("plain", "Judge. {data}", 9), ""),
     ({"wording": "Other {data}"}, Asked("plain", "Other {data}", 60), "--prompt-file"),
+    ({"wording": ""}, Asked("plain", "", 60), "--prompt-file"),
     ({"style": "instruct"}, Asked("instruct", None, 60), "--style"),
     ({"style": "rubrics", "wording": "Mine"}, Asked("rubrics", "Mine", 60), "--style"),
     ({"template_args": ("a=1",)}, Asked("plain", "Judge. {data}", 60, {"a": 1}), "--template-args")])
