@@ -34,16 +34,15 @@ from cor_prompt import Style, Trace, parse_trace, render
 from data import Message, Pair, read_pair
 from formats.layouts import read_messages, read_row
 from formats.readers import read_rows
-from judging import ranking, verdicts
+from judging import ranking, serving, verdicts
 from judging.endpoint import Server
-from judging.serving import Refused, make_server
 from judging.verdicts import Judgement, NothingJudged, check_sampling, judge_pairs, likely_cause, reasons
 from loading.judge_file import Asked, how_to_ask
 from reward import Letter
 from rollout import Chat, load_sampler
 from runtime import cli, disk
 from runtime.errors import UserError, printable
-from runtime.run_folder import RunFolder
+from runtime.run_folder import RunFolder, digests
 from runtime.seeds import derive_seed, digest
 
 Method = Literal["knockout", "win-rate"]
@@ -347,7 +346,7 @@ def serve(cfg: Serve) -> None:
     """Load the judge, say where it listens, answer until Ctrl-C."""
     check_sampling(cfg.votes, cfg.sampling_temperature())
     judge = judge_of(cfg, cfg.asked(cfg.max_tokens))
-    server = make_server(lambda path, body: answer(cfg, judge, path, body), cfg.host, cfg.port)
+    server = serving.Server(lambda path, body: answer(cfg, judge, path, body), cfg.host, cfg.port)
     print(f"http://{cfg.host}:{server.server_port} answers POST /rewards and POST /rank", flush=True)
     server.serve_forever()
 
@@ -355,7 +354,7 @@ def serve(cfg: Serve) -> None:
 def answer(cfg: Serve, judge: Judge, path: str, body: dict[str, Any]) -> dict[str, Any]:
     """/rewards: the win rates in each group; /rank: a ranking of each; with both the number of verdicts."""
     if path not in ("/rewards", "/rank"):
-        raise Refused(404, "POST to /rewards or /rank")
+        raise serving.Refused(404, "POST to /rewards or /rank")
     if (method := body.get("method", "win-rate")) not in get_args(Method):
         raise UserError(f"'method' must be one of {', '.join(get_args(Method))}")
     how = cfg.votes, cfg.sampling_temperature(), cfg.both_orders
@@ -364,7 +363,7 @@ def answer(cfg: Serve, judge: Judge, path: str, body: dict[str, Any]) -> dict[st
         found: dict[str, Any] = {"rewards": judge.rewards(groups, *how)} if path == "/rewards" else {
             "rankings": [asdict(judge.rank(prompt, responses, method, *how)) for prompt, responses in groups]}
     except UserError as error:
-        raise Refused(502, f"the judge failed: {error}") from None
+        raise serving.Refused(502, f"the judge failed: {error}") from None
     silent = judge.outputs - before
     return found | {"verdicts": silent.pop("verdict", 0), "silent": dict(silent)}
 
@@ -408,11 +407,8 @@ def attempt(parse: Callable, where: str, number: int, row: dict[str, Any] | User
 
 def open_out(cfg: Source, system: str | None, has_model: bool) -> RunFolder:
     """The folder, which is refused if what makes a result has changed."""
-    read = {"command": type(cfg).__name__.lower(), "prompt_file": digest(system)}
-    if has_model and not cfg.base_url:
-        from loading.folder import weights_digest
-
-        read["model"] = weights_digest(cfg.model)
+    read = digests(cfg.model if has_model and not cfg.base_url else "", system)
+    read["command"] = type(cfg).__name__.lower()
     rows = {"data", "question", "a", "b", "responses", "json"} & vars(cfg).keys()  # they are compared one by one
     return RunFolder(cfg.out, replace(cfg, **{name: getattr(type(cfg), name) for name in rows}), read)
 

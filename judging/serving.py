@@ -28,11 +28,17 @@ class Refused(UserError):
 
 
 class Server(ThreadingHTTPServer):
+    """A server that is not running yet; port 0 takes a free one. UserError from `answer` is the client's mistake,
+    `Refused` says which status it gets, and any other error is a fault of this side, which is printed."""
+
     daemon_threads = True
     request_queue_size = 128  # connections that wait; with the usual 5 some of 32 clients are cut off
 
-    def __init__(self, answer: Answer, address: tuple[str, int]):
-        super().__init__(address, Handler)
+    def __init__(self, answer: Answer, host: str, port: int):
+        try:
+            super().__init__((host, port), Handler)
+        except (OSError, OverflowError) as error:
+            raise UserError(f"--host {host} --port {port}: cannot listen there ({error})") from None
         self.answer, self.lock = answer, threading.Lock()
 
     def handle_error(self, *_: Any) -> None:
@@ -82,12 +88,3 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *_: Any) -> None: ...
-
-
-def make_server(answer: Answer, host: str, port: int) -> Server:
-    """A server that is not running yet; port 0 takes a free one. UserError from `answer` is the client's mistake,
-    `Refused` says which status it gets, and any other error is a fault of this side, which is printed."""
-    try:
-        return Server(answer, (host, port))
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--host {host} --port {port}: cannot listen there ({error})") from None

@@ -22,8 +22,8 @@ def remedy(error: Exception) -> str:
     if isinstance(error, UserError):
         return said
     if type(error).__name__ == "OutOfMemoryError" or any(words in said for words in OUT_OF_MEMORY):
-        return ("out of memory: lower --micro-batch-tokens (or --at-once of an evaluation), or --engine-memory where "
-                "vLLM samples; --checkpointing and --offload-optimizer save more; the same command continues, and "
+        return ("out of memory: lower --micro-batch-tokens (or --at-once of an evaluation), or grpo.py's "
+                "--engine-memory; --checkpointing and --offload-optimizer save more; the same command continues, and "
                 "--dry-run N shows what a run on N GPUs needs")
     if "out of resource: shared memory" in said:  # Triton, of a kernel that does not fit the card
         return f"{said[:200]}: this card is too small for the kernel; try --compute-dtype bfloat16, or another card"

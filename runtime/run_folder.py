@@ -37,10 +37,11 @@ FREE = {  # settings that may change when a run is continued: where, how fast, h
 
 
 def digests(model: str, prompt: str | None, **pairs: Sequence[Any]) -> dict[str, str]:
-    """{setting: digest of what it names}: weights, prompt text, lists of pairs. Rank 0 reads, all ranks get them."""
+    """{setting: digest of what it names}: weights (without a `model`: none), prompt text, lists of pairs. Rank 0 reads,
+    all ranks get them."""
     found: dict[str, str] = {}
     if ranks.rank() == 0:
-        found = {"model": weights_digest(model), "prompt_file": digest(prompt)}
+        found = {"prompt_file": digest(prompt)} | ({"model": weights_digest(model)} if model else {})
         for name, some in pairs.items():
             found[name] = digest([digest([kv for kv in vars(one).items() if kv[1]]) for one in some])
     return ranks.gather(found)[0]

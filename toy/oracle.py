@@ -97,7 +97,7 @@ def make_server(cfg: Serve) -> serving.Server:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"{type(error).__name__}: {error}") from None
 
-    return serving.make_server(reply, "127.0.0.1", cfg.port)
+    return serving.Server(reply, "127.0.0.1", cfg.port)
 
 
 def serve(cfg: Serve) -> None:

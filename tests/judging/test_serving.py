@@ -30,7 +30,7 @@ class Breaks(Longer):
 def served(monkeypatch):
     sampler = Breaks()
     judge, cfg = Judge(sampler), Serve(model="m")
-    server = serving.make_server(lambda path, body: jd.answer(cfg, judge, path, body), "127.0.0.1", 0)
+    server = serving.Server(lambda path, body: jd.answer(cfg, judge, path, body), "127.0.0.1", 0)
     monkeypatch.setattr(reward_client, "URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(reward_client, "WAITS", ())
     sampler.port = server.server_port
@@ -95,7 +95,7 @@ def test_hostile_clients(served, capsys):
     served.broken = None
     assert post(served.port, "/rewards", ok)[0] == 200, "still there"
     with pytest.raises(UserError, match="--port"):
-        serving.make_server(lambda path, body: {}, "127.0.0.1", served.port)
+        serving.Server(lambda path, body: {}, "127.0.0.1", served.port)
 
 
 # ---- the client ----------------------------------------------------------------------------------------
