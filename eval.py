@@ -78,8 +78,7 @@ class Run(Server):
     at_once: int = 0
     """Verdicts asked in one call (samples), for which an interrupt waits; 0: 256, or four rounds of requests."""
     sampler: SamplerKind = "auto"
-    """What runs the model; auto: vllm where it is installed and suits the device, else torch. A model that needs
-    several GPUs is served: --base-url."""
+    """What runs the model; auto: vllm where it is installed and suits the device, else torch."""
     model_digest: tyro.conf.Suppress[str] = ""
     data_digest: tyro.conf.Suppress[str] = ""  # the three are filled in by the script, so that a retrained
     prompt_digest: tyro.conf.Suppress[str] = ""  # model or an edited file never continues an old log

@@ -157,9 +157,9 @@ class Judge:
         matches = list(combinations(range(size), 2))
         scores: Sequence[float] = (ranking.knockout(size, table, self.seed) if method == "knockout"
                                    else ranking.win_rates(size, matches, table(matches)))
+        order = sorted(range(size), key=lambda i: -scores[i])  # equal ones keep their order
         silent = self.outputs - before
-        return Ranking(tuple(ranking.best_first(scores)), tuple(map(float, scores)), table.asked,
-                       silent.pop("verdict", 0), dict(silent))
+        return Ranking(tuple(order), tuple(map(float, scores)), table.asked, silent.pop("verdict", 0), dict(silent))
 
     def rewards(self, groups: Sequence[Group], votes: int = 1, temperature: float = 0.0,
                 both_orders: bool = True) -> list[list[float]]:
@@ -297,7 +297,7 @@ def run(cfg: Pairs | Rank, sampler: Chat | None = None) -> None:
     asked = cfg.asked(cfg.max_tokens, loads=sampler is None)
     cfg = replace(cfg, style=asked.style, max_tokens=asked.max_tokens, template_args=asked.flags())
     render(Pair("", "", ({"role": "user", "content": ""},), "", "", "A"), asked.style, asked.wording)  # it is usable
-    found, folder = rows(cfg, given(cfg)), open_out(cfg, asked.wording, sampler is None) if cfg.out else None
+    found, folder = rows(cfg), open_out(cfg, asked.wording, sampler is None) if cfg.out else None
     if folder:
         skip_done(found, folder.path / "results.jsonl")
     judge = judge_of(cfg, asked, sampler)
@@ -386,17 +386,6 @@ def read_groups(body: dict[str, Any]) -> list[tuple[list[Message], list[str]]]:
     return found
 
 
-def given(cfg: Pairs | Rank) -> dict[str, Any]:
-    """The row that flags make; empty where rows come from elsewhere."""
-    responses = ({"response_a": cfg.a, "response_b": cfg.b} if isinstance(cfg, Pairs)
-                 else {"responses": list(cfg.responses)})
-    row = {"question": cfg.question, **responses}
-    flags = [value not in (None, []) for value in row.values()]
-    if any(flags) and (not all(flags) or cfg.data is not None):
-        raise UserError("--question and the responses go together, and without --data")
-    return row if any(flags) else {}
-
-
 def attempt(parse: Callable, where: str, number: int, row: dict[str, Any] | UserError) -> Any:
     """What `parse` makes of a row, or why it cannot."""
     try:
@@ -429,19 +418,25 @@ def mark(row: dict[str, Any] | UserError | None) -> str:
     return digest("unreadable" if isinstance(row, UserError) else row)
 
 
-def rows(cfg: Source, row: dict[str, Any]) -> Iterator[Row]:
-    """Rows from flags, file or standard input. A line that is no JSON object comes as the error that says so."""
-    if row:
-        yield "flags", 0, row
-        return
-    lines: Iterable[bytes]
-    name, lines = "standard input", sys.stdin.buffer
-    if cfg.data is not None:
-        name, path = cfg.data, Path(cfg.data)
-        if path.suffix != ".jsonl" or not path.is_file():
-            yield from ((where, number, found) for number, (where, found) in enumerate(read_rows(name)))
-            return
-        lines = path.read_bytes().split(b"\n")
+def rows(cfg: Pairs | Rank) -> Iterator[Row]:
+    """Rows from flags, file or standard input."""
+    responses = ({"response_a": cfg.a, "response_b": cfg.b} if isinstance(cfg, Pairs)
+                 else {"responses": list(cfg.responses)})
+    row = {"question": cfg.question, **responses}
+    flags = [value not in (None, []) for value in row.values()]
+    if any(flags) and (not all(flags) or cfg.data is not None):
+        raise UserError("--question and the responses go together, and without --data")
+    if any(flags):
+        return iter([("flags", 0, row)])
+    if cfg.data is None:
+        return decoded("standard input", sys.stdin.buffer)
+    if cfg.data.endswith(".jsonl") and Path(cfg.data).is_file():
+        return decoded(cfg.data, Path(cfg.data).read_bytes().split(b"\n"))
+    return ((where, number, found) for number, (where, found) in enumerate(read_rows(cfg.data)))
+
+
+def decoded(name: str, lines: Iterable[bytes]) -> Iterator[Row]:
+    """A line that is no JSON object comes as the error that says so."""
     for index, (number, line) in enumerate((n, line) for n, line in enumerate(lines, 1) if line.strip()):
         yield f"{name}:{number}", index, decode(line, f"{name}:{number}")
 

@@ -39,11 +39,6 @@ Values = Iterable[tuple[str, float]]  # pair_id, what one verdict (or two that a
 # ---- pairs -> changed pairs ----------------------------------------------------------------------------
 
 
-def without_question(pair: Pair) -> Pair:
-    """The responses alone, below an empty question."""
-    return replace(pair, context=({"role": "user", "content": ""},))
-
-
 def other_numbers(pair: Pair) -> Pair:
     """Every number of the conversation ends in another digit, three further on; the responses stay as they are.
 
@@ -87,7 +82,7 @@ def probed(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
     changed, contrasts = [(pair, other_numbers(pair)) for pair in pairs], contrast(pairs)
     found = {
         "as is": list(pairs),
-        "no question": [without_question(pair) for pair in pairs],
+        "no question": [replace(pair, context=({"role": "user", "content": ""},)) for pair in pairs],
         "other numbers": [after for before, after in changed if after != before],
         "own instruction": [own for own, _ in contrasts],
         "other instruction": [other for _, other in contrasts],

@@ -15,7 +15,7 @@ from itertools import combinations
 
 import numpy as np
 
-from judging.ranking import Match, best_first, knockout
+from judging.ranking import Match, knockout
 from runtime.seeds import derive_seed
 
 SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
@@ -48,7 +48,7 @@ def champion(known: Mapping[Match, float], count: int, item: str) -> tuple[bool,
         return [shares.get(m, 0.5) for m in level]
 
     survived = knockout(count, compare, derive_seed("rewardbench-2", item))
-    return best_first(survived)[0] == 0, unplayed
+    return survived[0] == max(survived), unplayed
 
 
 def item_cells(item: str, count: int, seen: Mapping[str, Sequence[Seen]]) -> Cells | None:

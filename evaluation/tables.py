@@ -78,12 +78,8 @@ def headline(result: Result) -> Grid:
         rules = f", {one['rules']} rules" if result["other_rules"] else ""
         grid.append([result["name"] + rules, *(number(name, one["table"][b][c]) for b, c in columns.values())])
         grid.append(["  95 % interval", *(span(name, one["intervals"][b][c]) for b, c in columns.values())])
-    return grid + [[model, *(printed(name, value) for value in values)] for model, values in published(name).items()]
-
-
-def published(name: str) -> dict[str, list[float | None]]:
-    """The rows of a benchmark in published.json, if it has any."""
-    return PUBLISHED[name]["rows"] if name in PUBLISHED else {}
+    published = PUBLISHED.get(name, {"rows": {}})["rows"]
+    return grid + [[model, *(printed(name, value) for value in values)] for model, values in published.items()]
 
 
 def printed(name: str, value: float | None) -> str:
@@ -215,7 +211,7 @@ def plot_result(folder: Path, result: Result) -> None:
         own = [one["table"][b][c] for b, c in columns.values()]
         label = result["name"] + (f", {one['rules']} rules" if result["other_rules"] else "")
         bars[label] = [None if v is None else scale * v for v in own]
-    for model, values in published(name).items():
+    for model, values in PUBLISHED.get(name, {"rows": {}})["rows"].items():
         if None not in values[: len(columns)] and not model.endswith("logs"):
             bars[model] = values[: len(columns)]
     size = max(6.0, 1.0 + 0.22 * len(columns) * (len(bars) + 1)), 3.6

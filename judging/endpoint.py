@@ -126,8 +126,9 @@ class EndpointSampler:
                 failed = error
             if failed.status in (400, 413, 422) or ((failed.status or 0) >= 500 and failed.too_long):
                 return self._give_way(failed, sent, partial(self._ask, messages, seed, temperature), max_tokens)
-            if failed.final:
-                raise self._failure(failed)
+            status = failed.status or 500
+            if "insufficient_quota" in failed.words or (status < 500 and status not in (408, 409, 429)):
+                raise self._failure(failed)  # no other attempt can help
             if attempt < self.retries:
                 self._back_off(failed, attempt)
         if failed.unreadable and self._known:  # a server that works, but not for this conversation
@@ -193,12 +194,6 @@ class Failed(Exception):
         """Prompt, or prompt and --max-tokens, exceed the context; a gateway that waited too long says neither."""
         about = re.search("context|token|prompt|input|message", self.words)
         return self.status == 413 or bool(about and TOO_LONG.search(self.words))
-
-    @property
-    def final(self) -> bool:
-        """No other attempt can help."""
-        status = self.status or 500
-        return "insufficient_quota" in self.words or (status < 500 and status not in (408, 409, 429))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,11 +298,10 @@ def read_kept(path: Path) -> dict[str, Reply]:
             reply = Reply(**row["reply"])
             counts = reply.prompt_tokens, reply.response_tokens
             ok = isinstance(reply.text, str) and reply.finish_reason in ("stop", "length")
-            ok = ok and isinstance(row["key"], str) and all(type(n) is int and n >= 0 for n in counts)
+            if not (ok and isinstance(row["key"], str) and all(type(n) is int and n >= 0 for n in counts)):
+                raise TypeError
         except (KeyError, TypeError):
-            ok = False
-        if not ok:
-            raise UserError(f"{path}:{number}: not a reply of this server; use another folder")
+            raise UserError(f"{path}:{number}: not a reply of this server; use another folder") from None
         if reply.text != "(no reply: malformed answer)":  # an error that was once kept as a reply is asked again
             known[row["key"]] = reply
     return known

@@ -73,8 +73,3 @@ def win_rates(count: int, matches: Sequence[Match], outcomes: Sequence[float]) -
         shares[i].append(outcome)
         shares[j].append(1 - outcome)
     return [sum(own) / len(own) if own else 0.5 for own in shares]
-
-
-def best_first(scores: Sequence[float]) -> list[int]:
-    """Places of the scores, the highest first; equal ones keep their order."""
-    return sorted(range(len(scores)), key=lambda i: -scores[i])
