@@ -318,11 +318,8 @@ def intervals(benchmark: Benchmark, outcomes: Sequence[Outcome], compat: Compat 
     """
     drawn = make_table(benchmark, resample(outcomes, draws, seed), compat)
 
-    def interval(values: Any) -> Any:
-        if not isinstance(values, np.ndarray):
-            return values if values is None else (values, values)
-        low, high = np.percentile(values, (2.5, 97.5))
-        return float(low), float(high)
+    def interval(values: Any) -> tuple[float, ...] | None:
+        return None if values is None else tuple(np.percentile(values, (2.5, 97.5)).tolist())
 
     return {block: {name: interval(values) for name, values in rows.items()} for block, rows in drawn.items()}
 

@@ -136,14 +136,11 @@ def read_judgement(row: Row, where: str, rule: Rule | None = None) -> Judgement:
     try:
         judgement = Judgement(**row)
         texts = judgement.pair_id, judgement.source, judgement.category, judgement.text, *judgement.meta.values()
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a name or a text is none")
         letters = judgement.order in ("AB", "BA"), judgement.winner in ("A", "B"), judgement.verdict in ("A", "B", None)
-        if not all(letters):
-            raise TypeError("order, winner or verdict is no such letter")
         numbers = judgement.sample, judgement.response_tokens
-        if not isinstance(judgement.correct, bool) or not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
-            raise TypeError("sample, correct or response_tokens is no such number")
+        if not (all(isinstance(text, str) for text in texts) and all(letters) and isinstance(judgement.correct, bool)
+                and all(type(n) is int and 0 <= n < 2**31 for n in numbers)):
+            raise TypeError("a value is of another kind")
         return judgement if rule is None else replace(judgement, verdict=parse_verdict(judgement.text, rule))
     except (TypeError, AttributeError) as error:
         raise UserError(f"{where}: not a verdict as eval.py logs it ({error})") from None
