@@ -13,7 +13,6 @@ import contextlib
 import io
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -49,24 +48,19 @@ class Output(NamedTuple):
 def run_cells(cells: list[Cell]) -> list[Output]:
     """What each code cell prints and draws, in one namespace; an error is raised as the cell raised it."""
     import matplotlib
-    import torch
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     space: dict[str, Any] = {"__name__": "__main__"}
-    path, printed = sys.path[:], []
-    try:
-        for number, cell in enumerate(cells):
-            out = io.StringIO()
-            if cell.kind == "code":
-                with contextlib.redirect_stdout(out):
-                    exec(compile(cell.text, f"{SOURCE.name}, cell {number}", "exec"), space)
-            printed.append(Output(out.getvalue(), [as_png(plt.figure(number)) for number in plt.get_fignums()]))
-            plt.close("all")
-    finally:
-        sys.path[:] = path
-        torch.set_printoptions(profile="default")
+    printed = []
+    for number, cell in enumerate(cells):
+        out = io.StringIO()
+        if cell.kind == "code":
+            with contextlib.redirect_stdout(out):
+                exec(compile(cell.text, f"{SOURCE.name}, cell {number}", "exec"), space)
+        printed.append(Output(out.getvalue(), [as_png(plt.figure(number)) for number in plt.get_fignums()]))
+        plt.close("all")
     return printed
 
 

@@ -157,14 +157,12 @@ def run_exercises(cfg: Exercises) -> None:
     wanted = [row.name for patch in chosen for row in sides(patch).values()]
     miniature.execute([task for seed in cfg.seeds
                        for task in miniature.plan(rows, wanted, seed, str(EXERCISED), cfg.steps)])
-    found: dict[str, Any] = {patch.name: {} for patch in patches}  # of all finished runs, not only of those just made
-    for seed in sorted(int(side.name.removeprefix("seed-")) for side in EXERCISED.glob("seed-*")):
-        tasks = {t.row: t for t in miniature.plan(rows, [r.name for r in rows], seed, str(EXERCISED), cfg.steps)}
+    found: dict[str, Any] = {patch.name: {} for patch in patches}
+    for task in miniature.finished(rows, str(EXERCISED), cfg.steps):
         for patch in patches:
-            for label, row in sides(patch).items():
-                if tasks[row.name].load():
-                    numbers = measured(tasks[row.name].folder, patch.says["Metric"])
-                    found[patch.name].setdefault(label, {})[str(seed)] = numbers
+            for label in (label for label, row in sides(patch).items() if row.name == task.row):
+                numbers = measured(task.folder, patch.says["Metric"])
+                found[patch.name].setdefault(label, {})[str(task.seed)] = numbers
     out = EXERCISED if cfg.steps else HERE
     write_whole(out / "exercises.json", json.dumps(found, separators=(",", ":")) + "\n")
     print("\n".join(" | ".join(row) for row in overview(found, patches)))

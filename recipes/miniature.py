@@ -302,6 +302,12 @@ def code_digest() -> str:
     return digest([[str(file.relative_to(PROJECT)), file.read_text(encoding="utf-8")] for file in files])
 
 
+def finished(rows: Sequence[Row], root: str, steps: int = 0) -> list[Task]:
+    """What is done of all seeds under `root`, not only of those just run."""
+    seeds = sorted(int(side.name.removeprefix("seed-")) for side in Path(root).glob("seed-*"))
+    return [task for seed in seeds for task in plan(rows, [row.name for row in rows], seed, root, steps) if task.load()]
+
+
 # ---- running -------------------------------------------------------------------------------------------
 
 
@@ -392,11 +398,9 @@ def run_rows(cfg: Run) -> None:
         print("\n".join(command for task in tasks for command in (f"# {task.row}", *task.commands)))
         return
     execute(tasks)
-    root, names = Path(cfg.root), [row.name for row in ROWS]
-    seeds = [int(side.name.removeprefix("seed-")) for side in root.glob("seed-*")]  # all, not only those just run
-    every = [task for seed in sorted(seeds) for task in plan(ROWS, names, seed, cfg.root, cfg.steps) if task.load()]
-    done = [(str(task.seed), task.folder, task.record) for task in sorted(every, key=lambda task: task.row)]
-    miniature_results.collect(done, root if cfg.steps else RESULTS)
+    done = sorted(finished(ROWS, cfg.root, cfg.steps), key=lambda task: task.row)
+    miniature_results.collect([(str(task.seed), task.folder, task.record) for task in done],
+                              Path(cfg.root) if cfg.steps else RESULTS)
 
 
 def main() -> None:
