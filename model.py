@@ -94,7 +94,7 @@ def build_policy(kind: type[P], auto: Any, config: Any, dtype: torch.dtype, mesh
     policy.to_empty(device=device if mesh is not None else "cpu")
     if config.tie_word_embeddings and hasattr(lm, "lm_head"):  # to_empty gives each module a tensor of its own
         lm.lm_head.weight = lm.model.embed_tokens.weight
-    if hasattr(scaled := lm.model.embed_tokens, "scalar_embed_scale"):  # Gemma's: as the frequencies, in no file
+    if hasattr(scaled := lm.model.embed_tokens, "scalar_embed_scale"):  # Gemma's; no file holds it
         scaled.embed_scale.fill_(scaled.scalar_embed_scale)
     lm.model.rotary_emb = type(lm.model.rotary_emb)(config=config).to(lm.model.embed_tokens.weight.device)
     return policy
@@ -141,7 +141,7 @@ def make_mesh(compute_dtype: torch.dtype, shard_ranks: int = 0) -> Any:
 def grow_segments() -> None:
     """Let the allocator on a GPU lengthen its blocks: rows differ in width, and fixed blocks would leave gaps.
 
-    It is set when the engine is there: in the environment the same setting breaks vLLM with --tp 2 or more.
+    It is set here, after the engine is made: as an environment variable it breaks vLLM with --tp 2 or more.
     """
     if torch.cuda.is_available() and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")

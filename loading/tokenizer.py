@@ -16,7 +16,7 @@ from runtime.errors import UserError
 def load_tokenizer(path: str, template_args: Sequence[str] = ()) -> Any:
     """The folder's fast tokenizer; UserError without a chat template or an end-of-turn token.
 
-    The template arguments of the folder's judge.json, and `template_args` (name=value) in their place, go to the chat
+    The template arguments of the folder's judge.json, overridden by `template_args` (name=value), go to the chat
     template whenever it is rendered.
     """
     from transformers import PreTrainedTokenizerFast

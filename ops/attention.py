@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BLOCK = 128  # FlexAttention's tile: rows for it are padded to a multiple, and are two tiles at least
+BLOCK = 128  # FlexAttention's tile: rows for it are padded to a multiple of it, at least two tiles
 FLEX = {"cuda": "inductor"}  # devices that use FlexAttention -> the backend of torch.compile that it needs there
 
 
@@ -56,7 +56,7 @@ def block_mask(group: Tensor, response: Tensor) -> Any:
     """(R, T), (R, T) -> the same rule as a BlockMask, which lets FlexAttention skip tiles nobody sees."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    group, response = group.int(), response.int()  # the kernels read them: half of the registers
+    group, response = group.int(), response.int()  # int32, because the kernels read them: half as many registers
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return sees(group[b, q], group[b, k], response[b, q], response[b, k], q, k)
@@ -86,7 +86,8 @@ def compiled_graphs() -> int:
 def grouped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
                       scaling: float | None = None, spans: list | None = None,
                       **_: Any) -> tuple[Tensor, None]:
-    """SDPA with a boolean mask or spans, (rows, heads, T, dim) in, (rows, T, heads, dim) out; ValueError without.
+    """SDPA with a boolean mask or spans, (rows, heads, T, dim) in, (rows, T, heads, dim) out; ValueError if both
+    are missing.
 
     On a CPU grouped keys and values stay as they are: the stock path repeats the whole cache at every token.
     """

@@ -27,7 +27,7 @@ def join_ranks(timeout_minutes: float = PATIENCE) -> None:
 
 
 def wait_longer(mesh: Any) -> None:
-    """Give the groups of a mesh the patience of the whole group; on GPUs theirs is ten minutes."""
+    """Give the groups of a mesh the default group's timeout; on GPUs they would have ten minutes."""
     from torch.distributed.distributed_c10d import _set_pg_timeout
 
     for group in mesh.get_all_groups():

@@ -4,7 +4,7 @@ GB are 1e9 bytes. n parameters, s GPUs that share one copy of them, c bytes of t
 size, V vocabulary, T tokens of the largest micro-batch. No GPU and no weights are needed, and nothing here was fitted
 to a measured run: the constants under "guesses" are guesses, the rest is counted.
 
-    python grpo.py --preset paper-14b-reasoning --dry-run 8 --gpu-gb 141      exit code 2 if such a run cannot be
+    python grpo.py --preset paper-14b-reasoning --dry-run 8 --gpu-gb 141      exit code 2 if such a run is not possible
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ QWEN2 |= {f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{size}B": QWEN2[f"Qwen/Qwen2.5-
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model decides memory: its widths, and exact numbers of parameters (head: 0 if tied)."""
+    """The sizes of a model that decide its memory: widths and exact numbers of parameters (head: 0 if tied)."""
 
     layers: int
     hidden: int
@@ -271,7 +271,7 @@ def _phases(cfg: Any, shape: Shape, ranks: int, gpu_gb: float) -> dict[str, dict
     return {"training": training_memory(cfg, shape, ranks)} | sampling
 
 
-# ---- in print ------------------------------------------------------------------------------------------
+# ---- the report -----------------------------------------------------------------------------------------
 
 
 def report(cfg: Any, shape: Shape, ranks: int, gpu_gb: float) -> str:
@@ -302,7 +302,7 @@ def report(cfg: Any, shape: Shape, ranks: int, gpu_gb: float) -> str:
 
 
 def dry_run(cfg: Any) -> None:
-    """Print the report for `cfg.dry_run` GPUs; UserError (exit code 2) for sizes or layouts that cannot be."""
+    """Print the report for `cfg.dry_run` GPUs; UserError (exit code 2) for sizes or layouts that are not possible."""
     check_positive(cfg, "dry_run", "gpu_gb", *(("tp", "engine_memory") if _second_stage(cfg) else ()))
     shape = read_shape(cfg.model)
     refuse(cfg, shape, cfg.dry_run)
