@@ -34,6 +34,7 @@ from evaluation.outcomes import budget_curve, read_judgement, read_log, score_ro
 from judging.endpoint import Server
 from judging.pointwise import Pointwise, judge_scalar
 from judging.verdicts import Judgement, NothingJudged, check_sampling, judge_pairs, likely_cause
+from loading.folder import context_tokens, weights_digest
 from loading.judge_file import Asked
 from reward import Rule
 from rollout import load_sampler, which_sampler
@@ -144,8 +145,6 @@ def resolve(cfg: Run, pairs: Sequence[Pair], system: str | None, has_model: bool
     """The config with the engine that --sampler chooses and digests of what its paths hold. Raises UserError if
     --model holds no model."""
     if has_model and not cfg.base_url:
-        from loading.folder import weights_digest
-
         cfg = replace(cfg, model_digest=weights_digest(cfg.model))
         if not cfg.scalar:
             kind, why = which_sampler(cfg.sampler, cfg.model)
@@ -163,7 +162,6 @@ def make_sampler(cfg: Run, prompts: Sequence[Sequence[Message]], asked: Asked) -
     if cfg.base_url:
         out, own = Path(cfg.out), "" if ranks.world_size() == 1 else f"_{ranks.rank()}"
         return cfg.connect(out / f"replies{own}.jsonl", asked)
-    from loading.folder import context_tokens
     from loading.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(cfg.model, cfg.template_args)

@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, compress, islice
 from pathlib import Path
-from types import NoneType
 from typing import Any, Literal, get_args
 
 from cor_prompt import Style, Trace, parse_trace, render
@@ -200,6 +199,8 @@ def response_text(response: Response) -> str:
     """A text, the messages of a turn, or None where nothing was written."""
     if response is None or isinstance(response, str):
         return clean(response or "")
+    if not isinstance(response, Sequence):
+        raise UserError("a response must be a text, a list of messages or null")
     turns = read_messages([without_none(turn) for turn in response], "a response", "response") if response else ()
     return "\n\n".join(clean(turn["content"]) for turn in turns)
 
@@ -375,10 +376,8 @@ def read_groups(body: dict[str, Any]) -> list[tuple[list[Message], list[str]]]:
     found = []
     for number, group in enumerate(groups):
         prompt, responses = (group.get("prompt"), group.get("responses")) if isinstance(group, dict) else (None, None)
-        if (not isinstance(prompt, (str, list)) or not isinstance(responses, list) or not 0 < len(responses) <= MOST
-                or not all(isinstance(response, (str, list, NoneType)) for response in responses)):
-            raise UserError(f"group {number}: needs a 'prompt' (text or messages) and 1 to {MOST} 'responses', each "
-                            "a text, a list of messages or null")
+        if not isinstance(prompt, (str, list)) or not isinstance(responses, list) or not 0 < len(responses) <= MOST:
+            raise UserError(f"group {number}: needs 'prompt' (text or messages) and 1 to {MOST} 'responses' in a list")
         try:
             found.append((list(messages(prompt)), [response_text(response) for response in responses]))
         except UserError as error:

@@ -167,7 +167,7 @@ def _judged(benchmark: Benchmark, judgements: Sequence[Judgement], where: str) -
             slot, of, correct = f"{int(meta['first'])}-{int(meta['second'])}", int(meta["responses"]), lead(judgements)
             if (found := read_scores(one.text)) is not None:
                 scores = found if one.winner == "A" else found[::-1]  # A as shown is the first response or the second
-            group, item, slot = _best_of_four(group, item, slot)
+            item, group, slot = _best_of_four(group, item, slot)
     except (KeyError, ValueError) as error:
         raise UserError(f"{where}: not a verdict on {benchmark}, its meta has no {error}; judge with "
                         f"eval.py run --benchmark {benchmark}") from None
@@ -175,11 +175,11 @@ def _judged(benchmark: Benchmark, judgements: Sequence[Judgement], where: str) -
 
 
 def _best_of_four(subset: str, item: str, match: str) -> tuple[str, str, str]:
-    """(group, item, slot) of RewardBench 2; in Ties the rows ref:7 and tied:7 are one item."""
+    """(item, group, slot) of RewardBench 2; in Ties the rows ref:7 and tied:7 are one item."""
     if subset == "Ties":
         kind, _, number = item.removeprefix("Ties/").partition(":")
         item, match = f"Ties/{int(number):09d}", f"{kind}:{match}"
-    return f"rewardbench-2/{subset}", item, match
+    return item, f"rewardbench-2/{subset}", match
 
 
 def _tabled(benchmark: Benchmark, row: Row, where: str) -> Iterator[Outcome]:
@@ -199,8 +199,8 @@ def _tabled(benchmark: Benchmark, row: Row, where: str) -> Iterator[Outcome]:
             raise UserError(f"{where}: 'scores' must be a list of numbers, the 'num_correct' right ones first")
         item = f"{group}/{read_id(row, 'id', where)}"
         for i, j in ((i, j) for i in range(right) for j in range(right, len(numbers)) if i == 0 or j == right):
-            names = _best_of_four(group, item, f"{i}-{j}")
-            yield Outcome(names[1], names[0], names[2], 0.0, len(numbers), (float(numbers[i]), float(numbers[j])))
+            both = float(numbers[i]), float(numbers[j])
+            yield Outcome(*_best_of_four(group, item, f"{i}-{j}"), 0.0, len(numbers), both)
     elif benchmark == "rm-bench":
         item = read_id(row, "id", where)
         for f, k in product(range(3), range(3)):
