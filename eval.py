@@ -80,9 +80,10 @@ class Run(Server):
     """Verdicts asked in one call (samples), for which an interrupt waits; 0: 256, or four rounds of requests."""
     sampler: SamplerKind = "auto"
     """What runs the model; auto: vllm where it is installed and suits the device, else torch."""
+    # The script fills in the next three, so that a retrained model or an edited file never continues an old log.
     model_digest: tyro.conf.Suppress[str] = ""
-    data_digest: tyro.conf.Suppress[str] = ""  # the three are filled in by the script, so that a retrained
-    prompt_digest: tyro.conf.Suppress[str] = ""  # model or an edited file never continues an old log
+    data_digest: tyro.conf.Suppress[str] = ""
+    prompt_digest: tyro.conf.Suppress[str] = ""
 
 
 def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
     if cfg.benchmark in BOTH_ORDERS and not (cfg.scalar or cfg.pointwise):
         cfg = replace(cfg, both_orders=True)
     shown = [*pairs, *map(swap, pairs)] if cfg.both_orders else pairs
-    prompts = [render(pair, asked.style, asked.wording) for pair in shown]  # refuses what cannot be shown at once
+    prompts = [render(pair, asked.style, asked.wording) for pair in shown]  # raises now for a pair that cannot be shown
     cfg = resolve(cfg, pairs, asked.wording, sampler is None)
     names, judged = names_of(cfg, pairs), {}
     for budget in cfg.max_tokens:
@@ -104,8 +105,10 @@ def evaluate(cfg: Run, sampler: Any = None) -> dict[str, Any]:
         one = replace(cfg, out=out, max_tokens=(budget,))
         folder = RunFolder(out, one).path
         found = verdicts_so_far(folder, names)
-        while not names_of(cfg, wanted := due(cfg.benchmark, pairs, found.values(), cfg.scalar or cfg.pointwise)
-                           ) <= found.keys():
+        while True:  # once, but for RewardBench 2: its knockout asks for one level after another
+            wanted = due(cfg.benchmark, pairs, found.values(), cfg.scalar or cfg.pointwise)
+            if names_of(cfg, wanted) <= found.keys():
+                break
             sampler = sampler or make_sampler(cfg, prompts, asked)
             ranks.gather(None)  # a server's kept replies have been read by all before any rank adds to them
             judge_missing(one, sampler, wanted, asked, found)
@@ -181,7 +184,7 @@ def say(line: str) -> None:
 
 
 def verdicts_so_far(folder: Path, names: set[Key]) -> dict[Key, Judgement]:
-    """Verdicts so far, of all ranks. Between the gatherings nobody writes."""
+    """Verdicts so far, of all ranks. No rank writes between the two gather calls."""
     ranks.gather(None)
     paths = sorted(folder.glob("judgements*.jsonl"))
     for path in paths if ranks.rank() == 0 else []:
@@ -205,9 +208,9 @@ def judge_missing(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, f
     """Ask for this rank's share of the missing verdicts; each goes to its log and into `found`. Ctrl-C and SIGTERM
     wait for the running call."""
     missing = names_of(cfg, pairs) - found.keys()
-    unfinished = {key[:2] for key in missing}
+    unfinished = {key[:2] for key in missing}  # (source, pair_id)
     mine = [pair for pair in pairs if (pair.source, pair.pair_id) in unfinished][ranks.rank() :: ranks.world_size()]
-    done = {key[:3] for key in found} - {key[:3] for key in missing}
+    done = {key[:3] for key in found} - {key[:3] for key in missing}  # (source, pair_id, order)
     log = Path(cfg.out, "judgements.jsonl" if ranks.world_size() == 1 else f"judgements_{ranks.rank()}.jsonl")
     at_once = cfg.at_once or (4 * cfg.concurrency * cfg.votes if cfg.base_url else 256)
     step = max(1, at_once // (cfg.votes * (1 + cfg.both_orders)))
@@ -232,7 +235,7 @@ def judge_missing(cfg: Run, sampler: Any, pairs: Sequence[Pair], asked: Asked, f
                                      max_tokens=max_tokens, seed=cfg.seed, both_orders=cfg.both_orders, rule=cfg.rule,
                                      system=asked.wording, at_once=at_once, done=done)
             for judgement in judged:
-                if key_of(judgement) in found:  # a sibling of the sample that was missing
+                if key_of(judgement) in found:  # asked again with another sample of its pair, which was missing
                     continue
                 file.write(dumps(asdict(judgement)) + "\n")
                 file.flush()

@@ -77,7 +77,7 @@ class Verdict:
 @dataclass(frozen=True)
 class Ranking:
     """`order`: places in the list, best first; after a knockout only the first says anything. `scores[i]` are
-    win rates or levels survived, as the method has it. `comparisons` of two texts were put to the judge, which
+    win rates or levels survived, depending on the method. `comparisons` of two texts were put to the judge, which
     gave `verdicts`; `silent` says why other outputs gave none. Without any verdict the order means nothing."""
 
     order: tuple[int, ...]
@@ -110,13 +110,13 @@ class Judge:
              temperature: float = 0.0, both_orders: bool = False) -> Verdict:
         """Which of the two responses is better?"""
         texts = response_text(response_a), response_text(response_b)
-        pair = Pair("pair", "judge", messages(context), *texts, winner="A")
-        return self.pairs([pair], votes, temperature, both_orders)[0]  # any winner will do
+        pair = Pair("pair", "judge", messages(context), *texts, winner="A")  # any winner will do
+        return self.pairs([pair], votes, temperature, both_orders)[0]
 
     def pairs(self, pairs: Sequence[Pair], votes: int = 1, temperature: float = 0.0,
               both_orders: bool = False) -> list[Verdict]:
-        """A verdict for each pair, whose `winner` is not looked at. Equal responses are a tie, about which nobody is
-        asked."""
+        """A verdict for each pair, whose `winner` is not looked at. Equal responses are a tie; the model is
+        not asked about them."""
         check_sampling(votes, temperature)
         differ = [pair.messages is not None or pair.response_a != pair.response_b for pair in pairs]
         judgements = judge_pairs(self.sampler, list(compress(pairs, differ)), self.style, n=votes,
@@ -130,7 +130,7 @@ class Judge:
 
     def table(self, groups: Sequence[Group], votes: int = 1,
               temperature: float = 0.0, both_orders: bool = True) -> ranking.Table:
-        """`compare` for ranking.py over the responses of all (context, responses) groups, numbered through. Samples
+        """`compare` for ranking.py over the responses of all (context, responses) groups, numbered in order. Samples
         depend on the texts alone, not on their places."""
 
         def ask(shown: Sequence[tuple[Any, Any]]) -> list[float]:
@@ -163,8 +163,8 @@ class Judge:
     def rewards(self, groups: Sequence[Group], votes: int = 1, temperature: float = 0.0,
                 both_orders: bool = True) -> list[list[float]]:
         """A reward for each response of each (context, responses) group: its win rate against the others of its
-        group, 0..1 (0.5 where it is alone). All verdicts are one call. Warns if there is not one, for then all win
-        rates are 0.5."""
+        group, 0..1 (0.5 where it is alone). All comparisons are asked together. Warns if no output has a
+        verdict, because all win rates are then 0.5."""
         before = Counter(self.outputs)
         table, matches, start = self.table(groups, votes, temperature, both_orders), list[ranking.Match](), 0
         for _, responses in groups:
@@ -210,7 +210,7 @@ def without_none(turn: Any) -> Any:
 
 
 def clean(text: str) -> str:
-    """Half a surrogate pair is no character and cannot be encoded: a question mark takes its place."""
+    """Replace unpaired surrogates, which cannot be encoded, by question marks."""
     return text.encode(errors="replace").decode()
 
 
@@ -297,39 +297,41 @@ def run(cfg: Pairs | Rank, sampler: Chat | None = None) -> None:
     cfg.sampling_temperature()
     asked = cfg.asked(cfg.max_tokens, loads=sampler is None)
     cfg = replace(cfg, style=asked.style, max_tokens=asked.max_tokens, template_args=asked.flags())
-    render(Pair("", "", ({"role": "user", "content": ""},), "", "", "A"), asked.style, asked.wording)  # it is usable
-    found, folder = rows(cfg), open_out(cfg, asked.wording, sampler is None) if cfg.out else None
+    render(Pair("", "", ({"role": "user", "content": ""},), "", "", "A"), asked.style, asked.wording)  # or raises
+    found = rows(cfg)
+    folder = open_out(cfg, asked.wording, sampler is None) if cfg.out else None
     if folder:
         skip_done(found, folder.path / "results.jsonl")
     judge = judge_of(cfg, asked, sampler)
-    bad: list[UserError] = []
+    bad, answered = list[UserError](), 0
     while part := list(islice(found, at_once)):
-        read = [attempt(parse, *row) for row in part]
-        answers = iter(results(cfg, judge, [each for each in read if not isinstance(each, UserError)]))
-        for (_, number, row), each in zip(part, read, strict=True):
-            if isinstance(each, UserError):
-                bad.append(each)
-                record: dict[str, Any] = {"id": f"row-{number}", "error": str(each)}
-                text = f"==== row {number} is not judged: {one_line(str(each))}\n"
+        requests = [attempt(parse, *row) for row in part]  # what was read, or the UserError that says why not
+        answers = iter(results(cfg, judge, [each for each in requests if not isinstance(each, UserError)]))
+        for (_, number, row), request in zip(part, requests, strict=True):
+            if isinstance(request, UserError):
+                bad.append(request)
+                record: dict[str, Any] = {"id": f"row-{number}", "error": str(request)}
+                text = f"==== row {number} is not judged: {one_line(str(request))}\n"
             else:
+                answered += 1
                 record, text = next(answers)
             if folder:
                 folder.log({"row": mark(row)} | record, "results.jsonl")
             print(json.dumps(record) if cfg.json else text, flush=True)
     if judge.outputs and not judge.outputs["verdict"]:
         raise NothingJudged(likely_cause(judge.outputs))
-    if bad and not judge.outputs:
+    if bad and not answered:
         raise NothingJudged(f"none of {len(bad)} rows could be judged; {bad[0]}")
 
 
-def results(cfg: Pairs | Rank, judge: Judge, asked: Sequence[Any]) -> list[Result]:
+def results(cfg: Pairs | Rank, judge: Judge, requests: Sequence[Any]) -> list[Result]:
     """The results of rows as `parsed` or `candidates` gives them."""
     how = cfg.votes, cfg.sampling_temperature(), cfg.both_orders
     if isinstance(cfg, Pairs):
-        found = judge.pairs([pair for pair, _ in asked], *how)
-        return [show_pair(pair, labelled, verdict) for (pair, labelled), verdict in zip(asked, found, strict=True)]
+        found = judge.pairs([pair for pair, _ in requests], *how)
+        return [show_pair(pair, labelled, verdict) for (pair, labelled), verdict in zip(requests, found, strict=True)]
     return [show_ranking(name, responses, judge.rank(context, responses, cfg.method, *how))
-            for name, context, responses in asked]
+            for name, context, responses in requests]
 
 
 def judge_of(cfg: Settings, asked: Asked, sampler: Chat | None = None) -> Judge:
@@ -397,7 +399,7 @@ def open_out(cfg: Source, system: str | None, has_model: bool) -> RunFolder:
     """The folder, which is refused if what makes a result has changed."""
     read = digests(cfg.model if has_model and not cfg.base_url else "", system)
     read["command"] = type(cfg).__name__.lower()
-    rows = {"data", "question", "a", "b", "responses", "json"} & vars(cfg).keys()  # they are compared one by one
+    rows = {"data", "question", "a", "b", "responses", "json"} & vars(cfg).keys()  # skip_done compares them
     return RunFolder(cfg.out, replace(cfg, **{name: getattr(type(cfg), name) for name in rows}), read)
 
 
@@ -413,7 +415,7 @@ def skip_done(found: Iterator[Row], log: Path) -> None:
 
 
 def mark(row: dict[str, Any] | UserError | None) -> str:
-    """By what a row is known in the log."""
+    """The digest that identifies a row in the log."""
     return digest("unreadable" if isinstance(row, UserError) else row)
 
 

@@ -116,13 +116,13 @@ class EndpointSampler:
                 create = self._client.chat.completions.with_raw_response.create
                 return read_reply(create(**sent, extra_body=self.extra).content)
             except openai.APIStatusError as error:
-                bare = error.message == f"Error code: {error.status_code}"  # its words are elsewhere in the body
+                bare = error.message == f"Error code: {error.status_code}"  # the message is elsewhere in the body
                 failed = Failed(f"{error.message} - {error.body}" if bare else error.message, error.status_code,
                                 f"{error.code} {error.param}",
                                 seconds_to_wait(error.response.headers.get("retry-after", "")))
             except openai.APIConnectionError as error:
                 failed = Failed(str(error.__cause__ or error), status=0)
-            except Failed as error:  # in an answer that calls itself a success
+            except Failed as error:  # an error in a reply with status 200
                 failed = error
             if failed.status in (400, 413, 422) or ((failed.status or 0) >= 500 and failed.too_long):
                 return self._give_way(failed, sent, partial(self._ask, messages, seed, temperature), max_tokens)

@@ -83,7 +83,7 @@ class Pointwise:
 def judge_scalar(score: Callable[[Sequence[Message], str], float | None], pairs: Iterable[Pair],
                  both_orders: bool = False, done: Container[tuple[str, str, str]] = ()) -> Iterator[Judgement]:
     """What verdicts.judge_pairs yields, from scores: the text holds both, and the verdict as its parsers read it. No
-    response is seen beside another, so the second order repeats the first one's scores. Equal scores name nobody."""
+    response is seen beside another, so the second order repeats the first one's scores. Equal scores: no verdict."""
     for pair in pairs:
         check(pair)
         first, second = (score(pair.context, text) for text in (pair.response_a, pair.response_b))

@@ -6,7 +6,7 @@
 
 The conversation goes through the model's own chat template with the response as the assistant's turn, and no text
 in it can become a control token (cor_prompt.py). One sequence a forward, without padding: where a model reads its
-number must not depend on what stands beside it. Equal scores name nobody and count as wrong, as a missing verdict
+number must not depend on what stands beside it. Equal scores give no verdict and count as wrong, as a missing verdict
 does and as RewardBench and RM-Bench count them. Nothing that a model folder brings is executed.
 """
 
@@ -92,7 +92,7 @@ def load_scalar(path: str, dtype: str = "float32") -> ScalarModel:
 
 def pack(pair: Pair, tokenizer: Any) -> Group:
     """What both responses share as the prompt, then the winner and the loser, each with one token more: a response's
-    last token is never an input (batch.py), and the state that would predict the one behind it is the one to score."""
+    last token is never an input (batch.py), so the state that predicts the extra token is the last real one's."""
     check(pair)
     best = pair if pair.winner == "A" else swap(pair)
     both = [encode_reply(best.context, text, tokenizer) for text in (best.response_a, best.response_b)]

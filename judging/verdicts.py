@@ -142,7 +142,7 @@ def tally(judgements: Iterable[Judgement]) -> dict[str, float]:
     """accuracy (Eq. 3), verdict rate, share of A, mean length; with both orders also consistency.
 
     No verdict counts as wrong. A pair is consistent when the verdicts of both orders name one response;
-    with several samples per order, sample k is held against sample k.
+    with several samples per order, sample k is compared with sample k.
     """
     seen = list(judgements)
     verdicts = [j.verdict for j in seen]
