@@ -187,6 +187,12 @@ def test_equal_responses_are_a_tie_that_nobody_is_asked_about():
     assert Judge(sampler).pairs([PAIR, PAIR_OF_EQUALS, PAIR])[0].winner == "A" and len(sampler.conversations) == 2
 
 
+def test_a_tie_is_an_answer_also_beside_a_row_that_cannot_be_judged(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"question": "q", "response_a": "x", "response_b": "x"}\n{}\n')
+    jd.run(Pairs(model="m", data=str(tmp_path / "rows.jsonl")), Longer())
+    assert "verdict: tie" in capsys.readouterr().out
+
+
 def test_the_best_of_equals_is_a_tie(capsys):
     jd.run(jd.Rank(model="m", question="q", responses=("bb", "cc", "a")), Longer(["[[A]]"]))
     assert "best: a tie of 0, 1, 2" in capsys.readouterr().out
