@@ -26,7 +26,7 @@ def set_arguments(tokenizer: Any, arguments: Mapping[str, Any]) -> None:
     dated = {"date": DATE} if "strftime_now" in template else {}
     for name in arguments:
         if name not in dated and not re.search(rf"\b{re.escape(name)}\b", template):
-            raise UserError(f"--template-args {name}: the model's chat template does not use it")
+            raise UserError(f"--template-args {name}: the chat template of {tokenizer.name_or_path} does not use it")
     tokenizer.template_args = dated | dict(arguments)
 
 
