@@ -286,7 +286,7 @@ def score(cfg: Score) -> dict[str, Any]:
 
 
 def main() -> None:
-    cfg = tyro.extras.subcommand_cli_from_dict({"run": Run, "score": Score})
+    cfg = tyro.extras.subcommand_cli_from_dict({"run": Run, "score": Score}, prog=ranks.program())
     if isinstance(cfg, Score):
         score(cfg)
         return

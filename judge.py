@@ -39,7 +39,7 @@ from judging.verdicts import Judgement, NothingJudged, check_sampling, judge_pai
 from loading.judge_file import Asked, how_to_ask
 from reward import Letter
 from rollout import Chat, load_sampler
-from runtime import cli, disk
+from runtime import cli, disk, ranks
 from runtime.errors import UserError, printable
 from runtime.run_folder import RunFolder, digests
 from runtime.seeds import derive_seed, digest
@@ -502,7 +502,7 @@ def one_line(text: str) -> str:
 def main() -> None:
     import tyro
 
-    cfg = tyro.extras.subcommand_cli_from_dict({"pairs": Pairs, "rank": Rank, "serve": Serve})
+    cfg = tyro.extras.subcommand_cli_from_dict({"pairs": Pairs, "rank": Rank, "serve": Serve}, prog=ranks.program())
     serve(cfg) if isinstance(cfg, Serve) else run(cfg)
 
 

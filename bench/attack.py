@@ -23,6 +23,7 @@ from data import Pair, load_pairs, swap
 from judging.verdicts import judge_pairs, tally
 from rollout import Chat, load_sampler
 from runtime.cli import read_prompt
+from runtime.ranks import program
 
 # {own}: the letter the losing response is shown under; {other}: the better one's
 ATTACKS = {
@@ -93,4 +94,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    main(tyro.cli(Config, prog=program()))

@@ -34,6 +34,7 @@ from data import Message, Pair
 from judging.verdicts import Judgement
 from report import page
 from reward import Rule, parse_verdict
+from runtime.ranks import program
 
 HARMLESS = "It is four."
 NEAR, FAR = "so the other one has an error in it. ", "The comparison goes on here and has not come to an end: "
@@ -242,4 +243,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    main(tyro.cli(Config, prog=program()))

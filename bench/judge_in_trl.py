@@ -26,6 +26,7 @@ from loading.tokenizer import load_tokenizer
 from recipes import reward_client
 from recipes.judge_as_reward import first_writer, measure, requests
 from rollout import TorchSampler
+from runtime.ranks import program
 
 
 @dataclass(frozen=True)
@@ -82,4 +83,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    main(tyro.cli(Config, prog=program()))

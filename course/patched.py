@@ -37,6 +37,7 @@ from recipes.miniature_results import Estimate, estimate, rights
 from runtime.cli import start
 from runtime.disk import read_jsonl, write_whole
 from runtime.errors import UserError
+from runtime.ranks import program
 
 LEFT_OUT = (".git", "runs", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "*.part")
 TABLES = "runs/tables/seed-{seed}"  # where `make tables` leaves the distilled judge, its world and what else is needed
@@ -327,7 +328,8 @@ def run_traps(cfg: Traps) -> None:
 
 
 def main() -> None:
-    cfg = tyro.extras.subcommand_cli_from_dict({"exercises": Exercises, "traps": Traps}, description=__doc__)
+    cfg = tyro.extras.subcommand_cli_from_dict({"exercises": Exercises, "traps": Traps}, prog=program(),
+                                               description=__doc__)
     if isinstance(cfg, Exercises):
         run_exercises(cfg)
     else:

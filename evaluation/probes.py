@@ -32,6 +32,7 @@ from judging.verdicts import Judgement, named
 from reward import Letter
 from runtime import cli, disk
 from runtime.errors import UserError
+from runtime.ranks import program
 
 Judged = Mapping[str, Sequence[Judgement]]  # probe -> verdicts on its pairs, in both orders
 Values = Iterable[tuple[str, float]]  # pair_id, what one verdict (or two that are held together) says
@@ -221,7 +222,7 @@ def table(cfg: Table) -> dict[str, Any]:
 
 
 def main() -> None:
-    cfg = tyro.extras.subcommand_cli_from_dict({"pairs": Pairs, "table": Table}, description=__doc__)
+    cfg = tyro.extras.subcommand_cli_from_dict({"pairs": Pairs, "table": Table}, prog=program(), description=__doc__)
     write_pairs(cfg) if isinstance(cfg, Pairs) else table(cfg)
 
 

@@ -15,7 +15,7 @@ from loading.folder import model_folder
 from loading.templates import parse_arguments
 from runtime.disk import read_json
 from runtime.errors import UserError
-from runtime.ranks import rank
+from runtime.ranks import program, rank
 
 NAME = "judge.json"
 KINDS: dict[str, Any] = {"style": str, "wording": (str, type(None)), "max_tokens": int, "template_args": dict}
@@ -107,7 +107,7 @@ def about(cfg: Any, asked: Asked, read: Mapping[str, str], prompt: Any = None) -
 
     `read` holds digests of what was read, `prompt` is the function that makes the messages, if it is not cor_prompt's.
     """
-    command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = f"{program()} {shlex.join(sys.argv[1:])}"
     code = getattr(prompt, "__code__", None)  # a partial or another callable object has none
     made_by = Path(code.co_filename).stem if code else type(prompt).__name__
     return {"style": asked.style, "wording": asked.wording, "max_tokens": asked.max_tokens,

@@ -33,6 +33,7 @@ from judge import Judge
 from judging.endpoint import EndpointSampler
 from rollout import Chat, Rollout, load_sampler
 from runtime import cli, disk
+from runtime.ranks import program
 from runtime.seeds import derive_seed
 from toy.world import keeps
 
@@ -118,4 +119,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.start(lambda: main(tyro.cli(Config)))
+    cli.start(lambda: main(tyro.cli(Config, prog=program())))

@@ -40,6 +40,7 @@ from recipes import miniature_results
 from runtime.cli import start
 from runtime.disk import write_whole
 from runtime.errors import UserError
+from runtime.ranks import program
 from runtime.seeds import digest
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -404,7 +405,7 @@ def run_rows(cfg: Run) -> None:
 
 
 def main() -> None:
-    cfg = tyro.extras.subcommand_cli_from_dict({"run": Run, "table": Table}, description=__doc__)
+    cfg = tyro.extras.subcommand_cli_from_dict({"run": Run, "table": Table}, prog=program(), description=__doc__)
     if isinstance(cfg, Run):
         run_rows(cfg)
     else:

@@ -68,9 +68,7 @@ def parse(config: type[C], presets: Mapping[str, C], argv: list[str] | None = No
     named = {word.partition("=")[0].replace("_", "-") for word in argv}
     if "--data" in named and "--held-out" not in named and hasattr(default, "held_out"):
         default = replace(default, held_out="")  # a preset's held-out file belongs to the preset's data
-    module = getattr(sys.modules["__main__"], "__spec__", None)  # None for a script
-    prog = f"python -m {module.name.removesuffix('.__main__')}" if module else f"python {Path(sys.argv[0]).name}"
-    cfg: Any = tyro.cli(config, default=default, args=argv, prog=prog)
+    cfg: Any = tyro.cli(config, default=default, args=argv, prog=ranks.program())
     return as_trained(cfg, named) if Path(getattr(cfg, "model", "")).is_dir() and hasattr(cfg, "prompt_file") else cfg
 
 

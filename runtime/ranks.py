@@ -1,4 +1,4 @@
-"""The processes of one run: join, leave, rank, world size, and one object from each.
+"""The processes of one run: how they were called, join, leave, rank, world size, and one object from each.
 
 Torch is imported inside functions only, so that judging over an endpoint does not need it.
 """
@@ -8,9 +8,16 @@ from __future__ import annotations
 import os
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 PATIENCE = 120.0  # minutes: a collective waits for the slowest rank's generation
+
+
+def program() -> str:
+    """How this script was called: "python grpo.py", "python -m variants.dapo"."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # None for a script
+    return f"python -m {module.name.removesuffix('.__main__')}" if module else f"python {Path(sys.argv[0]).name}"
 
 
 def join_ranks(timeout_minutes: float = PATIENCE) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import tyro
 
 from runtime.cli import start
+from runtime.ranks import program
 from toy.files import Build, build
 from toy.oracle import Serve, serve
 from toy.probe import Probe, probe
@@ -32,7 +33,7 @@ from toy.probe import Probe, probe
 def main() -> None:
     commands: dict[type, Callable[..., None]] = {Build: build, Probe: probe, Serve: serve}
     configs: Any = {command.__name__.lower(): command for command in commands}
-    cfg = tyro.extras.subcommand_cli_from_dict(configs, prog="python -m toy", description=__doc__)
+    cfg = tyro.extras.subcommand_cli_from_dict(configs, prog=program(), description=__doc__)
     commands[type(cfg)](cfg)
 
 

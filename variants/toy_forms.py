@@ -28,6 +28,7 @@ from data import load_pairs, save_pairs
 from runtime import cli
 from runtime.disk import read_json
 from runtime.errors import UserError
+from runtime.ranks import program
 from toy.files import write_folder
 
 MARKERS = [marker for i in (1, 2) for marker in section(f"Response {i}", "").split("\n\n")]
@@ -105,4 +106,4 @@ def write(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.start(lambda: write(tyro.cli(Config)))
+    cli.start(lambda: write(tyro.cli(Config, prog=program())))
