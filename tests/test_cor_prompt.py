@@ -484,7 +484,7 @@ def test_a_thought_after_a_template_that_closed_it_is_refused():
 
     tokenizer = tiny_tokenizers.chatml()
     tokenizer.chat_template += "{%- if add_generation_prompt -%}{{- '<think>\n\n</think>\n\n' -}}{%- endif -%}"
-    with pytest.raises(UserError, match="closed the thought"):
+    with pytest.raises(UserError, match="already ends the thought"):
         encode_target(replace(single(), trace=THOUGHT), tokenizer)
     assert len(encode_target(replace(single(), trace="[[A]]"), tokenizer)) > 1
 

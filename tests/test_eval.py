@@ -378,7 +378,7 @@ def test_an_evaluation_without_a_verdict_is_no_success(tmp_path, monkeypatch, ca
             return Reply("and so", "length", 9, 7)
 
     cfg = make_run(tmp_path, **settings)
-    monkeypatch.setattr(ev.tyro.extras, "subcommand_cli_from_dict", lambda _: cfg)
+    monkeypatch.setattr(ev.tyro.extras, "subcommand_cli_from_dict", lambda *_, **__: cfg)
     monkeypatch.setattr(ev, "make_sampler", lambda *_: Cut())
     monkeypatch.setattr(ev, "resolve", lambda cfg, *_: cfg)
     with pytest.raises(NothingJudged, match=r"of them: cut off; raise --max-tokens") as caught:
