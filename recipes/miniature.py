@@ -400,8 +400,10 @@ def run_rows(cfg: Run) -> None:
         return
     execute(tasks)
     done = sorted(finished(ROWS, cfg.root, cfg.steps), key=lambda task: task.row)
+    begun = {(path.parts[-3].removeprefix("seed-"), path.stem) for path in Path(cfg.root).glob("seed-*/records/*.json")}
     miniature_results.collect([(str(task.seed), task.folder, task.record) for task in done],
-                              Path(cfg.root) if cfg.steps else RESULTS)
+                              Path(cfg.root) if cfg.steps else RESULTS,
+                              begun - {(str(task.seed), task.row) for task in done})
 
 
 def main() -> None:

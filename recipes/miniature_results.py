@@ -23,7 +23,7 @@ from cor_prompt import parse_trace
 from evaluation.outcomes import measure
 from evaluation.tables import Grid, as_markdown
 from judging.verdicts import Judgement
-from runtime.disk import read_jsonl, write_whole
+from runtime.disk import read_json, read_jsonl, write_whole
 from runtime.errors import UserError
 
 Results = dict[str, Any]
@@ -32,11 +32,19 @@ Results = dict[str, Any]
 # ---- collect -------------------------------------------------------------------------------------------
 
 
-def collect(done: Iterable[tuple[str, Path, Mapping[str, Any]]], out: Path) -> None:
-    """(seed, folder, record) of all finished rows -> results.json."""
-    results: Results = {part: {} for part in ("rows", "probes", "looks", "parameters", "seconds")}
+def collect(done: Iterable[tuple[str, Path, Mapping[str, Any]]], out: Path,
+            stale: Iterable[tuple[str, str]] = ()) -> None:
+    """(seed, folder, record) of all finished rows -> results.json. Rows that were never run here stay as they were;
+    what is `stale` (seed, row) goes."""
+    parts = ("rows", "probes", "looks", "seconds", "parameters")
+    results: Results = read_json(out / "results.json") if (out / "results.json").exists() else {p: {} for p in parts}
+    for seed, name in stale:
+        for part in parts[:4]:
+            for label in results[part].keys() & {name, f"{name}:start"}:
+                results[part][label].pop(seed, None)
     for seed, folder, record in done:
         collect_row(results, folder, seed, record)
+    results |= {part: {label: seeds for label, seeds in results[part].items() if seeds} for part in parts}
     write_whole(out / "results.json", json.dumps(results, indent=None, separators=(",", ":")) + "\n")
     print(f"{out}/results.json: {len(results['rows'])} measured rows, {len(results['seconds'])} in all")
 

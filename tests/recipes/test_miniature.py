@@ -188,12 +188,14 @@ def test_a_changed_command_is_run_again_with_all_that_starts_from_it(tmp_path, c
 
 def test_results_are_of_all_seeds_and_of_no_row_of_other_commands(tmp_path, monkeypatch):
     monkeypatch.setattr(miniature, "RESULTS", tmp_path)
+    parts = ("rows", "probes", "looks", "parameters", "seconds")
+    (tmp_path / "results.json").write_text(json.dumps({part: {"else": {"0": 1}} for part in parts}))
     for chain, rows, seed in ((CHAIN, ("c",), 0), (CHAIN, ("a",), 1),
                               ((CHAIN[0], replace(CHAIN[1], commands=("true",)), CHAIN[2]), ("a",), 1)):
         monkeypatch.setattr(miniature, "ROWS", chain)
         miniature.run_rows(miniature.Run(rows, seeds=(seed,), root=str(tmp_path / "runs")))
         kept = json.loads((tmp_path / "results.json").read_text())["seconds"]
-    assert {row: list(seeds) for row, seeds in kept.items()} == {"a": ["0", "1"]}
+    assert {row: list(seeds) for row, seeds in kept.items()} == {"else": ["0"], "a": ["0", "1"]}
 
 
 def test_a_failed_row_stops_only_what_starts_from_it_and_is_tried_again(tmp_path, capsys):
