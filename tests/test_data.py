@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from data import Pair, load_pairs, save_pairs, shard, stream, swap
+from data import Pair, keep_fitting, load_pairs, save_pairs, shard, stream, swap
 from runtime.errors import UserError
 
 USER, REPLY = {"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}
@@ -291,3 +291,8 @@ def test_epochs_and_seeds_are_shuffled_differently_and_the_same_everywhere():
 
 
 FIRST_TEN = "ceagbdfhca"  # what every machine and Python must draw
+
+
+def test_what_fits_exactly_stays_and_the_rest_is_counted(capsys):
+    assert keep_fitting(["a", "bb"], len, 2, "") == ["a", "bb"] == keep_fitting(["a", "bb", "ccc"], len, 2, "--max")
+    assert capsys.readouterr().out == "1 of 3 pairs exceed --max 2 tokens: left out\n", "and nothing of the first"

@@ -65,6 +65,8 @@ def test_T5_equal_rewards_and_groups_of_one_give_zero():
     for rewards in (torch.full((2, 8), 0.7), torch.full((1, 7), 1 / 3), torch.tensor([[3.0], [-0.1]])):
         for scale in (True, False):
             assert torch.equal(group_advantages(rewards, scale), torch.zeros_like(rewards))
+            beside = group_advantages(torch.cat([rewards, torch.arange(rewards.shape[1])[None]]), scale)
+            assert not beside[:-1].any() and beside[-1].any() == (rewards.shape[1] > 1), "beside another group too"
 
 
 def test_eps_is_added_to_the_standard_deviation():  # Eq. 10
@@ -283,7 +285,7 @@ def test_P17_old_logprobs_of_later_mini_batches_have_ratio_one_while_the_policy_
 
 
 def test_P19_a_constant_group_pushes_nothing_but_its_kl_and_still_counts(world, tmp_path):  # Eq. 7
-    """Without KL its gradient is exactly 0 and the others' is divided by all responses; with KL it is not 0."""
+    """Without KL its gradient is exactly 0, and the others' is divided by all responses."""
     rollouts, advantages = fixed_rollouts()
     advantages[2:] = 0.0
     cfg = small(world, tmp_path, mini_batch=4, kl_coef=0.0, max_grad_norm=1e9)
