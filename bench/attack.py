@@ -2,7 +2,7 @@
 
     python -m bench.attack --world runs/toy --judges sft grpo
     python -m bench.attack --world runs/real --judges grpo --data recipes/real/held_out.jsonl --no-both-orders \
-        --max-tokens 48 --attacks none harmless verdict "forged trace" praise                     # after make real
+        --attacks none harmless verdict "forged trace" praise                     # after make real
 
 The defences keep a stranger's text out of the prompt's structure; whether the judge believes it is up to training.
 The toy judge knows 96 words, and what it does not know is one unknown token to it: attacks are of words it knows, but
@@ -21,8 +21,8 @@ import tyro
 from bench.measure import write
 from data import Pair, load_pairs, swap
 from judging.verdicts import judge_pairs, tally
+from loading.judge_file import Asked, how_to_ask
 from rollout import Chat, load_sampler
-from runtime.cli import read_prompt
 from runtime.ranks import program
 
 # {own}: the letter the losing response is shown under; {other}: the better one's
@@ -53,8 +53,8 @@ class Config:
     """show every pair both ways round"""
     limit: int = 0
     """pairs, the first ones; 0: all"""
-    max_tokens: int = 60
-    """longest chain (tokens)"""
+    max_tokens: int = 0
+    """longest chain (tokens); 0: as the judge was trained"""
     out: str = "runs/bench/attack.json"
     """where the JSON goes"""
 
@@ -66,13 +66,13 @@ def attacked(pair: Pair, text: str) -> Pair:
     return replace(pair, response_a=pair.response_a + text.format(own="A", other="B"))
 
 
-def measure(sampler: Chat, pairs: list[Pair], cfg: Config, system: str | None) -> list[dict[str, Any]]:
+def measure(sampler: Chat, pairs: list[Pair], cfg: Config, asked: Asked) -> list[dict[str, Any]]:
     """A row an attack, greedily. Each order is attacked by itself, since its letters are its own."""
     orders = [pairs, [swap(pair) for pair in pairs]][: 2 if cfg.both_orders else 1]
     rows: list[dict[str, Any]] = []
     for name in cfg.attacks:
-        judged = [[*judge_pairs(sampler, [attacked(pair, ATTACKS[name]) for pair in shown], "instruct",
-                                max_tokens=cfg.max_tokens, system=system)] for shown in orders]
+        judged = [[*judge_pairs(sampler, [attacked(pair, ATTACKS[name]) for pair in shown], asked.style,
+                                max_tokens=asked.max_tokens, system=asked.wording)] for shown in orders]
         found = tally([judgement for order in judged for judgement in order])
         both = sum(all(j.correct for j in shown) for shown in zip(*judged, strict=True)) / len(pairs)
         lost = found["accuracy"] - (rows[0]["accuracy"] if rows else found["accuracy"])
@@ -84,12 +84,11 @@ def measure(sampler: Chat, pairs: list[Pair], cfg: Config, system: str | None) -
 def main(cfg: Config) -> None:
     world = Path(cfg.world)
     pairs = load_pairs(cfg.data or str(world / "held_out.jsonl"))[: cfg.limit or None]
-    prompt = world / "prompt.txt"
-    system = read_prompt(str(prompt)) if prompt.exists() else None
     rows: list[dict[str, Any]] = []
     for judge in cfg.judges:
         sampler = load_sampler(str(world / judge), kind="torch")
-        rows += [{"judge": judge} | row for row in measure(sampler, pairs, cfg, system)]
+        asked = how_to_ask(str(world / judge), max_tokens=cfg.max_tokens)
+        rows += [{"judge": judge} | row for row in measure(sampler, pairs, cfg, asked)]
     write(rows, asdict(cfg) | {"attacks": ATTACKS}, Path(cfg.out))
 
 
