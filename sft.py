@@ -80,8 +80,6 @@ def train(cfg: Config) -> None:
     policy = model.load_policy(cfg.model, stored, mesh, compute, cfg.checkpointing)
     longest = cfg.max_length - min(len(example.prompt_ids) for example in examples)  # tokens a trace may have
     best = fit(cfg, policy, tokenizer, examples, held_out, nll_loss, Asked(cfg.style, system, longest))
-    if held_out and math.isinf(best):
-        raise UserError("no held-out loss was finite, so no model was exported; lower --lr and use another --out")
     if ranks.rank() == 0:
         preset = cfg.preset + ("-instruct" if cfg.preset.startswith("paper") else "")
         print(f"distilled model: {cfg.out}/model" + (f" (held-out loss {best:.4f} nats/token)" if held_out else ""),
@@ -142,6 +140,8 @@ def fit(cfg: Config, policy: Policy, tokenizer: Any, examples: Sequence[Group], 
                 states.keep_state(folder, policy, optimizer, {"step": step + 1, "best": best})
             if stopping and not last:
                 stop.leave()
+    if held_out and math.isinf(best):
+        raise UserError("no held-out loss was finite, so no model was exported; lower --lr and use another --out")
     return best
 
 

@@ -20,9 +20,8 @@ import tyro
 
 from bench.measure import write
 from data import Pair, load_pairs, swap
+from judge import Judge
 from judging.verdicts import judge_pairs, tally
-from loading.judge_file import Asked, how_to_ask
-from rollout import Chat, load_sampler
 from runtime.ranks import program
 
 # {own}: the letter the losing response is shown under; {other}: the better one's
@@ -66,13 +65,13 @@ def attacked(pair: Pair, text: str) -> Pair:
     return replace(pair, response_a=pair.response_a + text.format(own="A", other="B"))
 
 
-def measure(sampler: Chat, pairs: list[Pair], cfg: Config, asked: Asked) -> list[dict[str, Any]]:
+def measure(judge: Judge, pairs: list[Pair], cfg: Config) -> list[dict[str, Any]]:
     """A row an attack, greedily. Each order is attacked by itself, since its letters are its own."""
     orders = [pairs, [swap(pair) for pair in pairs]][: 2 if cfg.both_orders else 1]
     rows: list[dict[str, Any]] = []
     for name in cfg.attacks:
-        judged = [[*judge_pairs(sampler, [attacked(pair, ATTACKS[name]) for pair in shown], asked.style,
-                                max_tokens=asked.max_tokens, system=asked.wording)] for shown in orders]
+        judged = [[*judge_pairs(judge.sampler, [attacked(pair, ATTACKS[name]) for pair in shown], judge.style,
+                                max_tokens=judge.max_tokens, system=judge.system)] for shown in orders]
         found = tally([judgement for order in judged for judgement in order])
         both = sum(all(j.correct for j in shown) for shown in zip(*judged, strict=True)) / len(pairs)
         lost = found["accuracy"] - (rows[0]["accuracy"] if rows else found["accuracy"])
@@ -85,10 +84,9 @@ def main(cfg: Config) -> None:
     world = Path(cfg.world)
     pairs = load_pairs(cfg.data or str(world / "held_out.jsonl"))[: cfg.limit or None]
     rows: list[dict[str, Any]] = []
-    for judge in cfg.judges:
-        sampler = load_sampler(str(world / judge), kind="torch")
-        asked = how_to_ask(str(world / judge), max_tokens=cfg.max_tokens)
-        rows += [{"judge": judge} | row for row in measure(sampler, pairs, cfg, asked)]
+    for name in cfg.judges:
+        judge = Judge.load(str(world / name), max_tokens=cfg.max_tokens)
+        rows += [{"judge": name} | row for row in measure(judge, pairs, cfg)]
     write(rows, asdict(cfg) | {"attacks": ATTACKS}, Path(cfg.out))
 
 

@@ -36,8 +36,9 @@ def read_log(paths: Sequence[str]) -> list[tuple[str, Row]]:
     """(place for error messages, row) of verdict logs and outcome tables; of a folder those it holds itself."""
     rows: list[tuple[str, Row]] = []
     for path in map(Path, paths):
-        inside = sorted(path.glob("judgements*.jsonl")) or sorted(path.glob("*outcomes*.jsonl"))
-        files = inside if path.is_dir() else [path]
+        files = [path]
+        if path.is_dir():
+            files = sorted(path.glob("judgements*.jsonl")) or sorted(path.glob("*outcomes*.jsonl"))
         if not files:
             raise UserError(f"{path}: no judgements*.jsonl and no *outcomes*.jsonl in it; name the files")
         for file in files:

@@ -36,17 +36,17 @@ def collect(done: Iterable[tuple[str, Path, Mapping[str, Any]]], out: Path,
             stale: Iterable[tuple[str, str]] = ()) -> None:
     """(seed, folder, record) of all finished rows -> results.json. Rows that were never run here stay as they were;
     what is `stale` (seed, row) goes."""
-    parts = ("rows", "probes", "looks", "seconds", "parameters")
-    results: Results = read_json(out / "results.json") if (out / "results.json").exists() else {p: {} for p in parts}
+    by_seed, known = ("rows", "probes", "looks", "seconds"), out / "results.json"
+    results: Results = read_json(known) if known.exists() else {part: {} for part in (*by_seed, "parameters")}
     for seed, name in stale:
-        for part in parts[:4]:
+        for part in by_seed:
             for label in results[part].keys() & {name, f"{name}:start"}:
                 results[part][label].pop(seed, None)
     for seed, folder, record in done:
         collect_row(results, folder, seed, record)
-    results |= {part: {label: seeds for label, seeds in results[part].items() if seeds} for part in parts}
-    write_whole(out / "results.json", json.dumps(results, indent=None, separators=(",", ":")) + "\n")
-    print(f"{out}/results.json: {len(results['rows'])} measured rows, {len(results['seconds'])} in all")
+    results = {part: {label: one for label, one in found.items() if one} for part, found in results.items()}
+    write_whole(known, json.dumps(results, indent=None, separators=(",", ":")) + "\n")
+    print(f"{known}: {len(results['rows'])} measured rows, {len(results['seconds'])} in all")
 
 
 def collect_row(results: Results, folder: Path, seed: str, record: Mapping[str, Any]) -> None:
