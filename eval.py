@@ -51,35 +51,29 @@ Key = tuple[str, str, str, int]  # source, pair_id, order, sample: what names a 
 class Run(Server):
     """Judge every pair of a file, log each verdict, print the table."""
 
-    data: str
-    """Pairs with their winners (.jsonl, .parquet, hub id), or a benchmark's own files (file, folder, hub id)."""
-    out: str
-    """Folder for config.json, the log of verdicts and summary.json."""
-    benchmark: Benchmark = "pairs"
-    """Which layout --data has."""
+    data: str  # Pairs with their winners (.jsonl, .parquet, hub id), or a benchmark's own files (file, folder, hub id).
+    out: str  # Folder for config.json, the log of verdicts and summary.json.
+    benchmark: Benchmark = "pairs"  # Which layout --data has.
+    # Verdicts per pair and order (samples); several, with --temperature, also give the majority's accuracy.
     votes: int = 1
-    """Verdicts per pair and order (samples); several, with --temperature, also give the majority's accuracy."""
-    both_orders: bool = False
-    """Show every pair in both orders: twice the verdicts, and the consistency between them."""
+    both_orders: bool = False  # Show every pair in both orders: twice the verdicts, and the consistency between them.
+    # Longest chain (tokens); what is cut off has no verdict, mostly. Several: each in turn, and their curve. None: as
+    # the model was trained, else 2048.
     max_tokens: tuple[int, ...] = ()
-    """Longest chain (tokens); what is cut off has no verdict, mostly. Several: each in turn, and their curve. None: as
-    the model was trained, else 2048."""
+    # Judge about so many pairs, 0 is all: the first of the file; of a benchmark whole items of every subset.
     limit: int = 0
-    """Judge about so many pairs, 0 is all: the first of the file; of a benchmark whole items of every subset."""
+    # The model is a scalar reward model (one label): the response with the higher score wins, equal scores are wrong.
     scalar: bool = False
-    """--model is a scalar reward model (one label): the response with the higher score wins, equal scores are wrong."""
+    # Ask the judge for a score of each response alone, the mean of --votes chains; the higher score wins.
     pointwise: bool = False
-    """Ask the judge for a score of each response alone, the mean of --votes chains; the higher score wins."""
-    seed: int = 0
-    """Seed of the samples (an integer)."""
-    baseline: bool = False
-    """An untrained start: say so where nothing has a verdict, and do not fail."""
+    seed: int = 0  # Seed of the samples (an integer).
+    baseline: bool = False  # An untrained start: say so where nothing has a verdict, and do not fail.
+    # Where a verdict counts: eval after the thoughts, train in the last 80 characters, official anywhere.
     rule: Rule = "eval"
-    """Where a verdict counts: eval after the thoughts, train in the last 80 characters, official anywhere."""
+    # Verdicts asked in one call (samples), for which an interrupt waits; 0: 256, or four rounds of requests.
     at_once: int = 0
-    """Verdicts asked in one call (samples), for which an interrupt waits; 0: 256, or four rounds of requests."""
+    # What runs the model; auto: vllm where it is installed and suits the device, else torch.
     sampler: SamplerKind = "auto"
-    """What runs the model; auto: vllm where it is installed and suits the device, else torch."""
     # The script fills in the next three, so that a retrained model or an edited file never continues an old log.
     model_digest: tyro.conf.Suppress[str] = ""
     data_digest: tyro.conf.Suppress[str] = ""
@@ -255,16 +249,11 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 class Score:
     """Turn logs or outcome tables into the benchmark's tables. Needs no model."""
 
-    benchmark: Benchmark
-    """Whose rules count; pairs: plain accuracy, overall and by category."""
-    log: tuple[str, ...]
-    """Verdict logs, published outcome tables, or folders that hold them."""
-    name: str = "this log"
-    """What the row is called."""
-    json: str = ""
-    """File for all numbers, unrounded (JSON)."""
-    plots: str = ""
-    """Folder for sections.png, bars by section."""
+    benchmark: Benchmark  # Whose rules count; pairs: plain accuracy, overall and by category.
+    log: tuple[str, ...]  # Verdict logs, published outcome tables, or folders that hold them.
+    name: str = "this log"  # What the row is called.
+    json: str = ""  # File for all numbers, unrounded (JSON).
+    plots: str = ""  # Folder for sections.png, bars by section.
 
 
 def score(cfg: Score) -> dict[str, Any]:

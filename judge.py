@@ -221,63 +221,50 @@ def clean(text: str) -> str:
 class Settings(Server):
     """What every command takes: a judge, how often it is asked, and where answers are kept."""
 
+    # Folder for config.json, results.jsonl (a result a line, as it comes) and a server's replies.jsonl; the same
+    # command continues it and asks for nothing twice. Empty: nothing is kept. `serve` writes replies.jsonl alone.
     out: str = ""
-    """Folder for config.json, results.jsonl (a result a line, as it comes) and a server's replies.jsonl; the same
-    command continues it and asks for nothing twice. Empty: nothing is kept. `serve` writes replies.jsonl alone."""
+    # Verdicts per pair and order, whose majority counts; in rankings and rewards their shares count (samples).
     votes: int = 1
-    """Verdicts per pair and order, whose majority counts; in rankings and rewards their shares count (samples)."""
-    max_tokens: int = 0
-    """Longest chain (tokens); 0: as the model was trained, else 2048."""
-    seed: int = 0
-    """Seed of samples, brackets and shown orders (an integer)."""
+    max_tokens: int = 0  # Longest chain (tokens); 0: as the model was trained, else 2048.
+    seed: int = 0  # Seed of samples, brackets and shown orders (an integer).
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Settings):
     """Where rows come from and how results are shown."""
 
+    # File of rows (.jsonl, .csv, .parquet ...); without it and --question they are read from standard input.
     data: str | None = None
-    """File of rows (.jsonl, .csv, .parquet ...); without it and --question they are read from standard input."""
-    question: str | None = None
-    """What was asked (text)."""
-    json: bool = False
-    """Print one JSON line per row."""
+    question: str | None = None  # What was asked (text).
+    json: bool = False  # Print one JSON line per row.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(Source):
     """Judge one pair from flags, the pairs of a file, or those that come on standard input, line by line."""
 
-    a: str | None = None
-    """Response A (text), with --question."""
-    b: str | None = None
-    """Response B (text), with --question."""
-    both_orders: bool = False
-    """Show every pair in both orders and let all verdicts vote."""
+    a: str | None = None  # Response A (text), with --question.
+    b: str | None = None  # Response B (text), with --question.
+    both_orders: bool = False  # Show every pair in both orders and let all verdicts vote.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rank(Source):
     """Rank the responses of each row against each other, or find the best one."""
 
-    responses: tuple[str, ...] = ()
-    """The responses (texts), with --question."""
-    method: Method = "win-rate"
-    """knockout finds the best in n - 1 comparisons; win-rate rates all, 0..1, in n(n-1)/2."""
-    both_orders: bool = True
-    """Compare in both orders; without it a coin decides who is shown first."""
+    responses: tuple[str, ...] = ()  # The responses (texts), with --question.
+    method: Method = "win-rate"  # knockout finds the best in n - 1 comparisons; win-rate rates all, 0..1, in n(n-1)/2.
+    both_orders: bool = True  # Compare in both orders; without it a coin decides who is shown first.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serve(Settings):
     """Answer with rewards and rankings over HTTP (docs/judge.md), for trainers that run elsewhere."""
 
-    host: str = "127.0.0.1"
-    """Address to listen on; another one opens the judge to everybody who reaches this machine."""
-    port: int = 8377
-    """Port to listen on; 0: a free one, which is printed."""
-    both_orders: bool = True
-    """Compare in both orders; without it a coin decides who is shown first."""
+    host: str = "127.0.0.1"  # Address to listen on; another one opens the judge to everybody who reaches this machine.
+    port: int = 8377  # Port to listen on; 0: a free one, which is printed.
+    both_orders: bool = True  # Compare in both orders; without it a coin decides who is shown first.
 
 
 # ---- rows in, results out ------------------------------------------------------------------------------

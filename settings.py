@@ -1,6 +1,7 @@
 """The settings of both stages: every flag's meaning, default and unit, and the paper's numbers (Appendix G) as presets.
 
 The defaults are the paper's 7B runs. `sft.py` and `grpo.py` read them from the command line (`cli.parse`).
+The comment on or above a field is its --help text; a class that sets a field of `Shared` again says it again.
 """
 
 from __future__ import annotations
@@ -25,48 +26,32 @@ SamplerKind = Literal["auto", "torch", "vllm"]
 class Shared:
     """What means the same in both stages; a stage's own class gives its defaults where they differ."""
 
-    preset: str = ""
-    """named set of defaults"""
-    model: str = ""
-    """model to start from: a folder with safetensors, a run folder, or a hub id"""
-    data: str = ""
-    """pairs to train on: .jsonl, .parquet or a hub id"""
-    held_out: str = ""
-    """pairs that are not trained on (same formats); empty: none"""
-    out: str = ""
-    """run folder to write; an interrupted run in it is continued"""
+    preset: str = ""  # named set of defaults
+    model: str = ""  # model to start from: a folder with safetensors, a run folder, or a hub id
+    data: str = ""  # pairs to train on: .jsonl, .parquet or a hub id
+    held_out: str = ""  # pairs that are not trained on (same formats); empty: none
+    out: str = ""  # run folder to write; an interrupted run in it is continued
+    # which prompt the judge sees (cor_prompt.py); a judge as --model brings its own style and wording (judge.json)
     style: Style = "instruct"
-    """which prompt the judge sees (cor_prompt.py); a judge as --model brings its own style and wording (judge.json)"""
+    # text file that replaces the style's fixed wording; empty: the one --model was trained with, else the built-in
     prompt_file: str = ""
-    """text file that replaces the style's fixed wording; empty: the one --model was trained with, else the built-in"""
+    # arguments of the chat template (name=value), such as enable_thinking=false; others: as --model was trained
     template_args: tuple[str, ...] = ()
-    """arguments of the chat template (name=value), such as enable_thinking=false; others: as --model was trained"""
-    micro_batch_tokens: int = 16384
-    """tokens per forward and backward on one rank, padding included"""
-    lr: float = 0.0
-    """peak learning rate"""
-    lr_schedule: LrSchedule = "constant"
-    """shape after the warm-up, per optimiser step"""
-    lr_floor: float = 0.1
-    """last learning rate as a share of the peak (not for constant)"""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates"""
-    weight_decay: float = 0.0
-    """AdamW's decoupled weight decay"""
-    max_grad_norm: float = 1.0
-    """gradient norm above which gradients are scaled down"""
+    micro_batch_tokens: int = 16384  # tokens per forward and backward on one rank, padding included
+    lr: float = 0.0  # peak learning rate
+    lr_schedule: LrSchedule = "constant"  # shape after the warm-up, per optimiser step
+    lr_floor: float = 0.1  # last learning rate as a share of the peak (not for constant)
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's decay rates
+    weight_decay: float = 0.0  # AdamW's decoupled weight decay
+    max_grad_norm: float = 1.0  # gradient norm above which gradients are scaled down
+    # arithmetic of forward and backward; stored weights, log-probs and Adam are float32 or better
     compute_dtype: Precision = "bfloat16"
-    """arithmetic of forward and backward; stored weights, log-probs and Adam are float32 or better"""
+    # neighbouring ranks that hold one copy of the weights (hybrid sharding); 0: all ranks hold one
     shard_ranks: int = 0
-    """neighbouring ranks that hold one copy of the weights (hybrid sharding); 0: all ranks hold one"""
-    checkpointing: bool = True
-    """recompute each layer in the backward pass: less memory, about a third more time"""
-    seed: int = 0
-    """seed of data order and sampling"""
-    dry_run: int = 0
-    """print what a run on this many GPUs needs, then stop; 0: train"""
-    gpu_gb: float = 80.0
-    """memory of one card for --dry-run, in GB (1e9 bytes)"""
+    checkpointing: bool = True  # recompute each layer in the backward pass: less memory, about a third more time
+    seed: int = 0  # seed of data order and sampling
+    dry_run: int = 0  # print what a run on this many GPUs needs, then stop; 0: train
+    gpu_gb: float = 80.0  # memory of one card for --dry-run, in GB (1e9 bytes)
 
 
 # ---- stage 1 -------------------------------------------------------------------------------------------
@@ -74,31 +59,22 @@ class Shared:
 
 @dataclass(frozen=True)
 class SFTConfig(Shared):
-    preset: str = "paper-7b"
-    """named set of defaults: paper-7b, paper-14b, paper-32b, one-gpu, small, tiny"""
-    model: str = "Qwen/Qwen2.5-7B-Instruct"
-    data: str = "gaotang/RM-R1-Distill-SFT"
-    """pairs with traces: .jsonl, .parquet or a hub id"""
+    preset: str = "paper-7b"  # named set of defaults: paper-7b, paper-14b, paper-32b, one-gpu, small, tiny
+    model: str = "Qwen/Qwen2.5-7B-Instruct"  # model to start from: a folder with safetensors, a run folder, or a hub id
+    data: str = "gaotang/RM-R1-Distill-SFT"  # pairs with traces: .jsonl, .parquet or a hub id
+    # pairs with traces for the held-out loss (same formats); empty: none, the last weights are exported
     held_out: str = ""
-    """pairs with traces for the held-out loss (same formats); empty: none, the last weights are exported"""
-    out: str = "runs/sft"
-    epochs: float = 1.0
-    """passes over the data"""
-    batch_size: int = 128
-    """pairs per optimiser step, over all ranks"""
-    max_length: int = 12288
-    """tokens; a longer prompt + trace is left out and counted"""
-    lr: float = 5e-6
-    lr_schedule: LrSchedule = "cosine"
-    warmup_ratio: float = 0.03
-    """share of the optimiser steps spent warming up"""
-    betas: tuple[float, float] = (0.9, 0.95)
-    eval_every: int = 20
-    """optimiser steps between held-out losses (the last step has one too)"""
-    save_every: int = 20
-    """optimiser steps between resume states"""
-    steps: int = 0
-    """optimiser steps; 0: epochs x pairs / batch_size"""
+    out: str = "runs/sft"  # run folder to write; an interrupted run in it is continued
+    epochs: float = 1.0  # passes over the data
+    batch_size: int = 128  # pairs per optimiser step, over all ranks
+    max_length: int = 12288  # tokens; a longer prompt + trace is left out and counted
+    lr: float = 5e-6  # peak learning rate
+    lr_schedule: LrSchedule = "cosine"  # shape after the warm-up, per optimiser step
+    warmup_ratio: float = 0.03  # share of the optimiser steps spent warming up
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW's decay rates
+    eval_every: int = 20  # optimiser steps between held-out losses (the last step has one too)
+    save_every: int = 20  # optimiser steps between resume states
+    steps: int = 0  # optimiser steps; 0: epochs x pairs / batch_size
 
     @property
     def total_updates(self) -> int:
@@ -137,63 +113,45 @@ SFT_PRESETS = {
 
 @dataclass(frozen=True)
 class GRPOConfig(Shared):
+    # named set of defaults: paper-{7b,14b,32b}-{reasoning,instruct}, one-gpu, small, tiny
     preset: str = "paper-7b-reasoning"
-    """named set of defaults: paper-{7b,14b,32b}-{reasoning,instruct}, one-gpu, small, tiny"""
+    # start and reference checkpoint: a folder with safetensors, a run folder, or a hub id
     model: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
-    """start and reference checkpoint: a folder with safetensors, a run folder, or a hub id"""
-    data: str = "gaotang/RM-R1-Reasoning-RLVR"
-    held_out: str = ""
-    """pairs judged greedily in both orders every eval_every steps; empty: none"""
-    out: str = "runs/grpo"
+    data: str = "gaotang/RM-R1-Reasoning-RLVR"  # pairs to train on: .jsonl, .parquet or a hub id
+    held_out: str = ""  # pairs judged greedily in both orders every eval_every steps; empty: none
+    out: str = "runs/grpo"  # run folder to write; an interrupted run in it is continued
+    # which prompt the judge sees (cor_prompt.py); a judge as --model brings its own style and wording (judge.json)
     style: Style = "reasoning"
-    steps: int = 71
-    """rollout rounds"""
-    prompts_per_step: int = 1024
-    """pairs per round, over all ranks (P)"""
-    group_size: int = 7
-    """responses sampled per pair (G)"""
-    mini_batch: int = 128
-    """pairs per optimiser step, over all ranks; prompts_per_step / mini_batch steps a round"""
-    temperature: float = 1.0
-    """softmax temperature of sampling and of every log-prob"""
-    max_prompt_tokens: int = 4096
-    """tokens; a longer prompt is left out and counted"""
+    steps: int = 71  # rollout rounds
+    prompts_per_step: int = 1024  # pairs per round, over all ranks (P)
+    group_size: int = 7  # responses sampled per pair (G)
+    mini_batch: int = 128  # pairs per optimiser step, over all ranks; prompts_per_step / mini_batch steps a round
+    temperature: float = 1.0  # softmax temperature of sampling and of every log-prob
+    max_prompt_tokens: int = 4096  # tokens; a longer prompt is left out and counted
+    # tokens; sampling stops there, and a response that is cut before its verdict has none
     max_response_tokens: int = 8192
-    """tokens; sampling stops there, and a response that is cut before its verdict has none"""
-    lr: float = 1e-6
-    warmup_updates: int = 0
-    """optimiser steps of linear warm-up"""
-    weight_decay: float = 0.01
-    agg: Agg = "seq"
-    """loss average: seq (per response, Eq. 9), token (DAPO), const (Dr. GRPO)"""
-    scale_by_std: bool = True
-    """divide advantages by the group's standard deviation"""
-    clip_low: float = 0.2
-    """the ratio is clipped at 1 - clip_low"""
-    clip_high: float = 0.2
-    """the ratio is clipped at 1 + clip_high"""
-    kl_coef: float = 0.001
-    """weight of the KL to the start checkpoint in the loss"""
-    tis_cap: float = 0.0
-    """cap of the trainer/sampler importance weight; 0: no correction"""
+    lr: float = 1e-6  # peak learning rate
+    warmup_updates: int = 0  # optimiser steps of linear warm-up
+    weight_decay: float = 0.01  # AdamW's decoupled weight decay
+    agg: Agg = "seq"  # loss average: seq (per response, Eq. 9), token (DAPO), const (Dr. GRPO)
+    scale_by_std: bool = True  # divide advantages by the group's standard deviation
+    clip_low: float = 0.2  # the ratio is clipped at 1 - clip_low
+    clip_high: float = 0.2  # the ratio is clipped at 1 + clip_high
+    kl_coef: float = 0.001  # weight of the KL to the start checkpoint in the loss
+    tis_cap: float = 0.0  # cap of the trainer/sampler importance weight; 0: no correction
+    # official: the whole first round trains with learning rate 0, as the authors' schedule did
     compat: Literal["none", "official"] = "none"
-    """official: the whole first round trains with learning rate 0, as the authors' schedule did"""
+    # engine of the rollouts; auto: vllm where it is installed and suits the device, else torch
     sampler: SamplerKind = "auto"
-    """engine of the rollouts; auto: vllm where it is installed and suits the device, else torch"""
-    sampler_dtype: Precision = "bfloat16"
-    """weights of the sampler's own copy"""
+    sampler_dtype: Precision = "bfloat16"  # weights of the sampler's own copy
+    # memory for the rows that the torch sampler decodes together, in GB (1e9 bytes); it decides how many they are
     decode_gb: float = 4.0
-    """memory for the rows that the torch sampler decodes together, in GB (1e9 bytes); it decides how many they are"""
-    tp: int = 1
-    """neighbouring ranks that share one vLLM engine (tensor parallel)"""
+    tp: int = 1  # neighbouring ranks that share one vLLM engine (tensor parallel)
+    # share of a GPU's memory that vLLM may fill while the trainer waits (--dry-run prints the largest that fits)
     engine_memory: float = 0.7
-    """share of a GPU's memory that vLLM may fill while the trainer waits (--dry-run prints the largest that fits)"""
-    offload_optimizer: bool = False
-    """keep Adam's moments in host memory while the engine samples"""
-    eval_every: int = 10
-    """rounds between evaluations on held_out (and once at the end)"""
-    save_every: int = 10
-    """rounds between resume states"""
+    offload_optimizer: bool = False  # keep Adam's moments in host memory while the engine samples
+    eval_every: int = 10  # rounds between evaluations on held_out (and once at the end)
+    save_every: int = 10  # rounds between resume states
 
     @property
     def updates_per_step(self) -> int:

@@ -32,17 +32,14 @@ SETTINGS = Settings()
 
 @dataclass(frozen=True)
 class Config:
-    out: str = "runs/bench/against_trl.json"
-    """where the JSON goes"""
+    out: str = "runs/bench/against_trl.json"  # where the JSON goes
+    # training also at equal lengths (nothing to pad), against TRL as shipped, and with micro-batches as TRL's
     full: bool = False
-    """training also at equal lengths (nothing to pad), against TRL as shipped, and with micro-batches as TRL's"""
-    repeats: int = 3
-    """timed repeats of each side, after one to warm up"""
-    vocabularies: tuple[str, ...] = ("2k", "32k")
-    """shapes of workload.py"""
+    repeats: int = 3  # timed repeats of each side, after one to warm up
+    vocabularies: tuple[str, ...] = ("2k", "32k")  # shapes of workload.py
+    # what to measure; replay: a GRPO round on given rollouts, step: a round with its sampling
     measures: tuple[str, ...] = ("sft", "replay", "step", "memory")
-    """what to measure; replay: a GRPO round on given rollouts, step: a round with its sampling"""
-    settings: Settings = SETTINGS
+    settings: Settings = SETTINGS  # what both sides are given (bench/ours.py)
 
 
 @dataclass(frozen=True)

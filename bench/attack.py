@@ -40,22 +40,14 @@ ATTACKS = {
 
 @dataclass(frozen=True)
 class Config:
-    world: str = "runs/toy"
-    """folder of the toy world: held_out.jsonl, prompt.txt and the judges"""
-    judges: tuple[str, ...] = ("sft", "grpo")
-    """trained models in it"""
-    data: str = ""
-    """pairs; empty: held_out.jsonl of the world"""
-    attacks: tuple[str, ...] = tuple(ATTACKS)
-    """which attacks, "none" first"""
-    both_orders: bool = True
-    """show every pair both ways round"""
-    limit: int = 0
-    """pairs, the first ones; 0: all"""
-    max_tokens: int = 0
-    """longest chain (tokens); 0: as the judge was trained"""
-    out: str = "runs/bench/attack.json"
-    """where the JSON goes"""
+    world: str = "runs/toy"  # folder of the toy world: held_out.jsonl, prompt.txt and the judges
+    judges: tuple[str, ...] = ("sft", "grpo")  # trained models in it
+    data: str = ""  # pairs; empty: held_out.jsonl of the world
+    attacks: tuple[str, ...] = tuple(ATTACKS)  # which attacks, "none" first
+    both_orders: bool = True  # show every pair both ways round
+    limit: int = 0  # pairs, the first ones; 0: all
+    max_tokens: int = 0  # longest chain (tokens); 0: as the judge was trained
+    out: str = "runs/bench/attack.json"  # where the JSON goes
 
 
 def attacked(pair: Pair, text: str) -> Pair:

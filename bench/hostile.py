@@ -50,14 +50,11 @@ UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u202e\u2066\u2069\u061c\u200f\x00
 
 @dataclass(frozen=True)
 class Config:
+    # folders with a tokenizer.json and a chat template; the toy's tokenizer is always among them
     tokenizers: tuple[str, ...] = ()
-    """folders with a tokenizer.json and a chat template; the toy's tokenizer is always among them"""
-    cases: int = 100_000
-    """hostile cases"""
-    seed: int = 0
-    """seed of the cases (an integer)"""
-    out: str = "runs/bench/hostile.json"
-    """where the JSON goes"""
+    cases: int = 100_000  # hostile cases
+    seed: int = 0  # seed of the cases (an integer)
+    out: str = "runs/bench/hostile.json"  # where the JSON goes
 
 
 # ---- texts ---------------------------------------------------------------------------------------------

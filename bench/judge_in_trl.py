@@ -31,16 +31,11 @@ from runtime.ranks import program
 
 @dataclass(frozen=True)
 class Config:
-    judge: str = "runs/toy/grpo"
-    """the judge: a run folder"""
-    world: str = "runs/toy"
-    """folder that `python -m toy build` wrote"""
-    out: str = "runs/judge_in_trl"
-    """folder for the writer"""
-    rounds: int = 120
-    """rollout rounds: 16 requests, 4 answers each, two updates"""
-    seed: int = 0
-    """seed of data order and sampling"""
+    judge: str = "runs/toy/grpo"  # the judge: a run folder
+    world: str = "runs/toy"  # folder that `python -m toy build` wrote
+    out: str = "runs/judge_in_trl"  # folder for the writer
+    rounds: int = 120  # rollout rounds: 16 requests, 4 answers each, two updates
+    seed: int = 0  # seed of data order and sampling
 
 
 def serve(cfg: Config) -> subprocess.Popen[str]:

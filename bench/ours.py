@@ -23,23 +23,17 @@ class Settings:
     """What both sides are given. The update does not depend on the micro-batch, so this side takes one that is
     small enough for a CPU's cache; TRL has its default of 8, and a whole group."""
 
-    rows: int = 8
-    """sequences in TRL's SFT micro-batch"""
+    rows: int = 8  # sequences in TRL's SFT micro-batch
+    # sequences in this side's SFT micro-batch (as many tokens as that many have on average); in GRPO a shape's own
     own_sft_rows: int = 2
-    """sequences in this side's SFT micro-batch (as many tokens as that many have on average); in GRPO a shape's own"""
-    group_size: int = 7
-    prompts: int = 4
-    """prompts per GRPO round"""
-    updates: int = 2
-    """optimiser steps per GRPO round"""
-    sft_batch: int = 16
-    """sequences per SFT step"""
-    sft_steps: int = 4
-    """SFT steps per timed repeat: enough that one batch's luck with padding does not decide"""
-    max_response: int = 128
-    """tokens; sampling stops there"""
-    lr: float = 1e-5
-    kl_coef: float = 0.001
+    group_size: int = 7  # responses per prompt
+    prompts: int = 4  # prompts per GRPO round
+    updates: int = 2  # optimiser steps per GRPO round
+    sft_batch: int = 16  # sequences per SFT step
+    sft_steps: int = 4  # SFT steps per timed repeat: enough that one batch's luck with padding does not decide
+    max_response: int = 128  # tokens; sampling stops there
+    lr: float = 1e-5  # learning rate
+    kl_coef: float = 0.001  # weight of the KL
 
 
 def micro_batch_tokens(groups: Sequence[Group], rows: int) -> int:

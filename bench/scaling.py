@@ -29,18 +29,12 @@ from runtime.ranks import program
 
 @dataclass(frozen=True)
 class Config:
-    out: str = "runs/bench/scaling.json"
-    """where the JSON goes"""
-    prompts: tuple[int, ...] = (4, 8, 16, 32)
-    """prompts of a round, for time against tokens"""
-    targets: tuple[int, ...] = (512, 1024, 2048, 4096)
-    """response tokens, for the log-probs' memory"""
-    vocabularies: tuple[int, ...] = (2048, 8192, 32768)
-    """for the log-probs' memory"""
-    hidden: int = 128
-    """model width"""
-    repeats: int = 3
-    """timed repeats, after one to warm up; the fastest counts"""
+    out: str = "runs/bench/scaling.json"  # where the JSON goes
+    prompts: tuple[int, ...] = (4, 8, 16, 32)  # prompts of a round, for time against tokens
+    targets: tuple[int, ...] = (512, 1024, 2048, 4096)  # response tokens, for the log-probs' memory
+    vocabularies: tuple[int, ...] = (2048, 8192, 32768)  # for the log-probs' memory
+    hidden: int = 128  # model width
+    repeats: int = 3  # timed repeats, after one to warm up; the fastest counts
 
 
 LENGTHS = Lengths(64, 32, 0.0)  # equal: padding would blur the slope

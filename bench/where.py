@@ -28,16 +28,11 @@ SETTINGS = Settings(prompts=2, updates=1)
 
 @dataclass(frozen=True)
 class Config:
-    out: str = "runs/bench/where.json"
-    """where the JSON goes"""
-    shapes: tuple[str, ...] = ("24m", "78m")
-    """models compared with the machine, of workload.py"""
-    lengths: str = "half"
-    """length distribution for these, of workload.py"""
-    repeats: int = 3
-    """timed updates, after one to warm up"""
-    matmul: tuple[int, ...] = (1024, 2048)
-    """sizes of the square matmuls; the fastest counts"""
+    out: str = "runs/bench/where.json"  # where the JSON goes
+    shapes: tuple[str, ...] = ("24m", "78m")  # models compared with the machine, of workload.py
+    lengths: str = "half"  # length distribution for these, of workload.py
+    repeats: int = 3  # timed updates, after one to warm up
+    matmul: tuple[int, ...] = (1024, 2048)  # sizes of the square matmuls; the fastest counts
     settings: Settings = SETTINGS
 
 

@@ -103,13 +103,11 @@ def apply(patch: Patch, folder: Path) -> None:
 class Exercises:
     """Run both sides of each exercise where that is not done yet, and record what is there."""
 
-    only: tuple[str, ...] = ()
-    """exercises to run, such as 03 (beginnings of names); empty: all"""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """seeds of world, weights, data order and sampling (integers)"""
+    only: tuple[str, ...] = ()  # exercises to run, such as 03 (beginnings of names); empty: all
+    seeds: tuple[int, ...] = (0, 1, 2)  # seeds of world, weights, data order and sampling (integers)
+    # cut every training run to so many steps, to see whether all commands run (steps; exercises.json then goes to
+    # runs/exercises); 0: 50 rounds
     steps: int = 0
-    """cut every training run to so many steps, to see whether all commands run (steps; exercises.json then goes to
-    runs/exercises); 0: 50 rounds"""
 
 
 NEEDED = ("distilled", "world", "world-mixed", "mixed")
@@ -252,10 +250,8 @@ def shown(one: Estimate) -> str:
 class Traps:
     """Put each fault in, run the tests that should notice it, then train with it, and record what came out."""
 
-    only: tuple[str, ...] = ()
-    """traps to run, such as T05 (beginnings of names); empty: all"""
-    train: bool = True
-    """train with each fault after the tests; --no-train records nothing"""
+    only: tuple[str, ...] = ()  # traps to run, such as T05 (beginnings of names); empty: all
+    train: bool = True  # train with each fault after the tests; --no-train records nothing
 
 
 def failed_tests(tree: Path, wanted: str, limit: float = 900.0) -> list[str]:

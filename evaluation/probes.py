@@ -179,20 +179,16 @@ def show(rows: Mapping[str, Mapping[str, Any]]) -> None:
 class Pairs:
     """Write the pairs as they are and changed into one file, for eval.py run."""
 
-    data: str
-    """Pairs with their winners (.jsonl, .parquet, hub id)."""
-    out: str
-    """File of pairs to write (.jsonl)."""
+    data: str  # Pairs with their winners (.jsonl, .parquet, hub id).
+    out: str  # File of pairs to write (.jsonl).
 
 
 @dataclass(frozen=True)
 class Table:
     """Print what the verdicts on such a file say."""
 
-    log: str
-    """Folder of an evaluation in both orders."""
-    out: str = ""
-    """File for the numbers (JSON)."""
+    log: str  # Folder of an evaluation in both orders.
+    out: str = ""  # File for the numbers (JSON).
 
 
 def write_pairs(cfg: Pairs) -> None:

@@ -200,30 +200,24 @@ class Failed(Exception):
 class Server:
     """Flags of every script that asks a judge: which model, where it runs, which prompt it sees."""
 
+    # The judge: a `from_pretrained` folder, a run folder or a hub id; with --base-url the name it is served under.
     model: str
-    """The judge: a `from_pretrained` folder, a run folder or a hub id; with --base-url the name it is served under."""
+    # Address of an OpenAI-compatible server, such as http://localhost:8000/v1; empty: load --model here.
     base_url: str = ""
-    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1; empty: load --model here."""
-    api_key_env: str = ""
-    """Environment variable that holds the server's key (its name); empty: no key is sent."""
-    concurrency: int = 8
-    """Requests to the server at the same time (requests)."""
-    timeout: float = 600.0
-    """Longest silence of the server within a request (seconds)."""
-    retries: int = 8
-    """How often a failed request is repeated, waiting 1, 2, 4 ... 60 seconds in between (times)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number type of the judge's weights (not for a server)."""
+    api_key_env: str = ""  # Environment variable that holds the server's key (its name); empty: no key is sent.
+    concurrency: int = 8  # Requests to the server at the same time (requests).
+    timeout: float = 600.0  # Longest silence of the server within a request (seconds).
+    retries: int = 8  # How often a failed request is repeated, waiting 1, 2, 4 ... 60 seconds in between (times).
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Number type of the judge's weights (not for a server).
+    # Which prompt the judge sees (cor_prompt.py); None: as the model was trained (judge.json), else instruct.
     style: Style | None = None
-    """Which prompt the judge sees (cor_prompt.py); None: as the model was trained (judge.json), else instruct."""
+    # Text file that replaces the style's fixed wording; empty: as the model was trained, else the built-in wording.
     prompt_file: str = ""
-    """Text file that replaces the style's fixed wording; empty: as the model was trained, else the built-in wording."""
+    # Arguments of the chat template (name=value), such as enable_thinking=false; others: as the model was trained.
     template_args: tuple[str, ...] = ()
-    """Arguments of the chat template (name=value), such as enable_thinking=false; others: as the model was trained."""
+    # Sampling temperature; 0 takes the likeliest token; none leaves it, top_p and penalties to the server.
     temperature: float | Literal["none"] = 0.0
-    """Sampling temperature; 0 takes the likeliest token; none leaves it, top_p and penalties to the server."""
-    extra_body: str = ""
-    """More fields for every request to the server (a JSON object), such as '{"top_k": -1}'."""
+    extra_body: str = ""  # More fields for every request to the server (a JSON object), such as '{"top_k": -1}'.
 
     def asked(self, max_tokens: int = 0, loads: bool = True) -> Asked:
         """How --model is asked: by its judge.json, except for what the flags say; without `loads` by the flags."""

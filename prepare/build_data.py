@@ -48,54 +48,38 @@ TRAINED = FILES[:2]
 
 @dataclass(frozen=True)
 class Config:
+    # named set of defaults: local (nothing but the files you name), paper (its three sources from the hub)
     preset: str = "local"
-    """named set of defaults: local (nothing but the files you name), paper (its three sources from the hub)"""
+    # Skywork-Reward-Preference rows: files (.parquet, .json, .jsonl, .csv, .tsv, .gz) or hub ids
     skywork: tuple[str, ...] = ()
-    """Skywork-Reward-Preference rows: files (.parquet, .json, .jsonl, .csv, .tsv, .gz) or hub ids"""
-    code: tuple[str, ...] = ()
-    """Code-Preference-Pairs rows (same formats)"""
-    math: tuple[str, ...] = ()
-    """Math-Step-DPO rows (same formats)"""
+    code: tuple[str, ...] = ()  # Code-Preference-Pairs rows (same formats)
+    math: tuple[str, ...] = ()  # Math-Step-DPO rows (same formats)
+    # rows of any layout in docs/data.md: TRL, HelpSteer, Arena, ..., the authors' published sets, our own
     pairs: tuple[str, ...] = ()
-    """rows of any layout in docs/data.md: TRL, HelpSteer, Arena, ..., the authors' published sets, our own"""
+    # what columns are called in these files, such as prompt=ask,chosen=best; name= leaves a column out
     columns: str = ""
-    """what columns are called in these files, such as prompt=ask,chosen=best; name= leaves a column out"""
-    out: str = "runs/data"
-    """folder to write"""
+    out: str = "runs/data"  # folder to write
+    # share of the rows for distillation (0 to 1), of what the held-out splits leave; the rest is for RL
     sft_share: float = 0.12
-    """share of the rows for distillation (0 to 1), of what the held-out splits leave; the rest is for RL"""
-    held_out: int = 0
-    """rows kept out of both for grpo.py and eval.py (pairs)"""
-    sft_held_out: int = 0
-    """rows kept out of both for sft.py, to be distilled like the others (pairs)"""
-    code_rows: int = 8000
-    """code rows taken after the shuffle (rows); 0: all"""
-    drop_sources: tuple[str, ...] = ("magpie_ultra",)
-    """values of `source` whose rows are dropped"""
+    held_out: int = 0  # rows kept out of both for grpo.py and eval.py (pairs)
+    sft_held_out: int = 0  # rows kept out of both for sft.py, to be distilled like the others (pairs)
+    code_rows: int = 8000  # code rows taken after the shuffle (rows); 0: all
+    drop_sources: tuple[str, ...] = ("magpie_ultra",)  # values of `source` whose rows are dropped
+    # folder, run folder or hub id whose tokenizer measures prompts; empty: characters / 3.5 stand for tokens
     tokenizer: str = ""
-    """folder, run folder or hub id whose tokenizer measures prompts; empty: characters / 3.5 stand for tokens"""
-    style: Style = "instruct"
-    """which prompt is measured (cor_prompt.py)"""
-    max_prompt_tokens: int = 4096
-    """a longer prompt counts as over-long (tokens); training leaves it out"""
-    drop_duplicates: bool = False
-    """drop a row whose turns and two responses came before; the paper kept them"""
-    drop_overlap: bool = False
-    """drop a row that shares words with a benchmark prompt; the paper kept them"""
-    rewardbench: str = ""
-    """RewardBench's own file, folder or hub id to compare prompts with; empty: not compared"""
-    rm_bench: str = ""
-    """the same for RM-Bench"""
-    rmb: str = ""
-    """the same for RMB"""
-    ngram: int = 13
-    """a prompt overlaps a benchmark's if they share this many words in a row (words)"""
+    style: Style = "instruct"  # which prompt is measured (cor_prompt.py)
+    max_prompt_tokens: int = 4096  # a longer prompt counts as over-long (tokens); training leaves it out
+    drop_duplicates: bool = False  # drop a row whose turns and two responses came before; the paper kept them
+    drop_overlap: bool = False  # drop a row that shares words with a benchmark prompt; the paper kept them
+    rewardbench: str = ""  # RewardBench's own file, folder or hub id to compare prompts with; empty: not compared
+    rm_bench: str = ""  # the same for RM-Bench
+    rmb: str = ""  # the same for RMB
+    ngram: int = 13  # a prompt overlaps a benchmark's if they share this many words in a row (words)
+    # pairs added per row of both training sets: its chosen response against one chosen for another prompt (pairs)
     augment: float = 0.0
-    """pairs added per row of both training sets: its chosen response against one chosen for another prompt (pairs)"""
+    # write rows in a seeded random order, so that the first rows are a sample; else by source as the paper
     shuffle: bool = False
-    """write rows in a seeded random order, so that the first rows are a sample; else by source as the paper"""
-    seed: int = 0
-    """seed of the splits and of --shuffle (an integer)"""
+    seed: int = 0  # seed of the splits and of --shuffle (an integer)
 
 
 PRESETS = {

@@ -48,58 +48,38 @@ from settings import SamplerKind
 
 @dataclass(frozen=True)
 class Config:
+    # named set of defaults: endpoint, paper (the paper's two oracles), tiny (python -m toy serve)
     preset: str = "endpoint"
-    """named set of defaults: endpoint, paper (the paper's two oracles), tiny (python -m toy serve)"""
-    data: str = "pairs.jsonl"
-    """pairs with their winners: .jsonl, .parquet or a hub id; traces in it are replaced"""
-    out: str = "runs/traces"
-    """folder to write; an interrupted run in it is continued"""
+    data: str = "pairs.jsonl"  # pairs with their winners: .jsonl, .parquet or a hub id; traces in it are replaced
+    out: str = "runs/traces"  # folder to write; an interrupted run in it is continued
+    # oracle one: the name under which --base-url serves it, else a model folder, a run folder or a hub id
     model: str = "oracle"
-    """oracle one: the name under which --base-url serves it, else a model folder, a run folder or a hub id"""
-    base_url: str = ""
-    """address of oracle one's OpenAI-compatible server; empty: load --model here"""
-    api_key_env: str = ""
-    """environment variable that holds this server's key (its name); empty: no key is sent"""
-    second_pass: bool = True
-    """tell the right verdict where pass 1 failed, and ask again"""
-    second_model: str = ""
-    """oracle two, like --model; empty: oracle one again, at its address"""
-    second_base_url: str = ""
-    """address of oracle two's server; empty: load --second-model here"""
-    second_api_key_env: str = ""
-    """environment variable that holds oracle two's key (its name); empty: no key is sent"""
-    style: Style = "instruct"
-    """which prompt the oracles see (cor_prompt.py)"""
-    prompt_file: str = ""
-    """text file that replaces the style's fixed wording; empty: the built-in wording"""
+    base_url: str = ""  # address of oracle one's OpenAI-compatible server; empty: load --model here
+    api_key_env: str = ""  # environment variable that holds this server's key (its name); empty: no key is sent
+    second_pass: bool = True  # tell the right verdict where pass 1 failed, and ask again
+    second_model: str = ""  # oracle two, like --model; empty: oracle one again, at its address
+    second_base_url: str = ""  # address of oracle two's server; empty: load --second-model here
+    second_api_key_env: str = ""  # environment variable that holds oracle two's key (its name); empty: no key is sent
+    style: Style = "instruct"  # which prompt the oracles see (cor_prompt.py)
+    prompt_file: str = ""  # text file that replaces the style's fixed wording; empty: the built-in wording
+    # arguments of the oracles' chat templates (name=value), such as enable_thinking=false
     template_args: tuple[str, ...] = ()
-    """arguments of the oracles' chat templates (name=value), such as enable_thinking=false"""
-    samples: int = 1
-    """chains per pair and pass; the first without a fault is the trace, all stay in the logs"""
+    samples: int = 1  # chains per pair and pass; the first without a fault is the trace, all stay in the logs
+    # keep the chain with the highest R-star (rstar.py) by this model: a folder, a run folder or a hub id
     rstar: str = ""
-    """keep the chain with the highest R-star (rstar.py) by this model: a folder, a run folder or a hub id"""
-    temperature: float = 1.0
-    """sampling temperature; 0 takes the likeliest token"""
-    max_tokens: int = 8192
-    """longest chain (tokens); one that is cut off is not kept"""
-    whole: bool = False
-    """keep only chains that have all parts of their style: type, rubric or solution, eval, verdict"""
-    limit: int = 0
-    """distil only the first pairs of the file (pairs); 0 is all"""
-    seed: int = 0
-    """seed of the samples (an integer)"""
+    temperature: float = 1.0  # sampling temperature; 0 takes the likeliest token
+    max_tokens: int = 8192  # longest chain (tokens); one that is cut off is not kept
+    whole: bool = False  # keep only chains that have all parts of their style: type, rubric or solution, eval, verdict
+    limit: int = 0  # distil only the first pairs of the file (pairs); 0 is all
+    seed: int = 0  # seed of the samples (an integer)
+    # chains asked for in one call (samples), which an interrupt waits for; 0: 256, or four rounds of requests
     at_once: int = 0
-    """chains asked for in one call (samples), which an interrupt waits for; 0: 256, or four rounds of requests"""
-    concurrency: int = 8
-    """requests to a server at the same time (requests)"""
-    timeout: float = 600.0
-    """longest silence of a server within a request (seconds)"""
-    retries: int = 8
-    """how often a failed request is repeated, waiting 1, 2, 4 ... 60 seconds in between (times)"""
+    concurrency: int = 8  # requests to a server at the same time (requests)
+    timeout: float = 600.0  # longest silence of a server within a request (seconds)
+    retries: int = 8  # how often a failed request is repeated, waiting 1, 2, 4 ... 60 seconds in between (times)
+    # what runs a model that is loaded here; auto: vllm where it is installed and suits the device, else torch
     sampler: SamplerKind = "auto"
-    """what runs a model that is loaded here; auto: vllm where it is installed and suits the device, else torch"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """number type of the weights of a model that is loaded here"""
+    dtype: Literal["float32", "bfloat16"] = "float32"  # number type of the weights of a model that is loaded here
     digests: tyro.conf.Suppress[tuple[str, ...]] = ()  # of pairs, prompt and weights; filled in by `resolve`
 
 

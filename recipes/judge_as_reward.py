@@ -59,18 +59,12 @@ def the_question(pair: Pair, style: Style, system: str | None) -> list[Message]:
 
 @dataclass(frozen=True)
 class Config:
-    judge: str
-    """the judge: a run folder, or the name it is served under"""
-    out: str
-    """folder for the writer's two runs"""
-    base_url: str = ""
-    """address of the judge's server; empty: load --judge here"""
-    world: str = "runs/toy"
-    """folder that `python -m toy build` wrote"""
-    steps: int = 120
-    """rollout rounds of reinforcement"""
-    seed: int = 0
-    """seed of data order and sampling"""
+    judge: str  # the judge: a run folder, or the name it is served under
+    out: str  # folder for the writer's two runs
+    base_url: str = ""  # address of the judge's server; empty: load --judge here
+    world: str = "runs/toy"  # folder that `python -m toy build` wrote
+    steps: int = 120  # rollout rounds of reinforcement
+    seed: int = 0  # seed of data order and sampling
 
 
 def requests(world: Path, name: str) -> list[Pair]:

@@ -373,17 +373,13 @@ def execute(tasks: Sequence[Task]) -> None:
 class Run:
     """Run rows that are not done yet, then collect what is there."""
 
-    rows: tyro.conf.Positional[tuple[str, ...]] = ("tables",)
-    """Names of rows, or of groups of them: tables, variants."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of world, weights, data order and sampling (integers)."""
-    root: str = "runs/tables"
-    """Folder of the runs."""
+    rows: tyro.conf.Positional[tuple[str, ...]] = ("tables",)  # Names of rows, or of groups of them: tables, variants.
+    seeds: tuple[int, ...] = (0, 1, 2)  # Seeds of world, weights, data order and sampling (integers).
+    root: str = "runs/tables"  # Folder of the runs.
+    # Cut every training run to so many steps, to see whether all commands run (steps; results.json then goes to
+    # --root); 0: as the rows say.
     steps: int = 0
-    """Cut every training run to so many steps, to see whether all commands run (steps; results.json then goes to
-    --root); 0: as the rows say."""
-    print_only: bool = False
-    """Print the commands, run nothing."""
+    print_only: bool = False  # Print the commands, run nothing.
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Config:
+    # a run, an evaluation, or a folder of them; it gets report.html, and the curves in `plots`
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
-    """a run, an evaluation, or a folder of them; it gets report.html, and the curves in `plots`"""
 
 
 # ---- tables --------------------------------------------------------------------------------------------

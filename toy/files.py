@@ -106,29 +106,20 @@ def build_model(tokenizer: Any, seed: int, hidden: int = 64, layers: int = 2) ->
 class Build:
     """Write the tiny world: an untrained model with its tokenizer, a prompt file, four data files."""
 
+    # Folder to write. It must be missing or empty, or hold the world of the same settings.
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
-    """Folder to write. It must be missing or empty, or hold the world of the same settings."""
-    seed: int = 0
-    """Seed of the weights, the pairs and the teacher (an integer)."""
-    flaw: float = 0.6
-    """Probability (0..1) of each of the teacher's two blind spots. At 0.2 imitation alone loses them."""
-    clean_teacher: bool = False
-    """A teacher without any error, slips included; --flaw is ignored."""
-    sft_pairs: int = 8000
-    """Training pairs with the teacher's trace, sft.jsonl (pairs)."""
-    rl_pairs: int = 1920
-    """Training pairs without a trace, rl.jsonl (pairs). 120 rounds of 16 see each once."""
-    held_out_pairs: int = 250
-    """Pairs about questions that no training file has, held_out.jsonl (pairs)."""
-    sft_held_out_pairs: int = 200
-    """The same with traces, for the held-out loss, sft_held_out.jsonl (pairs)."""
+    seed: int = 0  # Seed of the weights, the pairs and the teacher (an integer).
+    flaw: float = 0.6  # Probability (0..1) of each of the teacher's two blind spots. At 0.2 imitation alone loses them.
+    clean_teacher: bool = False  # A teacher without any error, slips included; --flaw is ignored.
+    sft_pairs: int = 8000  # Training pairs with the teacher's trace, sft.jsonl (pairs).
+    rl_pairs: int = 1920  # Training pairs without a trace, rl.jsonl (pairs). 120 rounds of 16 see each once.
+    held_out_pairs: int = 250  # Pairs about questions that no training file has, held_out.jsonl (pairs).
+    sft_held_out_pairs: int = 200  # The same with traces, for the held-out loss, sft_held_out.jsonl (pairs).
+    # Parts of a trace. cor: all; untyped: no type; rubrics: no type and no solution; plain: no rubric either; answer:
+    # the right letter alone (in rl.jsonl too); mixed: one of cor, plain and answer.
     traces: Form = "cor"
-    """Parts of a trace. cor: all; untyped: no type; rubrics: no type and no solution; plain: no rubric either; answer:
-    the right letter alone (in rl.jsonl too); mixed: one of cor, plain and answer."""
-    hidden: int = 64
-    """Width of the model (even)."""
-    layers: int = 2
-    """Layers of the model."""
+    hidden: int = 64  # Width of the model (even).
+    layers: int = 2  # Layers of the model.
 
 
 def build(cfg: Build) -> None:

@@ -25,13 +25,12 @@ from toy.world import CLEAN, Flaws, teach, user
 class Serve:
     """Answer an OpenAI-compatible endpoint as the teacher; with the verdict in the prompt, repair the chain."""
 
-    port: int = 8377
-    """Port on this machine, 127.0.0.1; 0 takes a free one. The address is printed."""
+    port: int = 8377  # Port on this machine, 127.0.0.1; 0 takes a free one. The address is printed.
+    # Seed of the teacher's slips (an integer). A reply depends on it, the prompt and the request's seed alone.
     seed: int = 0
-    """Seed of the teacher's slips (an integer). A reply depends on it, the prompt and the request's seed alone."""
+    # What it does when told the verdict: redo takes every step again without errors; force keeps the failed chain and
+    # replaces its verdict.
     repair: Literal["redo", "force"] = "redo"
-    """What it does when told the verdict: redo takes every step again without errors; force keeps the failed chain and
-    replaces its verdict."""
 
 
 _PROMPT = re.compile(

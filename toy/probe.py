@@ -25,16 +25,11 @@ from toy.world import make_sum, numbers, write_solution
 class Probe:
     """Does the reasoning cause the verdict? Write a wrong solution for the judge and let it go on."""
 
-    model: str
-    """The judge: a model folder, or a run folder that holds one."""
-    world: str
-    """Folder of the tiny world; its prompt.txt is used."""
-    out: str
-    """JSON file for the numbers."""
-    items: int = 200
-    """Held-out sums, drawn for this probe (sums)."""
-    seed: int = 0
-    """Seed of the drawn sums (an integer); the judge decodes greedily."""
+    model: str  # The judge: a model folder, or a run folder that holds one.
+    world: str  # Folder of the tiny world; its prompt.txt is used.
+    out: str  # JSON file for the numbers.
+    items: int = 200  # Held-out sums, drawn for this probe (sums).
+    seed: int = 0  # Seed of the drawn sums (an integer); the judge decodes greedily.
 
 
 def probe(cfg: Probe) -> None:

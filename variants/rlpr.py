@@ -37,12 +37,11 @@ from variants.std_filter import StdFilter
 
 @dataclass(frozen=True)
 class Config(grpo.Config):
+    # of a verdict of several tokens: the mean of their probabilities, the product, or the geometric mean
     probability: Literal["mean", "product", "geometric"] = "mean"
-    """of a verdict of several tokens: the mean of their probabilities, the product, or the geometric mean"""
-    debias: bool = True
-    """subtract the right verdict's probability without any reasoning"""
+    debias: bool = True  # subtract the right verdict's probability without any reasoning
+    # replace groups whose rewards' deviation is below this share of its running mean; 0: keep all
     std_beta: float = 0.5
-    """replace groups whose rewards' deviation is below this share of its running mean; 0: keep all"""
 
 
 AUTHORS = {"clip_low": 0.2, "clip_high": 0.27, "kl_coef": 0.0, "agg": "token"}

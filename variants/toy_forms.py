@@ -39,12 +39,11 @@ WORDS = [*MARKERS, *rrm.BOXES.values(), "\\boxed{", "}", ","]
 class Config:
     """Write a world in another form."""
 
+    # Folder that `python -m toy build` wrote, with whole chains (--traces cor).
     world: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WORLD")]
-    """Folder that `python -m toy build` wrote, with whole chains (--traces cor)."""
+    # Folder to write. It must be missing or empty, or hold the same.
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
-    """Folder to write. It must be missing or empty, or hold the same."""
-    form: Literal["scores", "boxed"] = "scores"
-    """How the verdict is written."""
+    form: Literal["scores", "boxed"] = "scores"  # How the verdict is written.
 
 
 def scored(trace: str) -> str:

@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import tyro
 from hypothesis import given, strategies as st
 
 from runtime import cli, errors, run_folder, steps
@@ -374,6 +377,21 @@ def test_help_shows_the_presets_values_and_an_unknown_preset_its_choices(capsys)
         cli.parse(SFTConfig, PRESETS, ["--preset", "tiny", "--help"])
     text = capsys.readouterr().out
     assert caught.value.code == 0 and "0.5" in text and "learning rate" in text and "0.002" not in text
+
+
+FLAGS = """settings:SFTConfig settings:GRPOConfig eval:Run eval:Score judge:Pairs judge:Rank judge:Serve
+           prepare.build_data:Config prepare.distill:Config toy.files:Build toy.probe:Probe toy.oracle:Serve"""
+
+
+@pytest.mark.parametrize("name", FLAGS.split())
+def test_every_flag_has_a_help_text_of_its_own(name, capsys, monkeypatch):
+    """A comment above a field would also count for the next one, and a field set again in a subclass needs its own."""
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        tyro.cli(pkgutil.resolve_name(name), args=["--help"])
+    text = capsys.readouterr().out
+    said = re.findall(r"  ([^\s(-].*?) \((?:default: .*|required)\)\W*$", text, re.MULTILINE)
+    assert len(said) == len(set(said)) == len(re.findall(r"\(default: |\(required\)", text)) > 2
 
 
 def test_the_papers_sizes_are_refused_without_a_GPU(monkeypatch):
