@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from data import Pair, keep_fitting, load_pairs, save_pairs, shard, stream, swap
+from data import Pair, keep_fitting, load_pairs, preferred, save_pairs, shard, stream, swap
 from runtime.errors import UserError
 
 USER, REPLY = {"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}
@@ -66,7 +66,9 @@ def test_published_rows_are_ready_made_prompts(tmp_path):
     c, d, plain = load(tmp_path, {"messages": [USER], "winner": "A"}, READY | {"winner": "B"}, PLAIN | {"winner": "B"})
     assert (c.winner, c.messages, d.winner) == ("A", (USER,), "B")
     assert plain.messages is None and plain.winner == "A"  # beside chosen and rejected a winner says nothing
-    assert "response" not in save_pairs([c])
+    assert save_pairs([c]) == ('{"pair_id": "rows-0", "source": "rows", "winner": "A", '
+                               '"messages": [{"role": "user", "content": "What is 2 + 2?"}]}\n')
+    assert (preferred(c), preferred(plain), preferred(swap(plain))) == ("A", "4", "4")
 
 
 def test_published_distillation_rows_hold_the_target_in_the_winner_column(tmp_path):

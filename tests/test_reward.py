@@ -66,7 +66,7 @@ def test_training_is_the_default_rule_and_reads_verdicts_in_an_open_thought():
     assert parse_verdict("[[A]]") is parse_verdict("[[A]]", "train") is None
     assert parse_verdict(f"<think> so {A}") == "A"  # what the authors' reward does: it knows no thoughts
     assert inspect.signature(parse_verdict).parameters["rule"].default == "train"
-    assert reward.WINDOW == 80
+    assert reward.WINDOW == 80 and reward.open_thought("\n<think> so [[A]]")
 
 
 # ---- the evaluation rules ------------------------------------------------------------------------------

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 
 import eval as ev
@@ -72,6 +74,9 @@ def test_a_judge_plays_knockouts_in_both_orders_and_is_not_asked_about_ties(tmp_
 
 
 def test_a_knockout_goes_on_where_it_stopped(tmp_path):
+    rows = [several("tied", n, 2, 2) for n in range(9)]
+    tied = bm.load_benchmark("rewardbench-2", write(tmp_path / "ties.jsonl", rows))
+    assert tied and not bm.due("rewardbench-2", tied, [])
     rows = [four(n) for n in range(4)]
     whole, table = run(tmp_path, rows, Reads(lambda text: text.startswith("good")))
     log = tmp_path / "out" / "judgements.jsonl"
@@ -83,14 +88,34 @@ def test_a_knockout_goes_on_where_it_stopped(tmp_path):
 def test_without_verdicts_the_draw_decides():
     wins = [rb2.champion(dict.fromkeys(rb2.matches(1, 4), 0.5), 4, str(item))[0] for item in range(400)]
     assert 70 < sum(wins) < 130
+    none = Judgement("p", "s", "", {}, "AB", 0, None, "A", False, "stop", 5, "")
+    votes = [replace(none, verdict=letter) for letter in "AB"]
+    assert [bm.lead(seen) for seen in ([none], votes, votes[:1], votes[1:])] == [0.5, 0.5, 1.0, 0.0]
 
 
 def test_an_unfinished_knockout_is_left_out_and_said():
     pairs = {("0", "1"): 1.0, ("2", "3"): 0.0}
     outcomes = [bm.Outcome("Math/1", "rewardbench-2/Math", "-".join(m), share, 4) for m, share in pairs.items()]
     assert bm.score("rewardbench-2", outcomes)["subsets"]["Math"] is None
-    notes = " ".join(bm.gaps("rewardbench-2", outcomes))
-    assert "1 items are not judged completely: left out" in notes and "Ties, and so the average, needs scores" in notes
+    ties = [bm.Outcome("Ties/1", "rewardbench-2/Ties", "ref:0-1", 0.0, 2, (1.0, 0.0))]
+    needs = "Ties, and so the average, needs scores: eval.py run --scalar or --pointwise"
+    partial = "1 items are not judged completely: left out"
+    assert bm.gaps("rewardbench-2", outcomes)[1:] == [needs, partial]
+    assert bm.gaps("rewardbench-2", [*outcomes, *ties])[1:] == [partial]
+
+
+def test_margins_are_added_in_the_order_of_the_prompts_as_the_authors_add_them():
+    """To the last digit; the shares of other slots in the order of the log."""
+    rng = random.Random(0)
+    known = {f"Ties/{n:09d}": (([rng.random()], [0.0]), ([rng.random(), rng.random()], [0.0])) for n in range(40)}
+    outcomes = [bm.Outcome(item, "rewardbench-2/Ties", slot, 0.0, 2, (score, 0.0))
+                for item, (ref, tied) in rng.sample(sorted(known.items()), 40)
+                for slot, score in (("ref:0-1", ref[0][0]), ("tied:0-2", tied[0][0]), ("tied:1-2", tied[0][1]))]
+    right, total = bm.count(outcomes)["rewardbench-2/Ties"]["margin"]
+    assert right == np.sum([rb2.ties(*both)["margin"][0] for both in known.values()]) and total == 40
+    shares = [rng.random() for _ in range(40)]
+    listed = [bm.Outcome(f"x/{i}", "x", "", share) for i, share in enumerate(shares)]
+    assert bm.count(listed)["x"][""] == (sum(shares), 40)
 
 
 class Known:
@@ -158,7 +183,8 @@ def test_a_table_of_scores_is_read_too(tmp_path):
 
 @pytest.mark.parametrize(("row", "words"), [
     (four(1) | {"subset": "Chat"}, "is none of rewardbench-2's"), (four(1) | {"chosen": []}, "'chosen' must be"),
-    (four(1) | {"chosen": ["a", "b"]}, "only Ties has several"), (several("both", 1, 2, 2), "must be ref: or tied:")])
+    (four(1) | {"chosen": ["a", "b"]}, "only Ties has several"), (several("both", 1, 2, 2), "'both:1'$"),
+    (several("x" * 99, 1, 2, 2), "must be ref: or tied: and a number, found 'x{40}'$")])
 def test_rows_that_are_none(tmp_path, row, words):
     with pytest.raises(UserError, match=words):
         bm.load_benchmark("rewardbench-2", write(tmp_path / "rows.jsonl", [row]))
@@ -208,7 +234,7 @@ def test_judgebench_counts_the_votes_of_both_orders(tmp_path):
     said = {"p0": "++", "p1": "+0", "p2": "+-", "p3": "00", "p4": "-0", "p5": "++"}
     log = []
     for pair in pairs:
-        assert {pair.response_a, pair.response_b} == {"good", "bad"}
+        assert {pair.response_a, pair.response_b} == {"good", "bad"} and pair.source == "judgebench"
         assert (pair.response_a == "good") == (pair.winner == "A")
         for order, vote in zip(("AB", "BA"), said[pair.pair_id], strict=True):
             shown = pair if order == "AB" else swap(pair)
@@ -218,8 +244,8 @@ def test_judgebench_counts_the_votes_of_both_orders(tmp_path):
     table = bm.score("judgebench", read_outcomes("judgebench", log)[0])
     assert table["sections"] == {"Knowledge": 2 / 5, "Reasoning": None, "Math": None, "Coding": 1.0}
     assert table["overall"]["accuracy"] == 3 / 6
-    with pytest.raises(UserError, match="'label' must be A>B or B>A"):
-        bm.load_benchmark("judgebench", write(tmp_path / "bad.jsonl", [judgebench_row(1) | {"label": "A=B"}]))
+    with pytest.raises(UserError, match=r"'label' must be A>B or B>A, found 'x{40}'$"):
+        bm.load_benchmark("judgebench", write(tmp_path / "bad.jsonl", [judgebench_row(1) | {"label": "x" * 99}]))
 
 
 def test_judgebench_is_run_in_both_orders(tmp_path):
@@ -249,4 +275,4 @@ def test_a_limit_is_spread_over_the_subsets_in_whole_items(tmp_path):
              ("Math", "Focus", "Safety")}
     assert items == {"Math": 6, "Focus": 2, "Safety": 1} and len(taken) == 6 * 9
     assert bm.take("rewardbench-2", pairs, 0) == bm.take("rewardbench-2", pairs, 10_000) == pairs
-    assert bm.take("pairs", pairs, 5) == pairs[:5]
+    assert bm.take("pairs", pairs, 5) == pairs[:5] and len(bm.take("rewardbench-2", pairs, 1)) == 3 * 6

@@ -16,7 +16,6 @@ from tiny_models import make_folder, make_lm
 
 from cor_prompt import encode_prompt, render
 from data import Pair, load_pairs
-from evaluation.benchmarks import unique
 from prepare import build_data, card as cards
 from prepare.augment import augmented
 from prepare.build_data import PRESETS, Config, alternate, assign, main
@@ -153,14 +152,6 @@ def test_splits_are_disjoint_complete_and_keep_groups_whole(pairs, data):
             wanted.append(min(size, rest))
             rest -= wanted[-1]
         assert [names.count(name) for name in sizes] == wanted
-
-
-@given(st.lists(st.sampled_from(["x", "x~2", "y", "x~3"]), max_size=12))
-def test_no_two_pairs_of_a_source_share_a_name(ids):
-    pairs = unique([Pair(i, "s", (user("q"),), "a", "b", "A") for i in ids])
-    assert len({p.pair_id for p in pairs}) == len(ids)
-    assert all(p.pair_id.startswith(i) for p, i in zip(pairs, ids, strict=True))
-    assert len({p.pair_id for p in unique([replace(p, source=str(k)) for k, p in enumerate(pairs)])}) == len(ids)
 
 
 def test_rows_of_one_prompt_are_never_in_two_files(tmp_path):
