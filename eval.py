@@ -31,9 +31,10 @@ from data import Message, Pair, save_pairs, swap
 from evaluation import tables
 from evaluation.benchmarks import BOTH_ORDERS, RULES, Benchmark, due, load_benchmark, take
 from evaluation.outcomes import budget_curve, read_judgement, read_log, score_rows, summarise
+from evaluation.silent import NothingJudged, likely_cause
 from judging.endpoint import Server
 from judging.pointwise import Pointwise, judge_scalar
-from judging.verdicts import Judgement, NothingJudged, check_sampling, judge_pairs, likely_cause
+from judging.verdicts import Judgement, check_sampling, judge_pairs
 from loading.folder import context_tokens, weights_digest
 from loading.judge_file import Asked
 from reward import Rule

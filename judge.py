@@ -31,11 +31,12 @@ from typing import Any, Literal, get_args
 
 from cor_prompt import Style, Trace, parse_trace, render
 from data import Message, Pair, read_pair
+from evaluation.silent import NothingJudged, likely_cause, reasons, why_silent
 from formats.layouts import read_messages, read_row
 from formats.readers import read_rows
 from judging import ranking, serving, verdicts
 from judging.endpoint import Server
-from judging.verdicts import Judgement, NothingJudged, check_sampling, judge_pairs, likely_cause, reasons
+from judging.verdicts import Judgement, check_sampling, judge_pairs
 from loading.judge_file import Asked, how_to_ask
 from reward import Letter
 from rollout import Chat, load_sampler
@@ -180,7 +181,7 @@ def count(judgements: Iterable[Judgement]) -> Verdict:
     """All verdicts on one pair -> the majority's."""
     seen = list(judgements)
     votes = [verdicts.named(j) for j in seen]
-    silent = Counter(verdicts.why_silent(j) for j in seen if j.verdict is None)
+    silent = Counter(why_silent(j) for j in seen if j.verdict is None)
     chains = [Chain(j.order, j.sample, verdicts.named(j), j.finish_reason, parse_trace(j.text), j.text) for j in seen]
     return Verdict(verdicts.majority(votes), {"A": votes.count("A"), "B": votes.count("B"), "none": votes.count(None)},
                    tuple(chains), dict(silent))

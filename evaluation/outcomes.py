@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,8 @@ from typing import Any
 
 from evaluation import benchmarks
 from evaluation.benchmarks import KINDS, Benchmark, Compat, Outcome, Row, kind_of, lead, read_id, read_text
-from judging.verdicts import Judgement, better, majority, named, read_scores, tally, why_silent
+from evaluation.silent import why_silent
+from judging.verdicts import Judgement, better, majority, named, tally
 from reward import Rule, parse_verdict
 from runtime.disk import read_json, read_jsonl
 from runtime.errors import UserError
@@ -145,6 +147,16 @@ def read_judgement(row: Row, where: str, rule: Rule | None = None) -> Judgement:
         return judgement if rule is None else replace(judgement, verdict=parse_verdict(judgement.text, rule))
     except (TypeError, AttributeError) as error:
         raise UserError(f"{where}: not a verdict as eval.py logs it ({error})") from None
+
+
+def read_scores(text: str) -> tuple[float, float] | None:
+    """The scores in a judgement's text, of A and B as shown, NaN where one is missing; None for a chain.
+
+    >>> read_scores("A 0.5 B -1e-05 [[A]]"), read_scores("A 0.5 B None"), read_scores("<answer>[[A]]</answer>")
+    ((0.5, -1e-05), (0.5, nan), None)
+    """
+    found = re.match(r"A (\S+) B (\S+)(?: \[\[[AB]\]\])?$", text.replace("None", "nan"))
+    return (float(found[1]), float(found[2])) if found else None
 
 
 def _judged(benchmark: Benchmark, judgements: Sequence[Judgement], where: str) -> Outcome:

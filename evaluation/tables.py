@@ -15,7 +15,7 @@ from typing import Any
 
 from evaluation.benchmarks import DOMAINS, KINDS, LEVELS, SECTION_OF, STYLES
 from evaluation.rewardbench2 import SUBSETS
-from judging.verdicts import reasons
+from evaluation.silent import reasons
 from runtime.disk import write_whole
 from runtime.errors import printable
 

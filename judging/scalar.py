@@ -14,20 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from batch import Batch, Group
 from cor_prompt import encode_prompt
-from data import Message, Pair, swap
-from judging.pointwise import check
-from loading.folder import model_folder, plain_config, tested_config
+from data import Message
+from loading.folder import model_folder, plain_config
 from loading.tokenizer import load_tokenizer
-from loading.weights import check_finite, read_weights
-from model import Policy, build_policy
+from loading.weights import check_finite
 from runtime.errors import UserError
 
 
@@ -85,47 +80,3 @@ def load_scalar(path: str, dtype: str = "float32") -> ScalarModel:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     room = getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
     return ScalarModel(lm.eval().to(device), load_tokenizer(path), room)
-
-
-# ---- the trainable twin --------------------------------------------------------------------------------
-
-
-def pack(pair: Pair, tokenizer: Any) -> Group:
-    """What both responses share as the prompt, then the winner and the loser, each with one token more: a response's
-    last token is never an input (batch.py), so the state that predicts the extra token is the last real one's."""
-    check(pair)
-    best = pair if pair.winner == "A" else swap(pair)
-    both = [encode_reply(best.context, text, tokenizer) for text in (best.response_a, best.response_b)]
-    shared = [a for a, b in takewhile(lambda ids: ids[0] == ids[1], zip(*both, strict=False))]
-    return Group(shared, [[*ids[len(shared) :], 0] for ids in both])
-
-
-class Scorer(Policy):
-    """A transformers sequence classifier with one label that scores each response of a packed micro-batch."""
-
-    def forward(self, batch: Batch) -> Tensor:  # type: ignore[override]
-        """(S,) scores, float32 or better, read where each response's last target would be predicted."""
-        last = torch.bincount(batch.sequence).cumsum(0) - 1  # (S,)
-        hidden = self.hidden(batch)[last]  # (S, H)
-        exact = torch.promote_types(hidden.dtype, torch.float32)  # bfloat16 would round scores by half a percent
-        return hidden.to(exact) @ self.lm.score.weight.to(exact)[0]
-
-
-def load_scorer(path: str, dtype: torch.dtype, mesh: Any = None, compute_dtype: torch.dtype | None = None,
-                checkpointing: bool = False) -> Scorer:
-    """model.load_policy with a head of zeros in the place of the language model's."""
-    from transformers import AutoModelForSequenceClassification, GenerationConfig
-
-    folder = model_folder(path)
-    config = tested_config(folder, num_labels=1)
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if config.pad_token_id in ends:  # transformers would take a turn's last token for padding
-        config.pad_token_id = None
-    scorer = build_policy(Scorer, AutoModelForSequenceClassification, config, dtype, mesh, compute_dtype)
-    lm = scorer.lm
-    lm.config.architectures, lm.generation_config = [type(lm).__name__], GenerationConfig()  # what save_hf writes
-    read_weights(nn.ModuleDict({"model": lm.model}), folder)  # checkpoint names; the language model's head stays out
-    nn.init.zeros_(lm.score.weight)
-    if checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
-    return scorer

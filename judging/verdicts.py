@@ -6,7 +6,6 @@ Needs no model, only something that answers `chat`: a sampler of rollout.py, a s
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -71,53 +70,6 @@ def check_sampling(votes: int, temperature: float) -> None:
         raise UserError("votes: at least 1, and several need a temperature above 0, such as 1.0")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"temperature {temperature}: must be 0 or more")
-
-
-class NothingJudged(UserError):
-    """Not one output gave a verdict: a script writes its files, says the likely cause and ends with this code."""
-
-    exit_code = 1
-
-
-def why_silent(judgement: Judgement) -> str:
-    """Why an output has no verdict."""
-    j, text = judgement, judgement.text.rpartition("</think>")[2]
-    if j.finish_reason == "length":
-        return "cut off" if j.response_tokens else "prompt too long"
-    if re.fullmatch(r"A \S+ B \S+", text):  # what judging.pointwise.judge_scalar writes
-        return "no readable score" if "nan" in text else "equal scores"
-    if said := re.fullmatch(r"\(no reply: (.*)\)", text):  # what judging.endpoint writes
-        return f"no reply: {said[1]}"
-    letters = {letter for letter in "AB" if f"[[{letter}]]" in text}
-    if letters:
-        return "both letters" if len(letters) == 2 else "letter in the wrong place"
-    if "<answer>" in text or "[[" in text:
-        return "verdict in another form"
-    return "no verdict tag" if text.strip() else "nothing written"
-
-
-def reasons(silent: Mapping[str, int]) -> str:
-    """Reasons of `why_silent` and how often each, in words."""
-    return ", ".join(f"{number} {why}" for why, number in silent.items())
-
-
-def likely_cause(silent: Mapping[str, int]) -> str:
-    """Reasons of `why_silent` and how often each -> what to say when there is nothing else."""
-    why, number = max(silent.items(), key=lambda item: item[1])
-    other = "is it an untrained model, or trained with another --style or --prompt-file?"
-    remedy = {"cut off": "raise --max-tokens", "prompt too long": "the model's context is too short for these pairs",
-              "no reply: content filter": "this server refuses the texts"}.get(why, other)
-    return f"none of {sum(silent.values())} outputs has a verdict; {number} of them: {why}; {remedy}"
-
-
-def read_scores(text: str) -> tuple[float, float] | None:
-    """The scores in a judgement's text, of A and B as shown, NaN where one is missing; None for a chain.
-
-    >>> read_scores("A 0.5 B -1e-05 [[A]]"), read_scores("A 0.5 B None"), read_scores("<answer>[[A]]</answer>")
-    ((0.5, -1e-05), (0.5, nan), None)
-    """
-    found = re.match(r"A (\S+) B (\S+)(?: \[\[[AB]\]\])?$", text.replace("None", "nan"))
-    return (float(found[1]), float(found[2])) if found else None
 
 
 def named(judgement: Judgement) -> Letter | None:

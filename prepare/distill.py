@@ -32,8 +32,9 @@ from cor_prompt import Style, render
 from data import Message, Pair, save_pairs
 from evaluation import tables
 from evaluation.benchmarks import load_benchmark
+from evaluation.silent import NothingJudged
 from judging.endpoint import EndpointSampler
-from judging.verdicts import NothingJudged, judge_pairs
+from judging.verdicts import judge_pairs
 from loading.folder import weights_digest
 from loading.templates import for_server, parse_arguments
 from prepare.hint import hinted, leaks

@@ -33,7 +33,6 @@ import model
 import sft
 from batch import Group, micro_batches
 from data import load_pairs
-from judging.scalar import load_scorer
 from loading.tokenizer import load_tokenizer
 from ops import attention
 from rollout import Rollout, TorchSampler
@@ -423,7 +422,7 @@ def scalar_gradient(stage: Stage, name: str) -> None:
     cfg = replace(scalar_rm.PRESETS["tiny"], model=folder, micro_batch_tokens=40)
     with exact_norms():
         mesh = model.make_mesh(torch.float64)
-        scorer = load_scorer(folder, torch.float64, mesh, torch.float64)
+        scorer = scalar_rm.load_scorer(folder, torch.float64, mesh, torch.float64)
         torch.nn.init.constant_(scorer.lm.score.weight, 0.5)  # a head of zeros would give the body no gradient
         groups = scalar_rm.encode_pairs(load_pairs("held_out.jsonl"), tokenizer, cfg)
         mine = groups[runtime_ranks.rank() :: runtime_ranks.world_size()]

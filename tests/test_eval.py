@@ -18,7 +18,8 @@ from tiny_models import make_folder, make_lm
 import eval as ev
 from data import Pair, save_pairs
 from evaluation import outcomes, tables
-from judging.verdicts import Judgement, NothingJudged
+from evaluation.silent import NothingJudged
+from judging.verdicts import Judgement
 from rollout import Reply
 from runtime.errors import UserError
 from runtime.seeds import derive_seed

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import judge as jd
+from evaluation.silent import NothingJudged
 from judge import Judge, Pairs
-from judging.verdicts import NothingJudged
 from rollout import Reply
 from runtime.errors import UserError
 from runtime.seeds import derive_seed

@@ -3,7 +3,7 @@
     r = clip( p(v | prompt, reasoning) - p(v | prompt), 0, 1 )      p(v | ...) = mean over tokens t of v of pi(t | ...)
 
     python -m variants.rlpr --preset tiny
-    python -m variants.rlpr --preset tiny --probability product --std-beta 0 ...
+    python -m variants.rlpr --preset tiny --std-beta 0 ...            every group is kept
 
 The right verdict v replaces the sampled one, and one forward pass scores it. A sure judge then earns more than a
 lucky one. The probability of v straight after the prompt is subtracted, because the reasoning did not earn it. A
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,8 +37,6 @@ from variants.std_filter import StdFilter
 
 @dataclass(frozen=True)
 class Config(grpo.Config):
-    # of a verdict of several tokens: the mean of their probabilities, the product, or the geometric mean
-    probability: Literal["mean", "product", "geometric"] = "mean"
     debias: bool = True  # subtract the right verdict's probability without any reasoning
     # replace groups whose rewards' deviation is below this share of its running mean; 0: keep all
     std_beta: float = 0.5
@@ -81,14 +79,12 @@ def verdict_probabilities(policy: Any, groups: Sequence[Group], cfg: Config) -> 
     with torch.no_grad():
         for batch in micro_batches(numbered, cfg.micro_batch_tokens, next(policy.parameters()).device):
             assert batch.advantages is not None and batch.sampler_logprobs is not None
-            logprobs = policy(batch, temperature=cfg.temperature).logprobs
-            values = logprobs.exp() if cfg.probability == "mean" else logprobs
+            values = policy(batch, temperature=cfg.temperature).logprobs.exp()
             place, chosen = batch.advantages.long().cpu(), batch.sampler_logprobs.double().cpu()
             total.index_add_(0, place, values.double().cpu() * chosen)
             count.index_add_(0, place, chosen)
     model.release(policy)
-    mean = total if cfg.probability == "product" else total / count.clamp(min=1.0)
-    return torch.where(count > 0, mean if cfg.probability == "mean" else mean.exp(), 0.0).view(len(groups), size)
+    return (total / count.clamp(min=1.0)).view(len(groups), size)
 
 
 def rlpr_score(rollouts: Sequence[Rollout], pairs: Sequence[Pair], policy: Any, tokenizer: Any, cfg: Config) -> Tensor:

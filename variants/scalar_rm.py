@@ -13,19 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 
 import model
 import sft
-from batch import Group, group_tokens, micro_batches
+from batch import Batch, Group, group_tokens, micro_batches
 from cor_prompt import Style
-from data import Pair, keep_fitting, load_pairs
-from judging.scalar import Scorer, load_scorer, pack
+from data import Pair, keep_fitting, load_pairs, swap
+from judging.pointwise import check
+from judging.scalar import encode_reply
+from loading.folder import model_folder, tested_config
 from loading.tokenizer import load_tokenizer
+from loading.weights import read_weights
+from model import Policy, build_policy
 from runtime import cli, ranks
 
 
@@ -42,6 +47,16 @@ class Config(sft.Config):
 PRESETS = {name: Config(**vars(cfg) | {"prompt_file": ""}) for name, cfg in sft.PRESETS.items()}
 
 
+def pack(pair: Pair, tokenizer: Any) -> Group:
+    """What both responses share as the prompt, then the winner and the loser, each with one token more: a response's
+    last token is never an input (batch.py), so the state that predicts the extra token is the last real one's."""
+    check(pair)
+    best = pair if pair.winner == "A" else swap(pair)
+    both = [encode_reply(best.context, text, tokenizer) for text in (best.response_a, best.response_b)]
+    shared = [a for a, b in takewhile(lambda ids: ids[0] == ids[1], zip(*both, strict=False))]
+    return Group(shared, [[*ids[len(shared) :], 0] for ids in both])
+
+
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, cfg: Config) -> list[Group]:
     """Winner and loser of every pair that fits a micro-batch; says how many do not."""
     groups = [pack(pair, tokenizer) for pair in pairs]
@@ -49,9 +64,40 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, cfg: Config) -> list[Gro
     return keep_fitting(groups, group_tokens, most, "the lesser of --max-length and --micro-batch-tokens,")
 
 
+class Scorer(Policy):
+    """A transformers sequence classifier with one label that scores each response of a packed micro-batch."""
+
+    def forward(self, batch: Batch) -> Tensor:  # type: ignore[override]
+        """(S,) scores, float32 or better, read where each response's last target would be predicted."""
+        last = torch.bincount(batch.sequence).cumsum(0) - 1  # (S,)
+        hidden = self.hidden(batch)[last]  # (S, H)
+        exact = torch.promote_types(hidden.dtype, torch.float32)  # bfloat16 would round scores by half a percent
+        return hidden.to(exact) @ self.lm.score.weight.to(exact)[0]
+
+
+def load_scorer(path: str, dtype: torch.dtype, mesh: Any = None, compute_dtype: torch.dtype | None = None,
+                checkpointing: bool = False) -> Scorer:
+    """model.load_policy with a head of zeros in the place of the language model's."""
+    from transformers import AutoModelForSequenceClassification, GenerationConfig
+
+    folder = model_folder(path)
+    config = tested_config(folder, num_labels=1)
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if config.pad_token_id in ends:  # transformers would take a turn's last token for padding
+        config.pad_token_id = None
+    scorer = build_policy(Scorer, AutoModelForSequenceClassification, config, dtype, mesh, compute_dtype)
+    lm = scorer.lm
+    lm.config.architectures, lm.generation_config = [type(lm).__name__], GenerationConfig()  # what save_hf writes
+    read_weights(nn.ModuleDict({"model": lm.model}), folder)  # checkpoint names; the language model's head stays out
+    nn.init.zeros_(lm.score.weight)
+    if checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    return scorer
+
+
 def pair_losses(scores: Tensor) -> Tensor:
     """(2P,) scores, each winner before its loser -> (P,); of a filler batch, which has one score, (0,)."""
-    return -torch.nn.functional.logsigmoid(scores[0::2] - scores[1::2])
+    return -nn.functional.logsigmoid(scores[0::2] - scores[1::2])
 
 
 def bt_loss(policy: Scorer, groups: Sequence[Group], cfg: Config, backward: bool) -> tuple[float, int]:

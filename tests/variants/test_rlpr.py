@@ -118,7 +118,7 @@ def traces(tokenizer, prompt: int, count: int) -> list[Rollout]:
     return [rollout(list(range(4, 4 + prompt)), encode(text, tokenizer), tokenizer) for text in texts]
 
 
-def reference(lm, made: Rollout, letter: str, tokenizer, how: str) -> list[float]:
+def reference(lm, made: Rollout, letter: str, tokenizer) -> list[float]:
     """The verdict's probability by one plain forward with and one without the reasoning."""
     start = max(made.text.rfind(A), made.text.rfind(B))
     if start < 0:
@@ -129,9 +129,7 @@ def reference(lm, made: Rollout, letter: str, tokenizer, how: str) -> list[float
         logprobs = tiny_models.plain_logprobs(lm, made.prompt_ids, head + tail, 0.7)[len(head) :]
         chance = [p for p, c in zip(logprobs.exp().tolist(), chosen, strict=True) if c]
         assert len(chance) == 3
-        found.append(
-            {"mean": sum(chance) / 3, "product": math.prod(chance), "geometric": math.prod(chance) ** (1 / 3)}[how]
-        )
+        found.append(sum(chance) / 3)
     return found
 
 
@@ -141,17 +139,16 @@ def test_rewards_equal_a_plain_forward_of_each_sequence_under_any_plan(tmp_path,
     policy = model.load_policy(tiny_models.make_folder(tmp_path, lm))
     rollouts = [r for prompt in (5, 11, 2) for r in traces(any_tokenizer, prompt, 6)]
     pairs = [pair(winner) for winner in "ABA"]
-    for how in ("mean", "product", "geometric"):
-        with torch.no_grad():
-            plain = [reference(lm, r, pairs[i // 6].winner, any_tokenizer, how) for i, r in enumerate(rollouts)]
-        given, without = torch.tensor(plain, dtype=torch.float64).T.reshape(2, 3, 6)
-        assert len(set(given.flatten().tolist())) > 10
-        for budget in (1, 300, 100_000):
-            cfg = replace(TINY, temperature=0.7, probability=how, micro_batch_tokens=budget)
-            raw = rlpr_score(rollouts, pairs, policy, any_tokenizer, replace(cfg, debias=False))
-            torch.testing.assert_close(raw, given, atol=0, rtol=1e-4)
-            got = rlpr_score(rollouts, pairs, policy, any_tokenizer, cfg)
-            torch.testing.assert_close(got, (given - without).clamp(0, 1), atol=2e-6, rtol=0)
+    with torch.no_grad():
+        plain = [reference(lm, r, pairs[i // 6].winner, any_tokenizer) for i, r in enumerate(rollouts)]
+    given, without = torch.tensor(plain, dtype=torch.float64).T.reshape(2, 3, 6)
+    assert len(set(given.flatten().tolist())) > 10
+    for budget in (1, 300, 100_000):
+        cfg = replace(TINY, temperature=0.7, micro_batch_tokens=budget)
+        raw = rlpr_score(rollouts, pairs, policy, any_tokenizer, replace(cfg, debias=False))
+        torch.testing.assert_close(raw, given, atol=0, rtol=1e-4)
+        got = rlpr_score(rollouts, pairs, policy, any_tokenizer, cfg)
+        torch.testing.assert_close(got, (given - without).clamp(0, 1), atol=2e-6, rtol=0)
     assert all(p.grad is None for p in policy.parameters())
 
 
@@ -253,7 +250,7 @@ def test_presets_are_grpos_but_for_the_authors_settings():
     assert PRESETS.keys() == grpo.PRESETS.keys()
     for name, cfg in PRESETS.items():
         own = {"clip_low": 0.2, "clip_high": 0.27, "kl_coef": 0.0, "agg": "token", "out": cfg.out}
-        assert vars(cfg) == vars(grpo.PRESETS[name]) | own | {"probability": "mean", "debias": True, "std_beta": 0.5}
+        assert vars(cfg) == vars(grpo.PRESETS[name]) | own | {"debias": True, "std_beta": 0.5}
         assert cfg.out == grpo.PRESETS[name].out + "-rlpr"
 
 

@@ -15,13 +15,13 @@ from tiny_models import exact_norms, logged, make_config, make_lm, make_tokenize
 
 import eval as evaluation
 from data import Pair, load_pairs, save_pairs, swap
-from evaluation.outcomes import read_log, score_rows
+from evaluation.outcomes import read_log, read_scores, score_rows
 from judging import scalar
 from judging.pointwise import judge_scalar
-from judging.scalar import ScalarModel, encode_reply, load_scalar, load_scorer, pack
-from judging.verdicts import read_scores
+from judging.scalar import ScalarModel, encode_reply, load_scalar
 from runtime.errors import UserError
 from variants import scalar_rm
+from variants.scalar_rm import Scorer, load_scorer, pack
 
 pytestmark = pytest.mark.numeric
 
@@ -37,7 +37,7 @@ def groups_of(world: Path, cfg: scalar_rm.Config) -> list:
     return scalar_rm.encode_pairs(load_pairs(cfg.data), scalar.load_tokenizer(cfg.model), cfg)
 
 
-def loaded(world: Path, seed: int = 1) -> scalar.Scorer:
+def loaded(world: Path, seed: int = 1) -> Scorer:
     """float64 throughout, and a head that is not zero."""
     scorer = load_scorer(str(world / "start"), torch.float64)
     exact_norms(scorer.lm)
