@@ -29,55 +29,13 @@ TINY = replace(grpo.PRESETS["tiny"], prompt_file="")
 # ---- the reward ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("scores", "label", "reward"),
-    [
-        ([9, 8], 0, 1.0),
-        ([9, 8], 1, -1.0),
-        ([8, 8], 0, -1.0),  # a tie is wrong, whoever is best
-        ([8, 8], 1, -1.0),
-        ([1, 2, 3, 10], 3, 1.0),
-        ([10, 2, 3, 10], 3, -1.0),
-        ([10, 2, 3, 9], 3, -1.0),
-        ([5, 1, 5], 1, -1.0),
-        ([1], 1, 1.0),
-        ([0], 1, -1.0),
-        ([0], 0, 1.0),
-        ([1], 0, -1.0),
-        (None, 0, -1.0),
-    ],
-)
-def test_the_best_has_to_be_strictly_ahead_and_a_single_one_to_meet_its_label(scores, label, reward):
-    assert grm.grm_reward(scores, label) == reward
-
-
-@pytest.mark.parametrize(
-    ("text", "count", "scores"),
-    [
-        ("\\boxed{7, 3}", 2, [7, 3]),
-        ("\\boxed{ 2 , 4 }", 2, [2, 4]),
-        ("\\boxed{70, -3}", 2, [10, 1]),  # clamped, as in use
-        ("\\boxed{7}", 2, None),
-        ("\\boxed{7, 3, 5}", 2, None),
-        ("\\boxed{7.5, 3}", 2, None),
-        ("\\boxed{7, 3", 2, None),
-        ("7, 3", 2, None),
-        ("", 2, None),
-        ("\\boxed{1}", 1, [1]),
-        ("\\boxed{ 0 }", 1, [0]),
-        ("\\boxed{10}", 1, None),
-        ("\\boxed{1, 1}", 1, None),
-        ("\\boxed{0} or \\boxed{yes}", 1, None),  # the last box counts, and it says nothing
-        ("\\boxed{0} or \\boxed{1", 1, None),
-        ("1", 1, None),
-        ("1}", 1, None),
-        ("\\boxed{1}" + "." * 80, 1, None),
-        ("\\boxed{1}</think>", 1, None),
-        ("\\boxed{1}</think>\\boxed{0}", 1, [0]),
-    ],
-)
-def test_scores_are_read_from_the_last_box_at_the_end_of_the_answer(text, count, scores):
-    assert grm.read_scores(text, count) == scores
+@pytest.mark.parametrize(("scores", "best", "reward"), [
+    ([9, 8], 0, 1.0), ([9, 8], 1, -1.0),
+    ([8, 8], 0, -1.0), ([8, 8], 1, -1.0),  # a tie is wrong, whoever is best
+    ([1, 2, 3, 10], 3, 1.0), ([10, 2, 3, 10], 3, -1.0), ([10, 2, 3, 9], 3, -1.0), ([5, 1, 5], 1, -1.0),
+    (None, 0, -1.0)])
+def test_the_best_has_to_be_strictly_ahead(scores, best, reward):
+    assert grm.grm_reward(scores, best) == reward
 
 
 def rollouts(texts, size):
@@ -85,12 +43,9 @@ def rollouts(texts, size):
 
 
 def test_scores_stand_as_prompts_by_samples():
-    pairs = [PAIR, swap(PAIR), replace(PAIR, meta={"alone": "A"}), replace(PAIR, meta={"alone": "B"})]
-    texts = ["\\boxed{9, 2}", "\\boxed{2, 9}", "\\boxed{5, 5}", "none"] * 2
-    texts += ["\\boxed{1}", "\\boxed{0}", "\\boxed{9, 2}", "\\boxed{7}"] * 2
-    rewards = grm.grm_score(rollouts(texts, 4), pairs, None, None, TINY)
-    one, other = [1.0, -1.0, -1.0, -1.0], [-1.0, 1.0, -1.0, -1.0]
-    assert rewards.tolist() == [one, other, one, other]
+    texts = ["\\boxed{9, 2}", "\\boxed{2, 9}", "\\boxed{5, 5}", "\\boxed{9}", "\\boxed{9, 2}" + "." * 99, "none"] * 2
+    rewards = grm.grm_score(rollouts(texts, 6), [PAIR, swap(PAIR)], None, None, TINY)
+    assert rewards.tolist() == [[1.0] + [-1.0] * 5, [-1.0, 1.0] + [-1.0] * 4]
 
 
 def test_items_on_which_all_samples_are_right_are_not_trained_on():
@@ -113,20 +68,9 @@ def test_the_prompt_is_the_one_in_use_and_a_prompt_file_replaces_its_wording_alo
     assert grm.prompt(PAIR, "plain", "mine") == [{"role": "system", "content": "mine"}, asked[1]]
 
 
-def test_a_response_alone_is_shown_alone_and_asked_for_a_label():
-    for alone, text, label in (("A", "four", 1), ("B", "five", 0)):
-        pair = replace(PAIR, meta={"alone": alone})
-        system, data = grm.prompt(pair, "instruct")
-        assert [word in data["content"] for word in ("four", "five")] == [text == "four", text == "five"]
-        assert "\\boxed{1}" in system["content"] and "\\boxed{0}" in system["content"]
-        assert "from 1 (useless" not in system["content"] and grm.label(pair) == label
-    assert [grm.label(PAIR), grm.label(swap(PAIR))] == [0, 1]
-
-
 def test_pairs_that_cannot_be_scored_are_refused():
-    for pair in (replace(PAIR, messages=ASK), replace(PAIR, meta={"alone": "both"})):
-        with pytest.raises(UserError, match="pair p"):
-            grm.prompt(pair, "instruct")
+    with pytest.raises(UserError, match="pair p"):
+        grm.prompt(replace(PAIR, messages=ASK), "instruct")
 
 
 # ---- held out, and the loop ----------------------------------------------------------------------------
