@@ -259,6 +259,7 @@ def test_a_filler_batch_counts_for_nothing(agg):
     assert batch.weight == 0.0 and batch.inputs.numel() == 1 and len(batch.targets) == 1
     assert batch.advantages is not None and batch.sampler_logprobs is not None  # a loss may read them
     assert collate([], [], "cpu", one_row=True).inputs.shape == (1, 256), "two whole tiles at least"
+    assert collate([Group([1] * 300, [[2]])], [0], "cpu", one_row=True).inputs.shape == (1, 384)
     values = torch.tensor([123.0], requires_grad=True)
     loss = aggregate(values, batch, agg, 4)
     loss.backward()

@@ -107,15 +107,15 @@ def test_an_unfinished_knockout_is_left_out_and_said():
 def test_margins_are_added_in_the_order_of_the_prompts_as_the_authors_add_them():
     """To the last digit; the shares of other slots in the order of the log."""
     rng = random.Random(0)
-    known = {f"Ties/{n:09d}": (([rng.random()], [0.0]), ([rng.random(), rng.random()], [0.0])) for n in range(40)}
+    known = {f"Ties/{n:09d}": (([rng.random()], [0.0]), ([rng.random(), rng.random()], [0.0])) for n in range(400)}
     outcomes = [bm.Outcome(item, "rewardbench-2/Ties", slot, 0.0, 2, (score, 0.0))
-                for item, (ref, tied) in rng.sample(sorted(known.items()), 40)
+                for item, (ref, tied) in rng.sample(sorted(known.items()), 400)
                 for slot, score in (("ref:0-1", ref[0][0]), ("tied:0-2", tied[0][0]), ("tied:1-2", tied[0][1]))]
     right, total = bm.count(outcomes)["rewardbench-2/Ties"]["margin"]
-    assert right == np.sum([rb2.ties(*both)["margin"][0] for both in known.values()]) and total == 40
-    shares = [rng.random() for _ in range(40)]
+    assert right == np.sum([rb2.ties(*both)["margin"][0] for both in known.values()]) and total == 400
+    shares = [rng.random() for _ in range(400)]
     listed = [bm.Outcome(f"x/{i}", "x", "", share) for i, share in enumerate(shares)]
-    assert bm.count(listed)["x"][""] == (sum(shares), 40)
+    assert bm.count(listed)["x"][""] == (sum(shares), 400)
 
 
 class Known:
