@@ -120,6 +120,8 @@ def render(pair: Pair, style: Style, system: str | None = None) -> list[Message]
     """
     if pair.messages is not None:
         return list(pair.messages)
+    if style not in (*SYSTEM, *USER):
+        raise UserError(f"style {style!r}: choose one of {', '.join((*SYSTEM, *USER))}")
     data = _data_block(pair)
     if style in SYSTEM:
         wording = SYSTEM[style] if system is None else system

@@ -124,8 +124,7 @@ def check(cfg: Run) -> None:
     check_sampling(cfg.votes, cfg.sampling_temperature())
     if cfg.pointwise and (cfg.scalar or len(cfg.max_tokens) > 1 or cfg.prompt_file):
         raise UserError("--pointwise: without --scalar, --prompt-file and several --max-tokens")
-    if cfg.at_once < 0 or cfg.limit < 0:
-        raise UserError("--at-once and --limit must be at least 0")
+    cli.check_numbers(cfg)
     if min(cfg.max_tokens, default=1) < 1 or len(set(cfg.max_tokens)) < len(cfg.max_tokens):
         raise UserError("--max-tokens: one number of at least 1, or several different ones")
     if cfg.scalar and (cfg.votes > 1 or len(cfg.max_tokens) > 1 or cfg.base_url or cfg.prompt_file):
@@ -285,7 +284,7 @@ def main() -> None:
     summary = evaluate(cfg)
     if ranks.rank() == 0:
         tables.print_summary(summary)
-        print(f"{cfg.out}: summary.json" + ("; python -m report draws its curve" if "curve" in summary else ""))
+        print(f"results: {cfg.out}/summary.json" + ("; python -m report draws its curve" if "curve" in summary else ""))
     points = [summary["overall"]] if "overall" in summary else summary["curve"]["points"]
     if not any(point["verdict_rate"] for point in points):
         if not cfg.baseline:

@@ -281,12 +281,12 @@ def judge_held_out(run: Run, step: int) -> dict[str, float]:
 # ---- the loop ------------------------------------------------------------------------------------------
 
 POSITIVE = ("steps", "prompts_per_step", "group_size", "mini_batch", "temperature", "micro_batch_tokens",
-            "max_response_tokens", "max_grad_norm", "eval_every", "save_every")
+            "max_response_tokens", "max_grad_norm", "decode_gb", "tp", "eval_every", "save_every")
 
 
 def train(cfg: Config, method: Method = Method()) -> None:
     """Reinforce. An interrupted run in `cfg.out` is continued."""
-    cli.check_positive(cfg, *POSITIVE)
+    cli.check_numbers(cfg, *POSITIVE)
     if cfg.group_size == 1 and not method.advantage(torch.ones(1, 1), cfg.scale_by_std).any():
         raise UserError("--group-size 1: this method compares the responses of a group, and one alone teaches nothing")
     if cfg.dry_run:
@@ -373,9 +373,10 @@ def finish(run: Run) -> None:
     run.sampler.close()
     if ranks.rank() == 0:
         accuracy = f" (held-out accuracy {record['eval/accuracy']:.3f})" if record else ""
-        print(f"trained model: {run.folder.path / 'model'}{accuracy}",
-              f"next: python eval.py run --model {run.cfg.out} --data {run.cfg.held_out or 'PAIRS'} --out runs/eval/x; "
-              f"python -m report {run.cfg.out}", sep="\n")
+        out = run.folder.path
+        print(f"trained model: {out / 'model'}{accuracy}",
+              f"next: python eval.py run --model {out} --data {run.cfg.held_out or 'PAIRS'} --out {out.parent}/eval/"
+              f"{out.name}; python -m report {out}", sep="\n")
 
 
 if __name__ == "__main__":

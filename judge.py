@@ -288,8 +288,7 @@ def run(cfg: Pairs | Rank, sampler: Chat | None = None) -> None:
     render(Pair("", "", ({"role": "user", "content": ""},), "", "", "A"), asked.style, asked.wording)  # or raises
     found = rows(cfg)
     folder = open_out(cfg, asked.wording, sampler is None) if cfg.out else None
-    if folder:
-        skip_done(found, folder.path / "results.jsonl")
+    before = skip_done(found, folder.path / "results.jsonl") if folder else 0
     judge = judge_of(cfg, asked, sampler)
     bad, answered = list[UserError](), 0
     while part := list(islice(found, at_once)):
@@ -308,8 +307,12 @@ def run(cfg: Pairs | Rank, sampler: Chat | None = None) -> None:
             print(json.dumps(record) if cfg.json else text, flush=True)
     if judge.outputs and not judge.outputs["verdict"]:
         raise NothingJudged(likely_cause(judge.outputs))
+    if not answered + len(bad) + before:
+        raise NothingJudged(f"{cfg.data or 'standard input'}: no rows in it")
     if bad and not answered:
         raise NothingJudged(f"none of {len(bad)} rows could be judged; {bad[0]}")
+    if bad:
+        print(f"{len(bad)} of {len(bad) + answered} rows are not judged; {bad[0]}", file=sys.stderr)
 
 
 def results(cfg: Pairs | Rank, judge: Judge, requests: Sequence[Any]) -> list[Result]:
@@ -391,15 +394,18 @@ def open_out(cfg: Source, system: str | None, has_model: bool) -> RunFolder:
     return RunFolder(cfg.out, replace(cfg, **{name: getattr(type(cfg), name) for name in rows}), read)
 
 
-def skip_done(found: Iterator[Row], log: Path) -> None:
-    """Pass over the rows whose results are in the log. A line without its end is what a killed process left."""
+def skip_done(found: Iterator[Row], log: Path) -> int:
+    """Pass over the rows whose results are in the log, and count them. A line without its end is what a killed process
+    left."""
+    number = 0
     if not log.exists():
-        return
+        return number
     disk.drop_torn_end(log)
     for number, record in disk.read_jsonl(log):
         where, _, row = next(found, ("the end of the rows", 0, None))
         if mark(row) != record.get("row"):
             raise UserError(f"{where} is not the row of {log}:{number}; use another --out")
+    return number
 
 
 def mark(row: dict[str, Any] | UserError | None) -> str:
@@ -414,7 +420,8 @@ def rows(cfg: Pairs | Rank) -> Iterator[Row]:
     row = {"question": cfg.question, **responses}
     flags = [value not in (None, []) for value in row.values()]
     if any(flags) and (not all(flags) or cfg.data is not None):
-        raise UserError("--question and the responses go together, and without --data")
+        raise UserError(f"--question, {'--a and --b' if isinstance(cfg, Pairs) else '--responses'} go together, "
+                        "and without --data")
     if any(flags):
         return iter([("flags", 0, row)])
     if cfg.data is None:

@@ -68,7 +68,7 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, cfg: Config, system: str
 
 def train(cfg: Config) -> None:
     """Distil; an interrupted run of the same configuration is continued from its last resume state."""
-    cli.check_positive(cfg, *POSITIVE)
+    cli.check_numbers(cfg, *POSITIVE)
     if cfg.dry_run:
         return sizes.dry_run(cfg)
     check_ranks(cfg)

@@ -25,6 +25,7 @@ from batch import Group
 from bench.measure import ResidentPeak, Side, agree, compare, gap, write
 from bench.ours import Product, Settings, micro_batch_tokens
 from bench.workload import LENGTHS, SHAPES, as_rollouts, make_folder, make_groups
+from runtime.cli import start
 from runtime.ranks import program
 
 SETTINGS = Settings()
@@ -193,4 +194,4 @@ def main(cfg: Config) -> None:
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    main(tyro.cli(Config, prog=program()))
+    start(lambda: main(tyro.cli(Config, prog=program())))

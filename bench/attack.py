@@ -22,6 +22,8 @@ from bench.measure import write
 from data import Pair, load_pairs, swap
 from judge import Judge
 from judging.verdicts import judge_pairs, tally
+from runtime.cli import start
+from runtime.errors import UserError
 from runtime.ranks import program
 
 # {own}: the letter the losing response is shown under; {other}: the better one's
@@ -74,6 +76,8 @@ def measure(judge: Judge, pairs: list[Pair], cfg: Config) -> list[dict[str, Any]
 
 def main(cfg: Config) -> None:
     world = Path(cfg.world)
+    if unknown := set(cfg.attacks) - set(ATTACKS):
+        raise UserError(f"--attacks {' '.join(sorted(unknown))}: choose from {', '.join(ATTACKS)}")
     pairs = load_pairs(cfg.data or str(world / "held_out.jsonl"))[: cfg.limit or None]
     rows: list[dict[str, Any]] = []
     for name in cfg.judges:
@@ -83,4 +87,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog=program()))
+    start(lambda: main(tyro.cli(Config, prog=program())))

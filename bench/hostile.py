@@ -34,6 +34,7 @@ from data import Message, Pair
 from judging.verdicts import Judgement
 from report import page
 from reward import Rule, parse_verdict
+from runtime.cli import start
 from runtime.ranks import program
 
 HARMLESS = "It is four."
@@ -240,4 +241,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog=program()))
+    start(lambda: main(tyro.cli(Config, prog=program())))

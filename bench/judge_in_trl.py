@@ -26,6 +26,7 @@ from loading.tokenizer import load_tokenizer
 from recipes import reward_client
 from recipes.judge_as_reward import first_writer, measure, requests
 from rollout import TorchSampler
+from runtime.cli import start
 from runtime.ranks import program
 
 
@@ -78,4 +79,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog=program()))
+    start(lambda: main(tyro.cli(Config, prog=program())))

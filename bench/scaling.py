@@ -24,6 +24,7 @@ from bench.measure import Side, peak_bytes, write
 from bench.ours import Product, Settings
 from bench.workload import Lengths, Shape, as_rollouts, make_folder, make_groups
 from ops.head import target_scores
+from runtime.cli import start
 from runtime.ranks import program
 
 
@@ -87,4 +88,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog=program()))
+    start(lambda: main(tyro.cli(Config, prog=program())))

@@ -21,6 +21,7 @@ import tyro
 from bench.measure import Side, write
 from bench.ours import Product, Settings
 from bench.workload import LENGTHS, SHAPES, as_rollouts, forward_flops, make_folder, make_groups
+from runtime.cli import start
 from runtime.ranks import program
 
 SETTINGS = Settings(prompts=2, updates=1)
@@ -68,4 +69,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog=program()))
+    start(lambda: main(tyro.cli(Config, prog=program())))

@@ -208,8 +208,9 @@ def _question(row: Row, where: str, name: str = "prompt") -> tuple[Message, ...]
 
 
 def read_text(row: Mapping[str, Any], name: str, where: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str):
+    if name not in row:
+        raise UserError(f"{where}: has no '{name}'; is it a file of this benchmark?")
+    if not isinstance(value := row[name], str):
         raise UserError(f"{where}: '{name}' must be a text, found {str(value)[:40]!r}")
     if re.search("[\ud800-\udfff]", value):
         raise UserError(f"{where}: '{name}' holds half a surrogate pair, which is no character; repair the text")

@@ -166,7 +166,8 @@ COLUMNS = {
 def print_summary(summary: Mapping[str, Any]) -> None:
     """What eval.py run says at its end: a row for everything and one per category; a curve and whether it is one."""
     if "overall" in summary:
-        categories = {name or "-": row for name, row in summary["by_category"].items()}
+        kinds = summary["by_category"]  # one alone would repeat the first row
+        categories = {name or "-": row for name, row in kinds.items() if len(kinds) > 1}
         print(as_text("", measures("", {"all": summary["overall"], **categories})))
         if summary.get("silent"):
             print(f"no verdict, counted as wrong: {reasons(summary['silent'])}")

@@ -29,7 +29,7 @@ def read_rows(source: str, split: str = "train") -> Rows:
     if path.is_file():
         yield from _file_rows(path, source)
     elif path.suffix in SUFFIXES or path.exists() or source.partition(":")[0].count("/") != 1:
-        raise UserError(f"{source}: no such file; give one, or a hub id (owner/name:config/split)")
+        raise UserError(f"{source}: no such file of rows; give one, or a hub id (owner/name:config/split)")
     else:
         import datasets
 
@@ -92,7 +92,7 @@ def _table_rows(content: bytes, source: str, delimiter: str) -> Rows:
         for row in reader:
             where = f"{source}:{reader.line_num}"
             if None in row or None in row.values() or len(set(names)) < len(names):
-                raise UserError(f"{where}: each of the {len(names)} names of the header needs a cell and differs")
+                raise UserError(f"{where}: needs one cell for each of the {len(names)} names of the header, none twice")
             if any(map(_MESSAGES.match, row.values())):
                 raise UserError(f"{where}: a cell holds a list of messages; write such a table as JSONL or parquet")
             yield where, {name: text for name, text in row.items() if text}

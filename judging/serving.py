@@ -87,4 +87,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        self.reply(code, {"error": message or "POST alone is answered"})  # JSON for what the library refuses too
+
     def log_message(self, *_: Any) -> None: ...

@@ -67,9 +67,9 @@ def judge_pairs(sampler: Chat, pairs: Sequence[Pair], style: Style, *, n: int = 
 def check_sampling(votes: int, temperature: float) -> None:
     """Raises UserError for votes that would all be the same, or none."""
     if votes < 1 or (votes > 1 and temperature == 0):
-        raise UserError("votes: at least 1, and several need a temperature above 0, such as 1.0")
+        raise UserError("--votes: at least 1, and several need a --temperature above 0, such as 1.0")
     if not (math.isfinite(temperature) and temperature >= 0):
-        raise UserError(f"temperature {temperature}: must be 0 or more")
+        raise UserError(f"--temperature {temperature}: must be 0 or more")
 
 
 def named(judgement: Judgement) -> Letter | None:

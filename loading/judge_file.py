@@ -49,7 +49,7 @@ def how_to_ask(model: str, *, style: Any = None, wording: str | None = None, max
     arguments = parse_arguments(template_args)
     if not known:
         asked = replace(default or Asked(), **given, template_args=arguments)
-        whose = ("the wording of --prompt-file" if asked.wording else
+        whose = ("the wording of --prompt-file" if asked.wording is not None else
                  "the built-in wording (RM-R1's own checkpoints were trained with their authors' wording: "
                  "docs/judge.md has the command that gets it)")
         _say(f"{model} has no {NAME}: style {asked.style}, {whose}")
@@ -57,12 +57,12 @@ def how_to_ask(model: str, *, style: Any = None, wording: str | None = None, max
     if known.get("prompt", "cor_prompt") != "cor_prompt":
         _say(f"{model} was trained with the prompt of {known['prompt']}.py and is shown another one here")
     known = {name: known[name] for name in KINDS}
-    if given.get("style", known["style"]) != known["style"]:
-        given.setdefault("wording", None)  # the model's wording is of its own style
     given["template_args"] = known["template_args"] | arguments
     for name, flag in (("style", "--style"), ("wording", "--prompt-file"), ("template_args", "--template-args")):
         if given.get(name, known[name]) != known[name]:
-            _say(f"{flag}: {model} was trained otherwise, as its {NAME} says")
+            _say(f"{flag}: {model} was trained with another one, as its {NAME} says; the flag counts")
+    if given.get("style", known["style"]) != known["style"]:
+        given.setdefault("wording", None)  # the model's wording is of its own style
     return Asked(**known | given)
 
 
@@ -72,16 +72,20 @@ def read_judge(model: str, served: bool = False) -> dict[str, Any]:
         return {}
     try:
         file = model_folder(model, weights=False) / NAME
-    except UserError:  # loading it will say so
-        return {}
+    except UserError:
+        if not served:
+            raise
+        return {}  # a folder that only has the served model's name
     return read_judge_file(file) if file.is_file() else {}
 
 
 def read_judge_file(file: Path) -> dict[str, Any]:
     known: dict[str, Any] = read_json(file)
     for name, kind in KINDS.items():
-        if not isinstance(known, dict) or not isinstance(known.get(name), kind):
+        if not isinstance(known, dict) or name not in known or not isinstance(known[name], kind):
             raise UserError(f"{file}: {name!r} is missing or of another kind; remove the file, and choose by flags")
+    if known["max_tokens"] < 1:
+        raise UserError(f"{file}: max_tokens is {known['max_tokens']}, expected the tokens of the longest response")
     return known
 
 

@@ -239,7 +239,7 @@ def next_commands(out: Path, files: Mapping[str, str]) -> list[str]:
 
 
 def main(cfg: Config) -> None:
-    cli.check_positive(cfg, "max_prompt_tokens", "ngram")
+    cli.check_numbers(cfg, "max_prompt_tokens", "ngram")
     if not 0 <= cfg.sft_share <= 1 or min(cfg.held_out, cfg.sft_held_out, cfg.code_rows) < 0:
         raise UserError("--sft-share must be between 0 and 1, --held-out, --sft-held-out, --code-rows at least 0")
     if not 0 <= cfg.augment < math.inf:

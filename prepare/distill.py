@@ -18,7 +18,6 @@ chain. The same command continues an interrupted run and never pays twice for a 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -302,13 +301,11 @@ def distil(cfg: Config) -> dict[str, Any]:
 
 def check(cfg: Config) -> None:
     """Raises UserError for settings that cannot work."""
-    cli.check_positive(cfg, "samples", "max_tokens")
+    cli.check_numbers(cfg, "samples", "max_tokens")
     second = cfg.second_base_url or cfg.second_api_key_env
     refused = {
-        "--temperature must be 0 or more": not 0 <= cfg.temperature < math.inf,
         "--rstar chooses among several chains; give --samples, such as 8": cfg.rstar and cfg.samples < 2,
         "--samples at temperature 0 are all the same; give --temperature": cfg.samples > 1 and cfg.temperature == 0,
-        "--limit and --at-once must be at least 0": cfg.limit < 0 or cfg.at_once < 0,
         "--second-base-url and --second-api-key-env need --second-model": second and not cfg.second_model,
         "one process distils; start it without torchrun": ranks.world_size() > 1,
     }

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,10 +98,19 @@ def read_prompt(path: str) -> str | None:
         raise UserError(f"--prompt-file {path}: cannot be read ({error})") from None
 
 
-def check_positive(config: Any, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be more than 0")
+AT_MOST = {"warmup_ratio": 1.0, "lr_floor": 1.0, "engine_memory": 1.0, "betas": 1 - 1e-9}  # AdamW refuses 1
+
+
+def check_numbers(config: Any, *positive: str) -> None:
+    """UserError for a setting that is negative, not finite or above its limit, or is 0 and one of `positive`."""
+    for name in (field.name for field in fields(config) if field.name != "seed"):
+        value, most = getattr(config, name), AT_MOST.get(name, sys.float_info.max)
+        for number in value if isinstance(value, tuple) else (value,):
+            low = name in positive and number == 0
+            if isinstance(number, (int, float)) and (low or not 0 <= number <= most):
+                least = "more than 0" if name in positive else "0 or more"
+                raise UserError(f"--{name.replace('_', '-')} {number}: must be {least}"
+                                + (f" and at most {most:g}" if name in AT_MOST else ""))
 
 
 def check_hardware(preset: str) -> None:

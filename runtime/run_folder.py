@@ -6,11 +6,14 @@ Every file but the growing logs appears whole or not at all.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from loading.folder import weights_digest
 from runtime import ranks
@@ -47,6 +50,21 @@ def digests(model: str, prompt: str | None, **pairs: Sequence[Any]) -> dict[str,
     return ranks.gather(found)[0]
 
 
+def lock_folder(path: Path) -> IO[str]:
+    """Make the folder and keep other processes out of it. UserError if another one is there, or it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(path / ".lock", os.O_CREAT | os.O_WRONLY), "w")
+    except OSError as error:
+        raise UserError(f"{path} is a file, or cannot be made ({error.strerror}); use another --out") from None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # any other: this file system has no locks
+            raise UserError(f"{path}: another process is writing this run; wait for it, or use another --out") from None
+    return file
+
+
 class RunFolder:
     """One run's files. Only rank 0 writes; a folder that belongs to another configuration is refused.
 
@@ -60,8 +78,7 @@ class RunFolder:
         self.defaults = json.loads(json.dumps(defaults, default=str))
         self.stamp = {"config": self.config}
         known = self.path / "config.json"
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{path} is a file; use another --out")
+        self.lock = lock_folder(self.path) if ranks.rank() == 0 else None  # held until this object or the process ends
         if known.exists():
             try:
                 changed = self.changed(dict(json.loads(known.read_text(encoding="utf-8"))))

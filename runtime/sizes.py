@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loading.folder import TESTED, model_folder
-from runtime.cli import check_positive
+from runtime.cli import check_numbers
 from runtime.errors import UserError
 
 BYTES = {"bfloat16": 2, "float32": 4}
@@ -303,7 +303,7 @@ def report(cfg: Any, shape: Shape, ranks: int, gpu_gb: float) -> str:
 
 def dry_run(cfg: Any) -> None:
     """Print the report for `cfg.dry_run` GPUs; UserError (exit code 2) for sizes or layouts that are not possible."""
-    check_positive(cfg, "dry_run", "gpu_gb", *(("tp", "engine_memory") if _second_stage(cfg) else ()))
+    check_numbers(cfg, "dry_run", "gpu_gb", *(("tp", "engine_memory") if _second_stage(cfg) else ()))
     shape = read_shape(cfg.model)
     refuse(cfg, shape, cfg.dry_run)
     print(report(cfg, shape, cfg.dry_run, cfg.gpu_gb))

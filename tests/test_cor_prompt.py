@@ -185,6 +185,8 @@ def test_a_prompt_file_replaces_the_user_message_around_its_data_mark(style):
 def test_a_prompt_file_without_the_data_mark_is_refused(style, wording):
     with pytest.raises((ValueError, UserError), match=re.escape("{data}")):
         render(single(), style, wording)
+    with pytest.raises(UserError, match="choose one of instruct, rubrics, reasoning, plain"):
+        render(single(), "foo", "{data}")
 
 
 # ---- A and B -------------------------------------------------------------------------------------------

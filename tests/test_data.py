@@ -125,22 +125,6 @@ def test_a_bad_row_gives_one_line_with_file_line_and_cause(tmp_path, name):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
 
-BAD_LINES = {
-    "half an object": b'{"context": [', "an array": b"[1, 2]", "a text": b'"hello"', "a number": b"17", "null": b"null",
-    "two objects": b"{} {}", "no JSON": b"hello", "not UTF-8": b'{"a": "\xff"}', "UTF-16": "{}".encode("utf-16"),
-    "single quotes": b"{'a': 1}", "deep": b"[" * 200_000, "a NUL": b"\0",
-}
-
-
-@pytest.mark.parametrize("name", BAD_LINES)
-def test_a_malformed_line_gives_one_line_with_file_and_number(tmp_path, name):
-    good = json.dumps(OWN).encode()
-    with pytest.raises(UserError) as caught:
-        load_pairs(write(tmp_path, good + b"\n\n" + BAD_LINES[name] + b"\n" + good + b"\n"))
-    assert str(caught.value).startswith(f"{tmp_path / 'rows.jsonl'}:3: ")
-    assert "\n" not in str(caught.value)
-
-
 def test_blank_lines_CRLF_and_a_missing_last_line_break_are_harmless(tmp_path):
     line = json.dumps(OWN | {"pair_id": "x"})
     expected = load_pairs(write(tmp_path, f"{line}\n{line}\n"))

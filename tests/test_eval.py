@@ -382,6 +382,7 @@ def test_an_evaluation_without_a_verdict_is_no_success(tmp_path, monkeypatch, ca
     monkeypatch.setattr(ev.tyro.extras, "subcommand_cli_from_dict", lambda *_, **__: cfg)
     monkeypatch.setattr(ev, "make_sampler", lambda *_: Cut())
     monkeypatch.setattr(ev, "resolve", lambda cfg, *_: cfg)
+    monkeypatch.setattr(ev.Run, "asked", lambda *_, **__: ev.Asked())
     with pytest.raises(NothingJudged, match=r"of them: cut off; raise --max-tokens") as caught:
         ev.main()
     assert caught.value.exit_code == 1 and Path(cfg.out, "summary.json").exists()

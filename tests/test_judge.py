@@ -190,7 +190,11 @@ def test_equal_responses_are_a_tie_that_nobody_is_asked_about():
 def test_a_tie_is_an_answer_also_beside_a_row_that_cannot_be_judged(tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text('{"question": "q", "response_a": "x", "response_b": "x"}\n{}\n')
     jd.run(Pairs(model="m", data=str(tmp_path / "rows.jsonl")), Longer())
-    assert "verdict: tie" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "verdict: tie" in said.out and "1 of 2 rows are not judged; " in said.err
+    (tmp_path / "rows.jsonl").write_text("")
+    with pytest.raises(NothingJudged, match="no rows in it"):
+        jd.run(Pairs(model="m", data=str(tmp_path / "rows.jsonl")), Longer())
 
 
 def test_the_best_of_equals_is_a_tie(capsys):

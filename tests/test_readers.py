@@ -88,9 +88,7 @@ TABLED = {"rewardbench": [{"subset": "donotanswer", "id": i, "correct": i % 2} f
           "rmb": [RMB | {"pair_uid": "1", "results": 1}]}
 VALUES = [None, True, -1, 0, 2.5, 10**30, 10**400, float("inf"), float("nan"), "", "\x00", "\ud800", "x" * 5000, "A",
           [], {}, [[]], ["<answer>[[A]]</answer>"], {"A": 1}, json.loads("[" * 300 + "]" * 300)]
-SMALL = [
-    value for value in VALUES if not isinstance(value, int) or abs(value) < 9
-]  # sizes of a model: no hours of building
+SMALL = [v for v in VALUES if not isinstance(v, int) or abs(v) < 9]  # sizes of a model: no hours of building
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,8 @@ def spoil(value: Any, rng: random.Random, values: list[Any] = VALUES) -> Any:
 
 def spoil_bytes(content: bytes, rng: random.Random) -> bytes:
     i, n = rng.randrange(len(content) + 1), rng.randrange(1, 9)
-    new = rng.choice(
-        [b"\0", b"\xff", b"\xef\xbb\xbf", b"[" * 3000, b"{", b"}", b'"', b"\n", b"\\ud800", b"9" * 5000, b"NaN"]
-    )
+    new = rng.choice([b"\0", b"\xff", b"\xef\xbb\xbf", b"[" * 3000, b"{", b"}", b'"', b"\n", b"\\ud800", b"9" * 5000,
+                      b"NaN"])
     return rng.choice([content[:i], content[:i] + new + content[i:], content[:i] + content[i + n :],
                        content[:i] + new[:1] + content[i + 1 :], b"", new + content])
 
@@ -178,9 +175,8 @@ def test_a_spoilt_row_of_pairs_is_named(tmp_path, suffix, rng):
     rows, k = one_row_spoilt(PAIRS, rng)
     content = lines(rows) if suffix != ".json" else json.dumps(rows).encode()
     path = written(tmp_path, gzip.compress(content) if suffix.endswith("gz") else content, suffix)
-    pairs = attempt(
-        lambda: load_pairs(str(path)), f"{path}: item {k + 1}:" if suffix == ".json" else f"{path}:{k + 1}:"
-    )  # a row may become a tie, or one of two equal responses
+    place = f"{path}: item {k + 1}:" if suffix == ".json" else f"{path}:{k + 1}:"
+    pairs = attempt(lambda: load_pairs(str(path)), place)  # a row may become a tie, or one of two equal responses
     assert pairs is None or (0 <= len(rows) - len(pairs) <= 1 and whole(pairs, tmp_path))
 
 
@@ -240,9 +236,8 @@ def test_a_spoilt_benchmark(tmp_path, name, rng, bytewise):
     path = written(tmp_path, spoil_bytes(good, rng) if bytewise else json.dumps(rows).encode(), ".json")
     pairs = attempt(lambda: load_benchmark(name, str(path)), str(path) if bytewise else f"{path}: item {k + 1}:")
     if pairs is not None and not bytewise:
-        losers = sum(
-            len(row.get("loser_list", ".")) if row.get("category_path", "").startswith("BoN") else 1 for row in rows
-        )
+        losers = sum(len(row.get("loser_list", ".")) if row.get("category_path", "").startswith("BoN") else 1
+                     for row in rows)
         assert len(pairs) == {"rm-bench": 9 * len(rows), "rmb": losers}.get(name, len(rows))
     assert pairs is None or save_pairs(pairs).encode()
 
@@ -253,11 +248,8 @@ def test_a_spoilt_benchmark(tmp_path, name, rng, bytewise):
 def test_a_spoilt_log(tmp_path, name, rng, bytewise, tabled):
     pair, rows = make_pairs()[0], TABLED.get(name, [])
     if not tabled or not rows:
-        rows = [
-            asdict(judge(pair, order, True, "")) | {"meta": META[name], "sample": i}
-            for i in (0, 1)
-            for order in ("AB", "BA")
-        ]
+        rows = [asdict(judge(pair, order, True, "")) | {"meta": META[name], "sample": i}
+                for i in (0, 1) for order in ("AB", "BA")]
     spoilt, k = one_row_spoilt(rows, rng)
     content = spoil_bytes(lines(rows), rng) if bytewise else lines(spoilt)
     path = written(tmp_path, content, ".jsonl")

@@ -16,7 +16,7 @@ import tyro
 
 from cor_prompt import render
 from data import Pair, save_pairs
-from runtime.cli import check_positive
+from runtime.cli import check_numbers
 from runtime.disk import read_json, write_whole
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
@@ -123,7 +123,7 @@ class Build:
 
 
 def build(cfg: Build) -> None:
-    check_positive(cfg, "sft_pairs", "rl_pairs", "held_out_pairs", "sft_held_out_pairs", "hidden", "layers")
+    check_numbers(cfg, "sft_pairs", "rl_pairs", "held_out_pairs", "sft_held_out_pairs", "hidden", "layers")
     flaws = choose_flaws(cfg.flaw, cfg.clean_teacher)
     settings = {k: v for k, v in asdict(cfg).items() if k != "folder"}
     write_folder(cfg.folder, settings, lambda part: write_world(part, cfg, flaws))

@@ -14,7 +14,7 @@ from data import Pair
 from evaluation.tables import as_text
 from reward import parse_verdict
 from rollout import TorchSampler, VLLMSampler, load_sampler
-from runtime.cli import check_positive, read_prompt
+from runtime.cli import check_numbers, read_prompt
 from runtime.disk import write_whole
 from runtime.errors import UserError
 from runtime.seeds import derive_seed
@@ -33,7 +33,7 @@ class Probe:
 
 
 def probe(cfg: Probe) -> None:
-    check_positive(cfg, "items")
+    check_numbers(cfg, "items")
     prompt_file = Path(cfg.world) / "prompt.txt"
     if not prompt_file.is_file():
         raise UserError(f"{prompt_file}: no such file; `python -m toy build {cfg.world}` writes it")

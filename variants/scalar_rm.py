@@ -114,7 +114,7 @@ def bt_loss(policy: Scorer, groups: Sequence[Group], cfg: Config, backward: bool
 
 def train(cfg: Config) -> None:
     """sft.py's loop with another model, encoding and loss."""
-    cli.check_positive(cfg, *sft.POSITIVE)
+    cli.check_numbers(cfg, *sft.POSITIVE)
     sft.check_ranks(cfg)
     tokenizer, compute = load_tokenizer(cfg.model), getattr(torch, cfg.compute_dtype)
     pairs, held_out = (encode_pairs(load_pairs(p), tokenizer, cfg) if p else [] for p in (cfg.data, cfg.held_out))

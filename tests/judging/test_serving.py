@@ -38,10 +38,10 @@ def served(monkeypatch):
         yield sampler
 
 
-def post(port, path, body, kind="application/json", **headers):
+def post(port, path, body, kind="application/json", method="POST", **headers):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("POST", path, data, {"Content-Type": kind} | headers)
+    connection.request(method, path, data, {"Content-Type": kind} | headers)
     answer = connection.getresponse()
     return answer.status, json.loads(answer.read())
 
@@ -84,6 +84,7 @@ def test_hostile_clients(served, capsys):
         with socket.create_connection(("127.0.0.1", served.port), timeout=5) as raw:
             raw.sendall(f"POST /rewards HTTP/1.0\r\nContent-Length: {length}\r\n\r\n".encode())
             assert b" 411 " in raw.recv(1000)
+    assert post(served.port, "/rewards", ok, method="GET")[0] == 501, "and its words are JSON too"
     socket.create_connection(("127.0.0.1", served.port)).close()  # hangs up
     served.broken = RuntimeError("secret \x1b[31m")
     status, said = post(served.port, "/rewards", ok)

@@ -112,7 +112,9 @@ def test_an_unfinished_runs_model_is_said(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"style": 3}', '{"style": "plain", "wording": 1, "max_tokens": 3}'])
+@pytest.mark.parametrize("content", ["[]", "{", '{"style": 3}', '{"style": "plain", "wording": 1, "max_tokens": 3}',
+                                     '{"style": "plain", "max_tokens": 3, "template_args": {}}',
+                                     '{"style": "plain", "wording": null, "max_tokens": -3, "template_args": {}}'])
 def test_a_file_that_says_nothing_usable_is_refused(tmp_path, content):
     run = judge(tmp_path)
     (tmp_path / "model/judge.json").write_text(content)

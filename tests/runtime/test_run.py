@@ -113,7 +113,11 @@ def test_read_jsonl_numbers_lines_from_one_and_skips_blank_ones(tmp_path):
         list(read_jsonl(tmp_path))
 
 
-@pytest.mark.parametrize("bad", (b'{"a": ', b"[1]", b"null", b"{} {}", b"\xff", b"[" * 50_000), ids=len)
+BAD_LINES = (b'{"a": ', b"[1]", b"null", b"17", b'"hello"', b"{} {}", b"hello", b"\xff", "{}".encode("utf-16"), b"{'a': 1}",
+             b"\0", b"[" * 200_000)
+
+
+@pytest.mark.parametrize("bad", BAD_LINES, ids=range(len(BAD_LINES)))
 def test_read_jsonl_names_file_and_line_of_a_bad_one(tmp_path, bad):
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"a": 1}\n\n' + bad + b'\n{"a": 2}\n')
@@ -212,9 +216,29 @@ def test_a_run_folder_whose_configuration_cannot_be_read_is_refused_in_a_line(tm
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="config"):
         RunFolder(str(tmp_path), LARGE)
-    with pytest.raises(UserError, match="is a file"):
-        RunFolder(str(tmp_path / "config.json"), LARGE)
+    for path in ("config.json", "config.json/below"):
+        with pytest.raises(UserError, match="is a file"):
+            RunFolder(str(tmp_path / path), LARGE)
     assert (tmp_path / "config.json").read_text() == text
+
+
+def test_two_processes_do_not_write_one_run(tmp_path):
+    code = f"from runtime.run_folder import *; lock = lock_folder(Path({str(tmp_path)!r})); print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match="another process is writing this run"):
+            RunFolder(str(tmp_path), LARGE)
+        other.kill()
+    RunFolder(str(tmp_path), LARGE)  # a process that is killed leaves no lock
+
+
+@pytest.mark.parametrize("bad", [{"lr": math.nan}, {"lr": -1.0}, {"betas": (1.5, 0.9)}, {"weight_decay": math.inf},
+                                 {"steps": -3}, {"warmup_ratio": 2.0}, {"epochs": 0.0}])
+def test_a_number_that_cannot_be_is_refused_by_its_flag(bad):
+    with pytest.raises(UserError, match=f"^--{next(iter(bad)).replace('_', '-')} .*: must be "):
+        cli.check_numbers(replace(LARGE, **bad), "epochs")
+    cli.check_numbers(LARGE, "epochs")
 
 
 def test_the_two_newest_whole_checkpoints_are_kept(tmp_path, monkeypatch):
