@@ -29,7 +29,7 @@ def read_rows(source: str, split: str = "train") -> Rows:
     if path.is_file():
         yield from _file_rows(path, source)
     elif path.suffix in SUFFIXES or path.exists() or source.partition(":")[0].count("/") != 1:
-        raise UserError(f"{source}: no such file of rows; give one, or a hub id (owner/name:config/split)")
+        raise UserError(f"{source}: no such file; give one, or a hub id (owner/name:config/split)")
     else:
         import datasets
 
