@@ -121,5 +121,7 @@ class StopSignal:
                         "continues")
 
     def __exit__(self, *exc: object) -> None:
+        if 0 < self.bad < BAD_STEPS and ranks.rank() == 0:
+            print(f"\nthe last {self.bad} steps had no finite gradient and changed nothing: lower --lr", flush=True)
         for number, handler in self.before.items():
             signal.signal(number, handler)

@@ -22,7 +22,6 @@ from rollout import Reply
 from runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-USER = {"role": "user", "content": "q"}
 PUBLISHED = json.loads((ROOT / "tests" / "published_counts.json").read_text("utf-8"))
 
 
@@ -159,7 +158,7 @@ def test_a_pair_of_each_benchmark_whole(tmp_path):
 
 @given(st.lists(st.sampled_from(["x", "x~2", "y", "x~3"]), max_size=12))
 def test_no_two_pairs_of_a_source_share_a_name(ids):
-    pairs = bm.unique([Pair(i, "s", (USER,), "a", "b", "A") for i in ids])
+    pairs = bm.unique([Pair(i, "s", (), "a", "b", "A") for i in ids])
     assert len({p.pair_id for p in pairs}) == len(ids)
     assert all(p.pair_id.startswith(i) for p, i in zip(pairs, ids, strict=True))
     assert len({p.pair_id for p in bm.unique([replace(p, source=str(k)) for k, p in enumerate(pairs)])}) == len(ids)

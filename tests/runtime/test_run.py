@@ -479,7 +479,10 @@ def test_a_kernel_that_does_not_fit_the_card_has_a_remedy_and_a_bug_has_none():
     assert errors.remedy(FileNotFoundError(errno.ENOENT, "no", "f")) == errors.remedy(KeyError("x")) == ""
 
 
-def test_bad_steps_in_a_row_are_counted_and_end_a_run():
+def test_bad_steps_in_a_row_are_counted_and_end_a_run(capsys):
+    with StopSignal() as stop:
+        assert not stop.after({"optim/skipped": 1.0})
+    assert "the last 1 steps had no finite gradient" in capsys.readouterr().out
     with StopSignal() as stop:
         for skipped in (*[0.5] * 9, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0):  # 0.5: a round that also learned
             assert not stop.after({"optim/skipped": skipped})

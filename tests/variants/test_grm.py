@@ -38,13 +38,10 @@ def test_the_best_has_to_be_strictly_ahead(scores, best, reward):
     assert grm.grm_reward(scores, best) == reward
 
 
-def rollouts(texts, size):
-    return [Rollout([1], [2], [0.0], text, "stop", i // size) for i, text in enumerate(texts)]
-
-
 def test_scores_stand_as_prompts_by_samples():
     texts = ["\\boxed{9, 2}", "\\boxed{2, 9}", "\\boxed{5, 5}", "\\boxed{9}", "\\boxed{9, 2}" + "." * 99, "none"] * 2
-    rewards = grm.grm_score(rollouts(texts, 6), [PAIR, swap(PAIR)], None, None, TINY)
+    made = [Rollout([1], [2], [0.0], text, "stop", i // 6) for i, text in enumerate(texts)]
+    rewards = grm.grm_score(made, [PAIR, swap(PAIR)], None, None, TINY)
     assert rewards.tolist() == [[1.0] + [-1.0] * 5, [-1.0, 1.0] + [-1.0] * 4]
 
 
