@@ -1,6 +1,6 @@
 """A run folder: `config.json`, `metrics.jsonl`, `rollouts/`, `checkpoints/`, `model/` (the export) and `report.html`.
 
-Every file but the growing logs appears whole or not at all.
+Every file but the growing logs appears whole or not at all. `.lock` keeps a second process out.
 """
 
 from __future__ import annotations
