@@ -27,7 +27,7 @@ from batch import Batch, Group, aggregate, loss_divisor, micro_batches
 from cor_prompt import encode_prompt, render
 from data import Pair, keep_fitting, load_pairs, stream
 from judging.verdicts import judge_pairs, tally
-from loading.judge_file import Asked, about
+from loading.judge_file import Asked, about, made_by
 from loading.tokenizer import load_tokenizer
 from model import Policy
 from ops.attention import compiled_graphs
@@ -191,6 +191,12 @@ class Method:
     loss: Callable = grpo_loss  # (logprobs, batch, cfg, divisor) -> scalar, per-token statistics
     verdict: Callable = parse_verdict  # (text, rule) -> A, B or None, for metrics and held-out accuracy
 
+    def names(self) -> dict[str, str]:
+        """Its own functions by file and name; a run folder compares them, so that no other method continues a run."""
+        own = {name: used for name, used in vars(self).items() if used is not vars(Method())[name]}
+        listed = (f"{name}: {made_by(f)}.{getattr(f, '__qualname__', '')}" for name, f in own.items())
+        return {"method": ", ".join(listed)} if own else {}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -231,6 +237,8 @@ def collect(run: Run, position: int) -> tuple[list[Rollout], Tensor, int]:
     rollouts = run.sampler.generate([run.prompt_ids(pair) for pair in pairs], cfg.group_size, cfg.temperature,
                                     cfg.max_response_tokens, seeds)  # (1)
     rewards = run.method.score(rollouts, pairs, run.policy, run.tokenizer, cfg)  # (2)
+    if getattr(rewards, "shape", None) != (len(pairs), cfg.group_size) or not rewards.isfinite().all():
+        raise UserError(f"the method's score must return finite rewards (P, G), here {(len(pairs), cfg.group_size)}")
     return rollouts, rewards, position + cfg.prompts_per_step
 
 
@@ -330,9 +338,6 @@ def train(cfg: Config, method: Method = Method()) -> None:
 def set_up(cfg: Config, method: Method) -> Run:
     """Meet the other ranks, read data and models. UserError, before anything is written, for what cannot run here."""
     cli.check_hardware(cfg.preset)
-    if cfg.model == PRESETS["paper-7b-instruct"].model and not Path(cfg.model).exists():
-        raise UserError(f"--preset {cfg.preset} continues stage 1, and --model {cfg.model} is not there: run "
-                        "sft.py first, then pass its run folder as --model")
     ranks.join_ranks()
     _ = cfg.updates_per_step  # raises where sizes do not divide
     tokenizer, system = load_tokenizer(cfg.model, cfg.template_args), cli.read_prompt(cfg.prompt_file)
@@ -346,7 +351,7 @@ def set_up(cfg: Config, method: Method) -> Run:
     sampler: Sampler = engine or torch_sampler(cfg, policy, tokenizer, mesh)
     optimizer = model.make_optimizer(policy, cfg)
     return Run(cfg, method, tokenizer, system, pairs, held_out, policy, reference, sampler, optimizer,
-               RunFolder(cfg.out, cfg, digests(cfg.model, system, data=pairs, held_out=held_out)))
+               RunFolder(cfg.out, cfg, digests(cfg.model, system, data=pairs, held_out=held_out) | method.names()))
 
 
 def fitting_pairs(cfg: Config, method: Method, tokenizer: Any, system: str | None) -> list[Pair]:
@@ -374,9 +379,10 @@ def finish(run: Run) -> None:
     if ranks.rank() == 0:
         accuracy = f" (held-out accuracy {record['eval/accuracy']:.3f})" if record else ""
         out = run.folder.path
-        print(f"trained model: {out / 'model'}{accuracy}",
-              f"next: python eval.py run --model {out} --data {run.cfg.held_out or 'PAIRS'} --out {out.parent}/eval/"
-              f"{out.name}; python -m report {out}", sep="\n")
+        own = run.method.prompt is not render  # eval.py and judge.py show cor_prompt's prompt and read its verdicts
+        evaluate = "" if own else (f"python eval.py run --model {out} --data {run.cfg.held_out or 'PAIRS'} --out "
+                                   f"{out.parent}/eval/{out.name}; ")
+        print(f"trained model: {out / 'model'}{accuracy}", f"next: {evaluate}python -m report {out}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -498,6 +498,8 @@ def main() -> None:
     import tyro
 
     cfg = tyro.extras.subcommand_cli_from_dict({"pairs": Pairs, "rank": Rank, "serve": Serve}, prog=ranks.program())
+    if ranks.world_size() > 1:
+        raise UserError("judge.py is one process; start it without torchrun (eval.py judges on several)")
     serve(cfg) if isinstance(cfg, Serve) else run(cfg)
 
 

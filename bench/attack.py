@@ -78,6 +78,8 @@ def main(cfg: Config) -> None:
     world = Path(cfg.world)
     if unknown := set(cfg.attacks) - set(ATTACKS):
         raise UserError(f"--attacks {' '.join(sorted(unknown))}: choose from {', '.join(ATTACKS)}")
+    if cfg.attacks[:1] != ("none",):
+        raise UserError("--attacks: name none first, from which the change is counted")
     pairs = load_pairs(cfg.data or str(world / "held_out.jsonl"))[: cfg.limit or None]
     rows: list[dict[str, Any]] = []
     for name in cfg.judges:

@@ -13,9 +13,11 @@ import ast
 import json
 import re
 import shutil
+import subprocess
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from runtime.cli import start
@@ -53,6 +55,13 @@ def numbers(text: str) -> set[int]:
     return {int(part) for part in text.split(",")}
 
 
+@cache
+def untracked() -> frozenset[Path]:
+    """Files of the working tree that git does not track: solutions and notes of a lecturer. Without git, none."""
+    listed = subprocess.run(["git", "ls-files", "--others", "-z"], cwd=ROOT, capture_output=True, text=True)
+    return frozenset(ROOT / name for name in listed.stdout.split("\0") if name)
+
+
 def read_plan(assignments: Collection[int] | None = None) -> Plan:
     """handout.toml, cut down to some assignments if asked."""
     path = HERE / "handout.toml"
@@ -65,7 +74,7 @@ def read_plan(assignments: Collection[int] | None = None) -> Plan:
         raise UserError(f"no assignment {', '.join(map(str, missing))} ({there[0]} to {there[-1]})")
     chosen = tuple(f for f in known if assignments is None or f.assignment in assignments)
     carry = tuple(str(file.relative_to(ROOT)) for pattern in table["carry"] for file in sorted(ROOT.glob(pattern))
-                  if file.is_file())
+                  if file.is_file() and file not in untracked())
     if outside := {f.file for f in known} - set(carry):
         raise UserError(f"{path}: {', '.join(sorted(outside))} has a function and is not carried")
     return Plan(chosen, carry, table["seconds"], table["hidden"])

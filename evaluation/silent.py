@@ -42,5 +42,6 @@ def likely_cause(silent: Mapping[str, int]) -> str:
     why, number = max(silent.items(), key=lambda item: item[1])
     other = "is it an untrained model, or trained with another --style or --prompt-file?"
     remedy = {"cut off": "raise --max-tokens", "prompt too long": "the model's context is too short for these pairs",
-              "no reply: content filter": "this server refuses the texts"}.get(why, other)
+              "no reply: content filter": "this server refuses the texts", "no reply: empty": "this server sends empty "
+              "texts"}.get(why, other)
     return f"none of {sum(silent.values())} outputs has a verdict; {number} of them: {why}; {remedy}"

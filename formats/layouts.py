@@ -297,16 +297,16 @@ def read_winner(row: Row, first: str, second: str) -> str | None:
 
 def letter(value: Any, name: str, number: int, first: str) -> str:
     """The winner that a label names; `number` is the number of the first response. A bare 0 or 1 beside columns that
-    are called a and b counts from 0."""
+    are called a and b counts from 0, but where another row has -1 or 0.5 it may be no index."""
     said = re.sub(r"\.0+$", "", str(value).strip().lower())
     if _TIE.fullmatch(said):
         return "tie"
     match = _WINNER.fullmatch({"a>b": "a", "b>a": "b"}.get(said, said))
     if not match:
-        raise Unusable(f"'{name}' names no winner", repr(value)[:80])
+        kind = Ambiguous if re.fullmatch("[-+.0-9e]+", said) else Unusable
+        raise kind(f"'{name}' names no winner", repr(value)[:80])
     if match[2] in "ab":
         return match[2].upper()
-    place = int(match[2]) - number
-    if place not in (0, 1) or (match[1] and first[-1].lower() == "a"):
+    if (place := int(match[2]) - number) not in (0, 1) or (match[1] and first[-1].lower() == "a"):
         raise Ambiguous(f"'{name}' is {value!r}, which may count from 0 or from 1")
     return "AB"[place]

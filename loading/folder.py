@@ -37,7 +37,7 @@ def model_folder(path: str, weights: bool = True) -> Path:
                         "its base model and save the result, or remove its files to use the base alone")
     found = not weights or any((folder / name).is_file() for name in (WEIGHTS, INDEX))
     if not found or not (folder / "config.json").is_file():
-        hint = "not a model" if folder.is_dir() else "no such folder"
+        hint = "not a model" if folder.is_dir() else "no such folder; a run folder has a model once its stage has run"
         if (folder / "metrics.jsonl").exists():
             hint = "its run has not exported a model yet"
         elif any(folder.glob("*.bin")):
@@ -138,6 +138,8 @@ def why_not(config: Any) -> str:
     """Why this architecture cannot be packed and sampled here, in words; empty if it can."""
     window, known = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or []
     rope = getattr(config, "rope_parameters", None) or {}
+    if "SequenceClassification" in str(getattr(config, "architectures", "")):
+        return "is a scalar reward model here, which writes no chain (eval.py run --scalar judges with it)"
     if any(getattr(config, name, None) for name in ("attn_logit_softcapping", "final_logit_softcapping")):
         return "caps its logits (softcapping), which the packed log-probs leave out"
     if any(kind != "full_attention" for kind in known) or (not known and window and window < context_of(vars(config))):

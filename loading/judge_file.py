@@ -106,16 +106,20 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def made_by(function: Any) -> str:
+    """The file of a function, without its suffix; of a partial or another callable object its type."""
+    code = getattr(function, "__code__", None)
+    return Path(code.co_filename).stem if code else type(function).__name__
+
+
 def about(cfg: Any, asked: Asked, read: Mapping[str, str], prompt: Any = None) -> dict[str, Any]:
     """What judge.json says of a model that `cfg` trains; its template arguments are added from the tokenizer.
 
     `read` holds digests of what was read, `prompt` is the function that makes the messages, if it is not cor_prompt's.
     """
     command = f"{program()} {shlex.join(sys.argv[1:])}"
-    code = getattr(prompt, "__code__", None)  # a partial or another callable object has none
-    made_by = Path(code.co_filename).stem if code else type(prompt).__name__
     return {"style": asked.style, "wording": asked.wording, "max_tokens": asked.max_tokens,
-            "prompt": made_by if prompt else "cor_prompt",
+            "prompt": made_by(prompt) if prompt else "cor_prompt",
             "trained_by": type(cfg).__name__.removesuffix("Config"), "base": cfg.model, "data": cfg.data,
             "digests": dict(read), "command": command}
 

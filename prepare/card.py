@@ -198,8 +198,8 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
         if row["over_long"]:
             found.append(f"{source}: {row['over_long']} prompts are over-long: training leaves them out")
     twice = card["duplicates"]
-    if twice["repeats"]:
-        found.append(f"{twice['repeats']} rows repeat an earlier one: they weigh double (--drop-duplicates)")
+    if twice["repeats"] and not card["config"]["drop_duplicates"]:
+        found.append(f"{twice['repeats']} rows repeat an earlier one and weigh more for it (--drop-duplicates)")
     if twice["contradictions"]:
         found.append(f"{twice['contradictions']} repeated pairs carry the opposite label: one of each two is wrong")
     for name, row in card["overlap"].items():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loading.folder import TESTED, model_folder
+from loading.folder import model_folder, tested_config
 from runtime.cli import check_numbers
 from runtime.errors import UserError
 
@@ -68,21 +68,16 @@ def read_shape(path: str) -> Shape:
     """Shape of a model folder, of a run's exported model, of a preset's model or of a hub id."""
     from transformers import AutoConfig
 
-    folder = next((f for f in (Path(path) / "model", Path(path)) if (f / "config.json").is_file()), None)
-    if folder is None and path in QWEN2:
+    if path in QWEN2 and not Path(path).is_dir():
         return shape_of(AutoConfig.for_model("qwen2", **dict(zip(WIDTHS, QWEN2[path], strict=True))))
     try:
-        config = AutoConfig.from_pretrained(folder or model_folder(path, weights=False), trust_remote_code=False)
-    except Exception:  # the hub client raises many kinds; each means that there is no configuration
-        raise UserError(f"{path}: no model's config.json, here or on the hub; for a run that "
-                        "has not exported yet name the model that it starts from (--model)") from None
-    return shape_of(config)
+        return shape_of(tested_config(model_folder(path, weights=False)))
+    except UserError as error:
+        raise UserError(f"{error}; a run without an export: name the model it starts from (--model)") from None
 
 
 def shape_of(config: Any) -> Shape:
-    """The model is built on the meta device, without memory, and counted; UserError for an untested architecture."""
-    if config.model_type not in TESTED:
-        raise UserError(f"{config.model_type} is not among the tested architectures ({', '.join(TESTED)})")
+    """The model is built on the meta device, without memory, and counted."""
     import torch
     from transformers import AutoModelForCausalLM
 

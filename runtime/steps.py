@@ -107,10 +107,14 @@ class StopSignal:
         """
         self.bad = self.bad + 1 if record["optim/skipped"] == 1 else 0
         self.silent = self.silent + 1 if record.get("rollout/frac_no_verdict") == 1 else 0
-        if self.silent == SILENT_ROUNDS and ranks.rank() == 0:
-            print(f"\nno response of {SILENT_ROUNDS} rounds has a verdict: nothing can be learned. Does the model know "
-                  "this prompt (--style, --prompt-file)? Is --max-response-tokens enough?", flush=True)
+        if self.silent == SILENT_ROUNDS:
+            self.say_silent()
         return self.requested() or self.bad == BAD_STEPS
+
+    def say_silent(self) -> None:
+        if ranks.rank() == 0:
+            print(f"\nno response of {self.silent} rounds has a verdict: nothing can be learned. Does the model know "
+                  "this prompt (--style, --prompt-file)? Is --max-response-tokens enough?", flush=True)
 
     def leave(self) -> None:
         """End a run after its resume state is written: KeyboardInterrupt, or UserError if bad gradients ended it."""
@@ -121,6 +125,8 @@ class StopSignal:
                         "continues")
 
     def __exit__(self, *exc: object) -> None:
+        if 0 < self.silent < SILENT_ROUNDS:
+            self.say_silent()
         if 0 < self.bad < BAD_STEPS and ranks.rank() == 0:
             print(f"\nthe last {self.bad} steps had no finite gradient and changed nothing: lower --lr", flush=True)
         for number, handler in self.before.items():

@@ -476,12 +476,21 @@ def test_a_loss_that_is_not_finite_skips_steps_and_then_ends_the_run_with_its_st
     assert [row["optim/skipped"] for row in rows] == [0, 0, 0.5, 0.5, 0, 1, 1, 1, 1, 1]
     assert all("not_finite" in row for row in rows if row["optim/skipped"])
     assert run_folder.latest_checkpoint(tmp_path / "run").name == "step_000010"
-    grpo.train(cfg, grpo.Method(score=parity))  # without the fault the same command goes on to the end
+    with pytest.raises(UserError, match="the content of method has changed"):
+        grpo.train(cfg, grpo.Method(score=parity))
+    bad.clear()  # without the fault the same command goes on to the end
+    grpo.train(cfg, grpo.Method(score=parity, loss=loss))
     assert len(logged(tmp_path / "run")) == 21
     assert all(torch.isfinite(t).all() for t in exported(tmp_path / "run").values())
 
 
 # ---- configuration and errors --------------------------------------------------------------------------
+
+
+def test_a_score_of_another_shape_or_without_numbers_is_refused(world, tmp_path):
+    for i, wrong in enumerate((lambda rewards: rewards.T, torch.Tensor.tolist, lambda rewards: rewards * math.nan)):
+        with pytest.raises(UserError, match="score must return finite rewards"):
+            grpo.train(small(world, tmp_path / str(i)), grpo.Method(score=lambda *a, wrong=wrong: wrong(parity(*a))))
 
 
 def test_paper_presets_are_the_papers_numbers():
@@ -521,6 +530,6 @@ def test_a_group_of_one_serves_a_method_that_needs_no_group(world, tmp_path):
 def test_an_instruct_preset_wants_its_stage_1_or_any_model_that_is_named(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(grpo.cli, "check_hardware", lambda preset: None)
-    for named, said in (("runs/sft", "run sft.py first"), ("owner/name", "neither a folder nor a hub model")):
+    for named, said in (("runs/sft", "once its stage has run"), ("owner/name", "neither a folder nor a hub model")):
         with pytest.raises(UserError, match=said):
             grpo.set_up(dataclasses.replace(grpo.PRESETS["paper-7b-instruct"], model=named), grpo.Method())

@@ -121,6 +121,9 @@ def train(cfg: Config) -> None:
     mesh, stored = model.make_mesh(compute, cfg.shard_ranks), torch.promote_types(compute, torch.float32)
     policy = load_scorer(cfg.model, stored, mesh, compute, cfg.checkpointing)
     sft.fit(cfg, policy, tokenizer, pairs, held_out, bt_loss)
+    if ranks.rank() == 0:
+        print(f"trained model: {cfg.out}/model",
+              f"next: python eval.py run --scalar --model {cfg.out} --data PAIRS --out DIR", sep="\n")
 
 
 if __name__ == "__main__":

@@ -134,6 +134,8 @@ REFUSED = {  # what the message has to name
     "0 beside _1, _2": ({"prompt": Q, "response_1": GOOD, "response_2": BAD, "label": 0}, ["count from 0 or from 1"]),
     "2 beside a, b": (OWN | {"winner": 2}, ["count from 0 or from 1"]),
     "winner true": (OWN | {"winner": True}, ["'winner' names no winner"]),
+    "winner -1": (OWN | {"winner": -1}, ["'winner' names no winner"]),
+    "winner 0.5": (OWN | {"winner": 0.5}, ["'winner' names no winner"]),
     "winner C": (OWN | {"winner": "C"}, ["'winner' names no winner", "'C'"]),
     "two winners": (LAYOUTS["Arena 55k"][0] | {"winner_tie": 1}, ["winner_tie"]),
     "half a character": (LAYOUTS["Arena 55k"][0] | {"response_a": '["hello", "\\ud83d"]'}, ["surrogate"]),

@@ -242,6 +242,7 @@ def test_the_extended_context_is_the_samplers_too(tmp_path):
     ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "dynamic rope"),
     ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0, "rope_theta": 1e4, "short_factor": [1.0] * 4,
                           "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}}, "longrope"),
+    ({"architectures": ["LlamaForSequenceClassification"]}, "scalar reward model"),
     ({"arch": "gpt_neox"}, "not among the tested")])
 def test_what_packing_would_change_is_refused_with_the_reason(tmp_path, changes, reason):
     make_config(**({"arch": "llama"} | changes)).save_pretrained(tmp_path)

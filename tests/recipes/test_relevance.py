@@ -1,9 +1,6 @@
 """The pairs of recipes/real: what their page says of them is true of every row."""
 
-import json
-
 from data import load_pairs
-from recipes import relevance
 from recipes.relevance import OUT, shared
 
 FILES = ("traces", "pairs", "traces_held_out", "held_out")
@@ -33,16 +30,3 @@ def test_a_trace_quotes_what_is_there_and_ends_with_the_winner():
         right, _ = right_and_wrong(pair)
         assert shared(question, right)[0] in seen and ": none." in seen
         assert pair.trace.endswith(f"<answer>[[{pair.winner}]]</answer>")
-
-
-def test_rows_are_made_of_first_sentences(tmp_path):
-    said = {"How do wooden boats float on water?": ("Wooden boats float. They push water away.", "Boats are light."),
-            "How long does bread bake at home?": ("Bread bakes an hour at most. Then it cools.", "An hour, or two.")}
-    for name in relevance.FILES:
-        rows = [{"category": "chat", "messages": [{"role": "user", "content": f"{question} Thanks!"}],
-                 "chosen": chosen, "rejected": rejected} for question, (chosen, rejected) in said.items()]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert relevance.read_answers(tmp_path) == {
-        "How do wooden boats float on water?": ("pandalm_human", ["Wooden boats float. They push water away."]),
-        "How long does bread bake at home?": ("pandalm_human", ["Bread bakes an hour at most."]),
-    }
