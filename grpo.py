@@ -195,7 +195,7 @@ class Method:
         """Its own functions by file and name; a run folder compares them, so that no other method continues a run."""
         own = {name: used for name, used in vars(self).items() if used is not vars(Method())[name]}
         listed = (f"{name}: {made_by(f)}.{getattr(f, '__qualname__', '')}" for name, f in own.items())
-        return {"method": ", ".join(listed)} if own else {}
+        return {"method": ", ".join(listed) or "RM-R1"}
 
 
 @dataclass(frozen=True)

@@ -97,12 +97,12 @@ class RunFolder:
     def changed(self, before: dict[str, Any]) -> list[str]:
         """What differs from an earlier start's configuration and may not; a setting missing there had its default."""
         now, read, was = self.config, self.config.get("read", {}), self.defaults | before
-        known = was.get("read", {})
+        known = {"method": read.get("method")} | was.get("read", {})  # earlier runs did not record it
         free = FREE | {"read", *read}
         if now.get("lr_schedule") == "constant" and not now.get("warmup_ratio") and now["steps"] >= was["steps"]:
             free |= {"steps"}  # a longer run of this kind begins with the same steps
         return [*(f"{k} was {was[k]!r}, is {v!r}" for k, v in now.items() if k not in free and was[k] != v),
-                *(f"the content of {k} has changed" for k in known | read if known.get(k) != read.get(k))]
+                *(f"the content of {k} has changed" for k in read if known.get(k) != read[k])]
 
     def log(self, record: Mapping[str, Any], name: str = "metrics.jsonl") -> None:
         if ranks.rank() == 0:
