@@ -280,8 +280,7 @@ def run(cfg: Pairs | Rank, sampler: Chat | None = None) -> None:
     that cannot be judged gets a result that says why. `sampler` replaces --model."""
     parse: Callable = parsed if isinstance(cfg, Pairs) else candidates
     at_once = max(AT_ONCE, cfg.concurrency) if isinstance(cfg, Pairs) and cfg.data else 1
-    if cfg.max_tokens < 0:
-        raise UserError("--max-tokens must be at least 0")
+    cli.check_numbers(cfg)
     cfg.sampling_temperature()
     asked = cfg.asked(cfg.max_tokens, loads=sampler is None)
     cfg = replace(cfg, style=asked.style, max_tokens=asked.max_tokens, template_args=asked.flags())

@@ -57,7 +57,10 @@ def numbers(text: str) -> set[int]:
 
 @cache
 def untracked() -> frozenset[Path]:
-    """Files of the working tree that git does not track: solutions and notes of a lecturer. Without git, none."""
+    """Files of the working tree that git does not track: solutions and notes of a lecturer. None without git or outside
+    a clone: a repository around a plain copy tracks nothing of it."""
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        return frozenset()
     listed = subprocess.run(["git", "ls-files", "--others", "-z"], cwd=ROOT, capture_output=True, text=True)
     return frozenset(ROOT / name for name in listed.stdout.split("\0") if name)
 
